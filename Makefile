@@ -1,0 +1,75 @@
+# Everything works on a machine that has Python 3.11 or newer, pip and make; nothing else is needed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format dev simulate crash soak bench bench-hpo screenshots clean FORCE
+
+help:  ## What can be done here
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: $(STAMP)  ## See a real graph migrate while its worker is killed half-way
+	@$(BIN)/python -m examples.demo $(ARGS)
+
+screenshots: $(STAMP)  ## Take the pictures in docs/images: the demo, and Flower in headless Chromium
+	@$(BIN)/python -m examples.demo --svg docs/images/demo.svg
+	@$(BIN)/python -m docs.images.take
+
+test: $(STAMP)  ## Run all tests (ARGS="-k guard" for some)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+check: $(STAMP)  ## Format, lint, types, direction of imports
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP)  ## Format the code
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+dev: $(STAMP)  ## Postgres, Redis and a worker in the foreground, until Ctrl-C
+	@$(BIN)/graph-migrator dev $(ARGS)
+
+N ?= 20000
+SEED ?= 0
+simulate: $(STAMP)  ## Simulated crashes and races: make simulate N=20000 SEED=7
+	@$(BIN)/python -m tests.simulation --runs $(N) --seed $(SEED)
+
+crash: $(STAMP)  ## The whole crash matrix: every kill-point, every kind of death, long outages
+	@$(BIN)/python -m pytest tests/acceptance/crash tests/acceptance/test_outages.py \
+		--whole-matrix --timeout 600 $(ARGS)
+
+DURATION ?= 120
+soak: $(STAMP)  ## Random kills for a while: make soak DURATION=600 SEED=7
+	@$(BIN)/python -m tests.acceptance.soak --duration $(DURATION) --seed $(SEED)
+
+bench: $(STAMP)  ## Measure against the alternatives, in one run
+	@$(BIN)/python -m pip install --quiet -r bench/requirements.txt
+	@$(BIN)/python -m bench $(ARGS)
+
+bench-hpo: $(STAMP)  ## The Human Phenotype Ontology, migrated up and down again
+	@$(BIN)/python -m pip install --quiet -r bench/requirements.txt
+	@$(BIN)/python -m bench.hpo $(ARGS)
+
+clean:  ## Remove what was built and installed here
+	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stale: another pyproject.toml, a Python that is gone, or a checkout that has moved.
+ifneq ($(shell $(BIN)/python -c 'print(1)' 2>/dev/null; cat $(STAMP) 2>/dev/null),1 $(CURDIR))
+$(STAMP): FORCE
+endif
+$(STAMP): pyproject.toml
+	@echo "Installing into .venv (once; about half a minute) ..."
+	@if test -s $(STAMP) && test "$$(cat $(STAMP))" != "$(CURDIR)"; then rm -rf .venv; fi  # its scripts name the old path
+	@$(BIN)/python -c 'print()' >/dev/null 2>&1 || { \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+			echo "Python 3.11 or newer is needed; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }; \
+		rm -rf .venv && $(PYTHON) -m venv .venv; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,dev]'
+	@printf '%s' "$(CURDIR)" >$@
+FORCE:
