@@ -1,0 +1,292 @@
+"""What to do, decided from what is found in Postgres. Pure: values in, a decision out.
+
+`decide_begin` answers a call of `migrate_graph`, `decide_hop` a delivered `run_hop` message (the design's
+message table, line by line), `decide_recovery` a migration that a recovery sweep looks at. The doing is
+in `core.migrations` and `core.recovery`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+from core.statuses import SETTLED, MigrationStatus
+
+# ── a call of migrate_graph ─────────────────────────────────────────────────────────────────────────
+
+
+class BeginFacts(Protocol):
+    """What `graph_migrator.enter` found. `status` and below describe the migration that owns the graph."""
+
+    graph_id: UUID | None
+    version: int
+    claim: UUID | None
+    half_done: dict[str, Any] | None
+    status: str | None
+    to_version: int | None
+    checkpoint: dict[str, Any] | None
+    request_known: bool
+    request_migration: UUID | None
+
+
+@dataclass(frozen=True)
+class KnownRequest:
+    """This very call was carried out before: answer it again, do nothing again."""
+
+
+@dataclass(frozen=True)
+class NoSuchGraph:
+    """Nothing has this id or slug."""
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """A live migration owns the graph."""
+
+
+@dataclass(frozen=True)
+class StandsHalfDone:
+    """The graph was forced loose, or its failed migration stopped, half-way through a batched hop."""
+
+
+@dataclass(frozen=True)
+class AlreadyThere:
+    """The graph is at the target and owned by nobody."""
+
+
+@dataclass(frozen=True)
+class TakeUpAgain:
+    """The graph's failed migration has the same target: go on with it."""
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Start a new migration, in place of a failed one where `releases` names it."""
+
+    releases: UUID | None = None
+
+
+BeginDecision = KnownRequest | NoSuchGraph | InFlight | StandsHalfDone | AlreadyThere | TakeUpAgain | Begin
+
+
+def decide_begin(facts: BeginFacts, target: int, *, finish_half_done: bool = False) -> BeginDecision:
+    """Answer a call of `migrate_graph`.
+
+    Args:
+        facts: What was found, under the graph's lock unless a live migration owns it.
+        target: The version asked for.
+        finish_half_done: An operator means to finish a hop that was forced loose half-way.
+    """
+    if facts.request_known:
+        return KnownRequest()
+    if facts.graph_id is None:
+        return NoSuchGraph()
+    if facts.half_done is not None and not finish_half_done:
+        return StandsHalfDone()
+    if facts.claim is None:
+        return AlreadyThere() if facts.version == target and facts.half_done is None else Begin()
+    if facts.status != MigrationStatus.FAILED:
+        return InFlight()
+    if facts.to_version == target:
+        return TakeUpAgain()
+    if facts.checkpoint is not None:
+        return StandsHalfDone()
+    # At the target already: release the failed one, and there is nothing left to migrate.
+    return Begin(releases=facts.claim)
+
+
+# ── a delivered run_hop message ─────────────────────────────────────────────────────────────────────
+
+
+class HopFacts(Protocol):
+    """What `graph_migrator.look` found; see core/store/schema/versions/0002_protocol.sql."""
+
+    graph_id: UUID | None
+    version: int | None
+    claim: UUID | None
+    status: str
+    dispatch: int
+    from_version: int
+    to_version: int
+    hop: dict[str, Any] | None
+    locked: bool
+    running_id: int | None
+    running_to: int | None
+    running_dispatch: int | None
+    running_batches: int | None
+    later_begun: bool
+    lost: int
+    mismatches: int
+
+
+@dataclass(frozen=True)
+class HopMessage:
+    """A doorbell: run this hop of this migration, if this dispatch is still the one."""
+
+    migration_id: UUID
+    from_version: int
+    to_version: int
+    dispatch: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How often a hop may go wrong before it is given up."""
+
+    lost_attempts: int = 3
+    code_mismatches: int = 5
+    transient_tries: int = 8
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The migration is settled: tell the caller its outcome."""
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """Do nothing and store no result."""
+
+    why: str
+    must_not_occur: bool = False
+
+
+@dataclass(frozen=True)
+class Later:
+    """Deliver this message again in so many seconds."""
+
+    seconds: float
+    why: str
+
+
+@dataclass(frozen=True)
+class PassOn:
+    """The hop is applied; let the chain go on to the next one."""
+
+
+@dataclass(frozen=True)
+class Settle:
+    """A pause or cancel was asked for and this is a boundary."""
+
+
+@dataclass(frozen=True)
+class Poisonous:
+    """The hop lost its worker too often."""
+
+    lost: int
+    running_id: int | None
+
+
+@dataclass(frozen=True)
+class PutBack:
+    """This worker's code for the hop is not the planned one; another worker may have it."""
+
+
+@dataclass(frozen=True)
+class CodeDiffers:
+    """No worker with the planned code took the message in time."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run the hop. `lost_id` is an attempt whose executor died, to be marked first."""
+
+    lost_id: int | None
+
+
+HopDecision = Answer | Ignored | Later | PassOn | Settle | Poisonous | PutBack | CodeDiffers | Run
+
+
+def decide_hop(facts: HopFacts, message: HopMessage, fingerprint: str | None, limits: Limits) -> HopDecision:
+    """Decide what a delivered `run_hop` does. The numbers are those of the design's table.
+
+    Args:
+        facts: What was found, with the graph's lock held where `facts.locked`.
+        message: What was delivered.
+        fingerprint: This process's code for the hop; None where it has none.
+        limits: How often a hop may go wrong.
+    """
+    status = MigrationStatus(facts.status)
+    if status in SETTLED:  # 1: also by a message of an old dispatch
+        return Answer()
+    if facts.claim != message.migration_id:  # 2
+        return Ignored("the graph is owned by another migration")
+    if facts.dispatch != message.dispatch:
+        return Ignored(f"dispatch {message.dispatch} is over, {facts.dispatch} is the one")
+    if status is MigrationStatus.PAUSED:
+        return Ignored("the migration is paused")
+    if not facts.locked:
+        if facts.running_id is not None and facts.running_dispatch == message.dispatch:  # 3
+            return Ignored("another executor is on it")
+        return Later(1.0, "the graph's lock is held")  # 4
+    assert facts.version is not None  # noqa: S101 - a claimed graph cannot be deleted
+    forward = 1 if facts.to_version > facts.from_version else -1
+    if (facts.version - message.to_version) * forward >= 0:
+        if facts.later_begun:  # 5
+            return Ignored("this hop is applied and a later one has begun")
+        return PassOn()  # 6
+    if facts.version != message.from_version:  # 7
+        return Ignored(f"the graph is at v{facts.version}", must_not_occur=True)
+    lost = lost_attempts(facts)  # 8
+    if status in {MigrationStatus.PAUSING, MigrationStatus.CANCELLING}:  # 9: poison never overrides it
+        return Settle()
+    if lost >= limits.lost_attempts:  # 10
+        return Poisonous(lost, facts.running_id)
+    if facts.hop is None or fingerprint != facts.hop["fingerprint"]:  # 11
+        return PutBack() if facts.mismatches < limits.code_mismatches else CodeDiffers()
+    return Run(facts.running_id)  # 12
+
+
+def lost_attempts(facts: HopFacts | RecoveryFacts) -> int:
+    """How often the hop lost its worker since it last got on, an attempt just found dead included.
+
+    A batched attempt that committed a batch has got on: counting starts again with it.
+    """
+    if facts.running_id is None:
+        return facts.lost
+    return 0 if facts.running_batches else facts.lost + 1
+
+
+# ── a recovery sweep ────────────────────────────────────────────────────────────────────────────────
+
+
+class RecoveryFacts(Protocol):
+    """What `graph_migrator.look_for_recovery` found, with the graph's lock held."""
+
+    status: str
+    overdue: bool
+    running_id: int | None
+    running_batches: int | None
+    lost: int
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """It is in hand, or it moved on meanwhile."""
+
+
+@dataclass(frozen=True)
+class Redispatch:
+    """Its executor died: mark the attempt lost and send the rest of the chain under a new number."""
+
+
+@dataclass(frozen=True)
+class RingAgain:
+    """It only waits. The same dispatch: a new number would kill the message that still queues."""
+
+
+RecoveryDecision = Nothing | Settle | Poisonous | Redispatch | RingAgain
+
+
+def decide_recovery(facts: RecoveryFacts, limits: Limits) -> RecoveryDecision:
+    """Decide what recovery does with a migration whose lock it holds."""
+    status = MigrationStatus(facts.status)
+    if status in {MigrationStatus.PAUSING, MigrationStatus.CANCELLING}:
+        return Settle()
+    if status not in {MigrationStatus.QUEUED, MigrationStatus.RUNNING}:
+        return Nothing()
+    if facts.running_id is not None:  # rows are opened and finished under the lock, so its executor is dead
+        lost = lost_attempts(facts)
+        return Poisonous(lost, facts.running_id) if lost >= limits.lost_attempts else Redispatch()
+    return RingAgain() if facts.overdue else Nothing()

@@ -1,0 +1,609 @@
+"""Every error of the project. Each says what happened, what state things are in, and what to do next.
+
+    GraphMigratorError
+    ├── WrongUsage                  exit 2: the call itself cannot be carried out
+    │   ├── InvalidRequest          an argument is malformed
+    │   ├── InvalidGraphType        a graph type contradicts itself (found when it is registered)
+    │   ├── UnknownGraph
+    │   ├── UnknownGraphType
+    │   ├── UnknownTarget           the type has no such version
+    │   ├── IrreversibleHop         the way back crosses a hop without a reverse
+    │   ├── GraphExists             an import would overwrite a graph
+    │   ├── InvalidRecord           a line or element of an imported file is malformed
+    │   └── DanglingEdges           imported edges whose nodes are missing
+    ├── Refused                     exit 3: the call is fine, the graph's present state forbids it
+    │   ├── MigrationInFlight
+    │   ├── IllegalTransition       a verb does not apply to the migration's status
+    │   ├── GraphHalfDone           forced loose half-way through a batched hop
+    │   ├── GraphReadOnly           a writer met an owner's lock, a migration or a failure
+    │   ├── GraphVersionMismatch    a writer was made for another version
+    │   ├── WritersNotDrained       writers in flight did not finish in time
+    │   └── GraphBusy               another executor holds the graph's lock
+    ├── MigrationError              exit 1: the migration ended, not at its target
+    │   ├── HopFailed               a hop raised an error that cannot be rebuilt elsewhere
+    │   ├── CheckFailed             a postcondition did not hold
+    │   ├── InvalidGraphData        rows do not fit the models of the version they were moved to
+    │   ├── HopTimedOut
+    │   ├── HopCrashedRepeatedly
+    │   ├── HopCodeChanged
+    │   ├── HalfDone                cancelled half-way through a batched hop
+    │   ├── MigrationCancelled
+    │   └── MigrationReleased
+    ├── Unreachable                 exit 4
+    │   ├── DatabaseUnreachable
+    │   ├── BrokerUnreachable
+    │   ├── ResultsUnreachable
+    │   └── SchemaOutdated          the database lacks our tables, or has older ones
+    └── LostFence                   internal: this executor is no longer the one; it must write nothing
+
+The fields are the exception's ``args``, all of them JSON values: that is the form in which Celery's JSON
+result backend stores an exception and builds it again, so type, fields and message survive the journey.
+"""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+
+@dataclass(eq=False, repr=False)
+class GraphMigratorError(Exception):
+    """The base of every error raised by this project."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        self.args = tuple(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def message(self) -> str:
+        """What happened, the state now, and what to do next."""
+        return type(self).__name__
+
+    def __str__(self) -> str:
+        return self.message
+
+
+# ── exit 2 ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class WrongUsage(GraphMigratorError):
+    """The call cannot be carried out, whatever the graph's state. Nothing was changed."""
+
+    exit_code = 2
+
+
+@dataclass(eq=False, repr=False)
+class InvalidRequest(WrongUsage):
+    """An argument is malformed."""
+
+    field: str
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.field}: {self.reason}. Nothing was changed."
+
+
+@dataclass(eq=False, repr=False)
+class InvalidGraphType(WrongUsage):
+    """A graph type contradicts itself."""
+
+    graph_type: str
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"graph type {self.graph_type!r} cannot be registered: {self.reason}"
+
+
+@dataclass(eq=False, repr=False)
+class UnknownGraph(WrongUsage):
+    """No graph has this id or slug."""
+
+    graph: str
+
+    @property
+    def message(self) -> str:
+        return f"there is no graph {self.graph!r}. `graph-migrator graphs` lists the graphs."
+
+
+@dataclass(eq=False, repr=False)
+class UnknownGraphType(WrongUsage):
+    """This process knows no such graph type."""
+
+    graph_type: str
+    known: list[str]
+
+    @property
+    def message(self) -> str:
+        known = ", ".join(self.known) or "none"
+        return (
+            f"graph type {self.graph_type!r} is not known here (known: {known}). Nothing was changed. "
+            "Install the package that ships it, or name it in GRAPH_MIGRATOR_TYPES as module:attribute."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class UnknownTarget(WrongUsage):
+    """The type has no hops that lead to the target."""
+
+    graph: str
+    graph_type: str
+    target: int
+    oldest: int
+    newest: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.graph}: graph type {self.graph_type!r} knows versions {self.oldest} to {self.newest}, "
+            f"not {self.target}. Nothing was changed. Deploy the release that ships v{self.target}, "
+            "or choose another target."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class IrreversibleHop(WrongUsage):
+    """The way back crosses a hop that has no reverse."""
+
+    graph: str
+    hop: str
+    from_version: int
+    to_version: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.graph}: hop {self.hop!r} (v{self.from_version}→v{self.to_version}) has no reverse, so v"
+            f"{self.from_version} cannot be reached from above. Nothing was changed. Give the hop a reverse "
+            f"(@{self.hop}.reverse), or stay at v{self.to_version} or above."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class GraphExists(WrongUsage):
+    """An import names a slug that is taken."""
+
+    graph: str
+
+    @property
+    def message(self) -> str:
+        return f"a graph {self.graph!r} exists already. Nothing was imported. Choose another --slug."
+
+
+@dataclass(eq=False, repr=False)
+class InvalidRecord(WrongUsage):
+    """One record of an imported file is malformed."""
+
+    file: str
+    line: int | None
+    field: str
+    reason: str
+
+    @property
+    def message(self) -> str:
+        where = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{where}: {self.field}: {self.reason}. Nothing was imported."
+
+
+@dataclass(eq=False, repr=False)
+class DanglingEdges(WrongUsage):
+    """Imported edges name nodes that the file does not hold."""
+
+    file: str
+    count: int
+    examples: list[str]
+
+    @property
+    def message(self) -> str:
+        named = "; ".join(self.examples)
+        more = f" (and {self.count - len(self.examples)} more)" if self.count > len(self.examples) else ""
+        return f"{self.file}: {self.count} edges lead to missing nodes: {named}{more}. Nothing was imported."
+
+
+# ── exit 3 ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Refused(GraphMigratorError):
+    """The graph's present state forbids the call. Nothing was changed."""
+
+    exit_code = 3
+
+
+@dataclass(eq=False, repr=False)
+class MigrationInFlight(Refused):
+    """Another migration owns the graph."""
+
+    graph: str
+    migration_id: str
+    status: str
+    to_version: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.graph}: migration {self.migration_id} to v{self.to_version} is {self.status} and owns the "
+            f"graph. Nothing was changed. Follow it with `graph-migrator status {self.graph}`; "
+            "it can be paused, resumed or cancelled."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class IllegalTransition(Refused):
+    """A verb does not apply to the state that the graph's migration is in."""
+
+    graph: str
+    verb: str
+    status: str
+    allowed: list[str]
+    migration_id: str | None = None
+
+    @property
+    def message(self) -> str:
+        whose = f"migration {self.migration_id} is" if self.migration_id else "the graph is"
+        return (
+            f"{self.graph}: cannot {self.verb}: {whose} {self.status}; that needs "
+            f"{' or '.join(self.allowed)}. Nothing was changed."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class GraphHalfDone(Refused):
+    """The graph was forced loose half-way through a batched hop."""
+
+    graph: str
+    hop: str
+    from_version: int
+    to_version: int
+    done: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.graph}: was forced loose half-way through {self.hop!r} (v{self.from_version}→"
+            f"v{self.to_version}, {self.done} rows done), so its rows are of two shapes. Nothing was changed. "
+            f"Finish it with `graph-migrator retry {self.graph}`, or, once you have mended the rows "
+            f"yourself, declare it whole with `graph-migrator release {self.graph} --whole`."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class GraphReadOnly(Refused):
+    """A writer may not change this graph now."""
+
+    graph: str
+    reason: str
+    migration_id: str | None = None
+    since: str | None = None
+
+    @property
+    def message(self) -> str:
+        since = f" since {self.since}" if self.since else ""
+        if self.reason == "owner":
+            return (
+                f"{self.graph}: read-only{since}: its owner locked it. `graph-migrator unlock {self.graph}`."
+            )
+        if self.reason == "error":
+            return (
+                f"{self.graph}: read-only{since}: migration {self.migration_id} failed and keeps the graph. "
+                f"`graph-migrator retry {self.graph}` or `release {self.graph}`."
+            )
+        return (
+            f"{self.graph}: read-only{since}: migration {self.migration_id} is moving it. "
+            f"Try again when it has ended (`graph-migrator status {self.graph}`)."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class GraphVersionMismatch(Refused):
+    """A writer was made for another version of the graph."""
+
+    graph: str
+    expected: int
+    found: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.graph}: this writer is made for v{self.expected}, the graph is at v{self.found}. "
+            "Nothing was written. Deploy the code for that version, or read the graph again."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class WritersNotDrained(Refused):
+    """Writers that were in flight when a migration wanted to begin did not finish in time."""
+
+    graph: str
+    seconds: float
+    holders: list[str]
+
+    @property
+    def message(self) -> str:
+        named = "; ".join(self.holders) or "they ended just now"
+        return (
+            f"{self.graph}: writers in flight did not finish within {self.seconds:g} s: {named}. Nothing was "
+            "changed. Let them finish or end them, or raise GRAPH_MIGRATOR_WRITER_DRAIN_SECONDS, and try again."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class GraphBusy(Refused):
+    """Another executor holds the graph's lock."""
+
+    graph: str
+    holder: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.graph}: its lock is held by {self.holder}. Nothing was changed. Try again in a moment."
+
+
+# ── exit 1 ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class MigrationError(GraphMigratorError):
+    """The migration ended, and the graph is not at its target."""
+
+    exit_code = 1
+
+
+@dataclass(eq=False, repr=False)
+class HopFailed(MigrationError):
+    """A hop raised an error that this process cannot rebuild; its type and message are here."""
+
+    graph: str
+    hop: str
+    error_type: str
+    error_message: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.graph}: hop {self.hop!r} failed: {self.error_type}: {self.error_message}"
+
+
+@dataclass(eq=False, repr=False)
+class CheckFailed(MigrationError):
+    """A hop's postcondition did not hold; its data was rolled back."""
+
+    graph: str
+    hop: str
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.graph}: hop {self.hop!r} was rolled back: its check did not hold: {self.reason}"
+
+
+@dataclass(eq=False, repr=False)
+class InvalidGraphData(MigrationError):
+    """Rows do not fit the models of the version that a hop moved them to; nothing of it was kept."""
+
+    graph: str
+    hop: str
+    version: int
+    count: int
+    failures: list[str]
+
+    @property
+    def message(self) -> str:
+        more = f" (and {self.count - len(self.failures)} more)" if self.count > len(self.failures) else ""
+        return (
+            f"{self.graph}: hop {self.hop!r} was rolled back: {self.count} rows do not fit v{self.version}: "
+            f"{'; '.join(self.failures)}{more}"
+        )
+
+
+@dataclass(eq=False, repr=False)
+class HopTimedOut(MigrationError):
+    """A hop outlasted its ``timeout=``; its data was rolled back."""
+
+    graph: str
+    hop: str
+    seconds: float
+
+    @property
+    def message(self) -> str:
+        return f"{self.graph}: hop {self.hop!r} was rolled back: it took longer than its {self.seconds:g} s"
+
+
+@dataclass(eq=False, repr=False)
+class HopCrashedRepeatedly(MigrationError):
+    """A hop's worker was lost too often; the hop is given up so that it takes no more workers down."""
+
+    graph: str
+    hop: str
+    times: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.graph}: hop {self.hop!r} lost its worker {self.times} times and was given up. "
+            f"Look for memory or crashes in that hop, then `graph-migrator retry {self.graph}`."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class HopCodeChanged(MigrationError):
+    """The workers that met the hop have other code for it than the one that was planned."""
+
+    graph: str
+    hop: str
+    planned: str
+    found: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.graph}: hop {self.hop!r} was planned as {self.planned[:12]}, this worker has "
+            f"{self.found[:12] or 'no such hop'}. Finish the deploy, then `graph-migrator retry {self.graph}` "
+            "plans anew with the code that is there then."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class HalfDone(MigrationError):
+    """Cancelled half-way through a batched hop; the claim stays, because rows are of two shapes."""
+
+    graph: str
+    hop: str
+    done: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.graph}: cancelled half-way through {self.hop!r} after {self.done} rows; rows are of two "
+            f"shapes, so the graph stays read-only. `graph-migrator retry {self.graph}` finishes the hop."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class MigrationCancelled(MigrationError):
+    """The migration was cancelled at a boundary; the graph is whole."""
+
+    graph: str
+    version: int
+
+    @property
+    def message(self) -> str:
+        return f"{self.graph}: the migration was cancelled; the graph is whole at v{self.version}"
+
+
+@dataclass(eq=False, repr=False)
+class MigrationReleased(MigrationError):
+    """An operator gave the migration up and the graph back."""
+
+    graph: str
+    version: int
+
+    @property
+    def message(self) -> str:
+        return f"{self.graph}: an operator released the graph at v{self.version}; the migration was given up"
+
+
+# ── exit 4 ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Unreachable(GraphMigratorError):
+    """Something this command needs does not answer."""
+
+    exit_code = 4
+
+
+@dataclass(eq=False, repr=False)
+class DatabaseUnreachable(Unreachable):
+    """Postgres does not answer."""
+
+    where: str
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"Postgres at {self.where} does not answer: {self.reason}. Check DATABASE_URL."
+
+
+@dataclass(eq=False, repr=False)
+class BrokerUnreachable(Unreachable):
+    """The Celery broker does not answer."""
+
+    where: str
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"the broker at {self.where} does not answer: {self.reason}. Check CELERY_BROKER_URL."
+
+
+@dataclass(eq=False, repr=False)
+class ResultsUnreachable(Unreachable):
+    """The Celery result backend does not answer."""
+
+    where: str
+
+    @property
+    def message(self) -> str:
+        return f"the result backend at {self.where} does not answer. Check CELERY_RESULT_BACKEND."
+
+
+@dataclass(eq=False, repr=False)
+class SchemaOutdated(Unreachable):
+    """The database's tables are not those of this release."""
+
+    found: str | None
+    expected: str
+
+    @property
+    def message(self) -> str:
+        found = f"at revision {self.found}" if self.found else "missing"
+        return (
+            f"our tables are {found}, this release needs {self.expected}. "
+            "Run `graph-migrator db upgrade` (as often as you like; it changes nothing twice)."
+        )
+
+
+# ── internal ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(eq=False, repr=False)
+class LostFence(GraphMigratorError):
+    """This executor has lost its lock or its attempt; whoever has it now settles everything."""
+
+    what: str
+
+    @property
+    def message(self) -> str:
+        return f"no longer the executor: {self.what}"
+
+
+# ── carrying an error from one process to another ───────────────────────────────────────────────────
+
+
+def name_of(error: BaseException) -> str:
+    """The error's type as it is stored: ``module.QualifiedName``, built-in types by their bare name."""
+    cls = type(error)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def json_args(error: BaseException) -> list[Any] | None:
+    """The error's arguments, where they are JSON values and build the same error again; else None."""
+    if isinstance(error, GraphMigratorError) or (
+        len(error.args) == 1
+        and isinstance(error.args[0], str)
+        and _rebuilt(type(error), error.args, str(error))
+    ):
+        return list(error.args)
+    return None
+
+
+def revive(error_type: str, message: str, args: list[Any] | None, *, graph: str, hop: str) -> Exception:
+    """Build the error that Postgres recorded.
+
+    Args:
+        error_type: As `name_of` gave it.
+        message: The recorded message.
+        args: As `json_args` gave them.
+        graph: The graph's slug, for `HopFailed`.
+        hop: The hop's name, for `HopFailed`.
+
+    Returns:
+        An error of the recorded type with the same message, or `HopFailed` naming both where the type
+        is not loaded in this process or cannot be built from its message.
+    """
+    module, _, name = error_type.rpartition(".")
+    cls = getattr(sys.modules.get(module) if module else builtins, name, None)
+    if args is not None and isinstance(cls, type) and issubclass(cls, Exception):
+        rebuilt = _rebuilt(cls, tuple(args), message)
+        if rebuilt is not None:
+            return rebuilt
+    return HopFailed(graph, hop, error_type, message)
+
+
+def _rebuilt(cls: type[BaseException], args: tuple[Any, ...], message: str) -> Exception | None:
+    try:
+        error = cls(*args)
+    except Exception:  # noqa: BLE001 - a foreign constructor may raise anything; then HopFailed speaks for it
+        return None
+    return error if isinstance(error, Exception) and str(error) == message else None

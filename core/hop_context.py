@@ -1,0 +1,132 @@
+"""What a hop is given to work with."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, CursorResult, event, text
+from sqlalchemy.orm import Session
+
+_GRAPH_ID = re.compile(r":graph_id\b")
+_ENDS_TRANSACTION = re.compile(
+    r"\s*(commit|end|abort|begin|start\s+transaction|prepare\s+transaction|rollback(?!\s+to\b))\b",
+    re.IGNORECASE,
+)
+_DML = re.compile(r"\s*(insert|update|delete|merge|with|copy)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """The graph that a hop works on. `version` is the one the hop starts from."""
+
+    id: UUID
+    slug: str
+    graph_type: str
+    version: int
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+class HopContext:
+    """The transaction of one hop (of one batch, where the hop is batched), and what surrounds it.
+
+    Everything done through `execute`, `session` or `connection` is in the transaction that also moves
+    the graph's version; the hop neither commits nor rolls back.
+
+    Attributes:
+        graph: The graph.
+        from_version: The version that the graph has now.
+        to_version: The version that it has when the hop is committed.
+        attempt: The number of this start of the hop, from 1.
+        log: A logger that names graph and hop.
+        connection: The SQLAlchemy connection of the transaction.
+        rows_changed: Rows that were inserted, updated or deleted so far.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        graph: GraphFacts,
+        *,
+        hop: str,
+        from_version: int,
+        to_version: int,
+        attempt: int = 1,
+        report_progress: Callable[[int, int | None], None] | None = None,
+    ) -> None:
+        self.connection = connection
+        self.graph = graph
+        self.hop = hop
+        self.from_version = from_version
+        self.to_version = to_version
+        self.attempt = attempt
+        self.rows_changed = 0
+        self.log = logging.LoggerAdapter(
+            logging.getLogger("graph_migrator.hops"), {"graph": graph.slug, "hop": hop}
+        )
+        self._report_progress = report_progress
+        self._listening = False
+
+    def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> CursorResult[Any]:
+        """Run one SQL statement. ``:graph_id`` is bound to this graph.
+
+        Args:
+            statement: SQL with ``:name`` parameters. Our tables can be named without their schema.
+            parameters: Values for the other parameters.
+
+        Raises:
+            ValueError: The statement would end the hop's transaction.
+        """
+        if _ENDS_TRANSACTION.match(statement):
+            raise ValueError(
+                "a hop must neither commit nor roll back: its transaction also moves the version"
+            )
+        bound = dict(parameters or {})
+        if _GRAPH_ID.search(statement):
+            bound.setdefault("graph_id", self.graph.id)
+        result = self.connection.execute(text(statement), bound)
+        if not self._listening and _DML.match(statement):
+            self.rows_changed += max(result.rowcount, 0)
+        return result
+
+    @cached_property
+    def session(self) -> Session:
+        """A SQLAlchemy session in the hop's transaction. It is flushed for you; its commit does nothing."""
+        self._count_everything()
+        return Session(bind=self.connection, join_transaction_mode="rollback_only")
+
+    def progress(self, done: int, total: int | None = None) -> None:
+        """Tell watchers how far this hop is. Seen at once from other connections, at most twice a second."""
+        if self._report_progress is not None:
+            self._report_progress(done, total)
+
+    def flush(self) -> None:
+        """Write what the session still holds."""
+        if "session" in self.__dict__:
+            self.session.flush()
+
+    def _count_everything(self) -> None:
+        # The session's statements do not pass through `execute`; so count at the connection from now on.
+        self._listening = True
+
+        def count(_conn: Any, cursor: Any, statement: str, *_: Any) -> None:
+            if _DML.match(statement):
+                self.rows_changed += max(cursor.rowcount, 0)
+
+        event.listen(self.connection, "after_cursor_execute", count)
+        remove: Any = event.remove  # SQLAlchemy leaves it untyped
+        self._stop_counting: Callable[[], None] = lambda: remove(
+            self.connection, "after_cursor_execute", count
+        )
+
+    def close(self) -> None:
+        """End the session and the counting; the transaction is not this object's."""
+        if "session" in self.__dict__:
+            self._stop_counting()
+            self.session.expunge_all()
+            self.session.close()

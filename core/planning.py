@@ -1,0 +1,118 @@
+"""Which hops lead from a graph's version to the target. Pure: a type and two numbers in, a plan out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import takewhile
+from typing import Any
+
+from core.errors import InvalidRequest, IrreversibleHop, UnknownTarget
+from core.graph_types import Direction, GraphType
+
+
+@dataclass(frozen=True)
+class Step:
+    """One hop of a plan, as it is stored with the migration.
+
+    Attributes:
+        from_version: The version that the graph has before.
+        to_version: The version that it has afterwards.
+        name: The hop's name.
+        fingerprint: The code that was planned; other code is not run.
+        direction: Which way the hop is walked.
+        batched: Whether it commits batch by batch.
+    """
+
+    from_version: int
+    to_version: int
+    name: str
+    fingerprint: str
+    direction: Direction
+    batched: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The step as JSON values."""
+        return asdict(self) | {"direction": self.direction.value}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Step:
+        """The step that `to_json` gave."""
+        return cls(
+            from_version=values["from_version"],
+            to_version=values["to_version"],
+            name=values["name"],
+            fingerprint=values["fingerprint"],
+            direction=Direction(values["direction"]),
+            batched=values["batched"],
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The hops that lead from one version of a graph type to another; none where they are the same."""
+
+    graph_type: str
+    from_version: int
+    to_version: int
+    steps: tuple[Step, ...]
+
+
+def make_plan(graph: str, graph_type: GraphType, version: int, target: int | None = None) -> Plan:
+    """Plan the way of a graph to a version of its type.
+
+    Args:
+        graph: The graph's slug, for what an error says.
+        graph_type: The graph's type as this process knows it.
+        version: The version that the graph has.
+        target: The version to reach; None for the newest. One below `version` walks the hops back.
+
+    Raises:
+        InvalidRequest: The target is no version number.
+        UnknownTarget: The type does not know the target, or not the version that the graph has.
+        IrreversibleHop: The way back crosses a hop without a reverse; of several, the first on the way.
+    """
+    goal = graph_type.newest if target is None else target
+    if isinstance(goal, bool) or not isinstance(goal, int):
+        raise InvalidRequest("target", f"a version is a whole number, not {goal!r}")
+    if goal < 1:
+        raise InvalidRequest("target", f"a version is 1 or more, not {goal}")
+    oldest, newest = graph_type.oldest, graph_type.newest
+    for known in (version, goal):
+        if not oldest <= known <= newest:
+            raise UnknownTarget(graph, graph_type.name, known, oldest, newest)
+    step = 1 if goal > version else -1
+    if step < 0:
+        _require_reverses(graph, graph_type, version, goal)
+    versions = range(version, goal, step)
+    return Plan(graph_type.name, version, goal, tuple(_step(graph_type, v, v + step) for v in versions))
+
+
+def continue_plan(old: Sequence[Step], new: Plan) -> tuple[Step, ...]:
+    """The plan of a migration that is taken up again: what it has applied, then what is planned today.
+
+    Args:
+        old: The recorded plan.
+        new: The plan from the graph's present version.
+
+    Returns:
+        The recorded steps that led to the present version, unchanged, and the new ones.
+
+    Raises:
+        ValueError: The present version is not on the recorded plan's way.
+    """
+    applied = tuple(takewhile(lambda step: step.from_version != new.from_version, old))
+    if applied and applied[-1].to_version != new.from_version:
+        raise ValueError(f"the recorded plan ends at v{applied[-1].to_version}, not at v{new.from_version}")
+    return applied + new.steps
+
+
+def _require_reverses(graph: str, graph_type: GraphType, version: int, goal: int) -> None:
+    for hop in reversed(graph_type.hops):
+        if goal <= hop.from_version < version and not hop.is_reversible:
+            raise IrreversibleHop(graph, hop.name, hop.from_version, hop.to_version)
+
+
+def _step(graph_type: GraphType, start: int, end: int) -> Step:
+    hop = graph_type.directed(start, end)
+    return Step(start, end, hop.name, hop.fingerprint, hop.direction, hop.is_batched)

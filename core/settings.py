@@ -1,0 +1,89 @@
+"""Every setting, read from the environment."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """The project's settings. Times are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="GRAPH_MIGRATOR_", frozen=True, extra="ignore")
+
+    database_url: str = Field(
+        "postgresql://localhost/graphs",
+        validation_alias=AliasChoices("database_url", "DATABASE_URL"),
+        description="Postgres, where graphs, migrations and audit rows live.",
+    )
+    broker_url: str = Field(
+        "redis://localhost:6379/0",
+        validation_alias=AliasChoices("broker_url", "CELERY_BROKER_URL"),
+        description="Celery's broker. It carries doorbells only; it may be wiped at any time.",
+    )
+    result_backend: str = Field(
+        "redis://localhost:6379/1",
+        validation_alias=AliasChoices("result_backend", "CELERY_RESULT_BACKEND"),
+        description="Where Celery keeps results for callers that wait.",
+    )
+    types: str = Field("", description="Graph types to load, comma-separated `module:attribute`.")
+    queue: str = Field("migrations", description="The Celery queue of all our tasks.")
+    writer_drain_seconds: PositiveFloat = Field(
+        10, description="How long begin waits for writers in flight before it gives up."
+    )
+    deadline_seconds: PositiveFloat = Field(
+        30, description="Without progress for this long, recovery rings again; doubles with each ring."
+    )
+    deadline_max_seconds: PositiveFloat = Field(600, description="The longest pause between two rings.")
+    sweep_seconds: PositiveFloat = Field(0.5, description="Pause between two recovery sweeps of a worker.")
+    max_lost_attempts: PositiveInt = Field(
+        3, description="A hop that lost its worker this often is given up."
+    )
+    max_transient_tries: PositiveInt = Field(
+        8, description="A hop that met a transient error this often fails."
+    )
+    max_code_mismatches: PositiveInt = Field(
+        5, description="How often a hop whose code differs is put back for another worker."
+    )
+    retry_base_seconds: PositiveFloat = Field(
+        0.2, description="First pause after a transient error; doubles with each try, with jitter."
+    )
+    retry_max_seconds: PositiveFloat = Field(30, description="The longest pause after a transient error.")
+    batch_target_seconds: PositiveFloat = Field(
+        1.0, description="Batched hops adapt their batch size towards this time per batch."
+    )
+
+    log_format: Literal["text", "json"] = Field(
+        "text", description="A worker's log: lines for people, or one JSON object a line."
+    )
+    celery_events: Literal["flower", "all"] = Field(
+        "flower", description="What goes over the broker for monitors: what Flower shows, or every event."
+    )
+    metrics_port: int | None = Field(
+        None, ge=1, le=65_535, description="Serve Prometheus metrics on this port of each worker."
+    )
+    metrics_address: str = Field(
+        "127.0.0.1", description="Where to serve them; `0.0.0.0` for a scraper on another machine."
+    )
+
+    signing_key: str = Field(
+        "", description="PEM file of this process's private key; with it, only signed messages are taken."
+    )
+    signing_certificate: str = Field("", description="PEM file of the certificate that belongs to the key.")
+    signing_trusted: str = Field("", description="Certificates whose messages are taken: `/folder/*.pem`.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _name_the_driver(cls, url: str) -> str:
+        # SQLAlchemy 2.1 reads a bare postgresql:// as psycopg 3; this project is built on psycopg2.
+        scheme, separator, rest = url.partition("://")
+        return f"postgresql+psycopg2://{rest}" if scheme in {"postgres", "postgresql"} and separator else url
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()

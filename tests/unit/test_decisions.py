@@ -1,0 +1,333 @@
+"""What is done with what is found: the design's tables, row by row, with literals."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from core.decisions import (
+    AlreadyThere,
+    Answer,
+    Begin,
+    BeginDecision,
+    CodeDiffers,
+    HopDecision,
+    HopMessage,
+    Ignored,
+    InFlight,
+    KnownRequest,
+    Later,
+    Limits,
+    NoSuchGraph,
+    Nothing,
+    PassOn,
+    Poisonous,
+    PutBack,
+    RecoveryDecision,
+    Redispatch,
+    RingAgain,
+    Run,
+    Settle,
+    StandsHalfDone,
+    TakeUpAgain,
+    decide_begin,
+    decide_hop,
+    decide_recovery,
+)
+
+GRAPH, MINE, OTHER = UUID(int=1), UUID(int=2), UUID(int=3)
+HALF = {"to_version": 2, "cursor": ["n5"], "done": 5}
+LIMITS = Limits(lost_attempts=3, code_mismatches=5, transient_tries=8)
+
+# ── migrate_graph ───────────────────────────────────────────────────────────────────────────────────
+
+
+def begin(target: int = 3, *, finish: bool = False, **found: Any) -> BeginDecision:
+    facts: dict[str, Any] = {
+        "graph_id": GRAPH,
+        "version": 1,
+        "claim": None,
+        "half_done": None,
+        "status": None,
+        "to_version": None,
+        "checkpoint": None,
+        "request_known": False,
+        "request_migration": None,
+    }
+    return decide_begin(SimpleNamespace(**facts | found), target, finish_half_done=finish)
+
+
+LIVE = ["queued", "running", "pausing", "paused", "cancelling"]
+
+
+def test_a_free_graph_begins() -> None:
+    assert begin() == Begin()
+
+
+def test_a_graph_at_its_target_has_nothing_to_do() -> None:
+    assert begin(target=1) == AlreadyThere()
+
+
+def test_an_unknown_graph_is_no_graph() -> None:
+    assert begin(graph_id=None, version=None) == NoSuchGraph()
+
+
+@pytest.mark.parametrize("status", LIVE)
+@pytest.mark.parametrize("target", [1, 3, 4])
+def test_a_live_migration_is_in_flight_whatever_the_target(status: str, target: int) -> None:
+    assert begin(target, claim=OTHER, status=status, to_version=3) == InFlight()
+
+
+def test_a_failed_migration_to_the_same_target_is_taken_up_again() -> None:
+    assert begin(3, claim=OTHER, status="failed", to_version=3) == TakeUpAgain()
+    assert begin(3, claim=OTHER, status="failed", to_version=3, checkpoint=HALF) == TakeUpAgain()
+
+
+def test_a_failed_migration_to_another_target_is_replaced() -> None:
+    assert begin(2, claim=OTHER, status="failed", to_version=3) == Begin(releases=OTHER)
+    assert begin(1, claim=OTHER, status="failed", to_version=3) == Begin(releases=OTHER)
+
+
+def test_a_failed_migration_half_way_through_a_batched_hop_goes_nowhere_else() -> None:
+    assert begin(4, claim=OTHER, status="failed", to_version=3, checkpoint=HALF) == StandsHalfDone()
+
+
+def test_a_graph_forced_loose_half_done_is_refused_until_somebody_means_to_finish_it() -> None:
+    assert begin(half_done=HALF) == StandsHalfDone()
+    assert begin(target=1, half_done=HALF) == StandsHalfDone()
+    assert begin(half_done=HALF, finish=True) == Begin()
+    assert begin(target=1, half_done=HALF, finish=True) == Begin()
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {},
+        {"graph_id": None, "version": None},
+        {"half_done": HALF},
+        *({"claim": OTHER, "status": status, "to_version": 3} for status in [*LIVE, "failed"]),
+    ],
+)
+def test_a_known_request_is_answered_before_anything_else(found: dict[str, Any]) -> None:
+    assert begin(request_known=True, **found) == KnownRequest()
+
+
+# ── run_hop: the message table ──────────────────────────────────────────────────────────────────────
+
+MESSAGE = HopMessage(MINE, from_version=2, to_version=3, dispatch=7)
+
+
+def hop(
+    message: HopMessage = MESSAGE, fingerprint: str | None = "planned", limits: Limits = LIMITS, **found: Any
+) -> HopDecision:
+    """The decision about a hop v2→v3 of a migration v1→v4, where nothing is unusual but `found`."""
+    facts: dict[str, Any] = {
+        "graph_id": GRAPH,
+        "version": 2,
+        "claim": MINE,
+        "status": "running",
+        "dispatch": 7,
+        "from_version": 1,
+        "to_version": 4,
+        "hop": {"name": "second", "fingerprint": "planned"},
+        "locked": True,
+        "running_id": None,
+        "running_to": None,
+        "running_dispatch": None,
+        "running_batches": None,
+        "later_begun": False,
+        "lost": 0,
+        "mismatches": 0,
+    }
+    return decide_hop(SimpleNamespace(**facts | found), message, fingerprint, limits)
+
+
+RUNNING = {"running_id": 11, "running_to": 3, "running_dispatch": 7, "running_batches": 0}
+NOT_LOCKED = {"locked": False}
+
+# Each row of the table: what is found, and what is done with it.
+ROW: dict[int, tuple[dict[str, Any], type]] = {
+    1: ({"status": "failed", "locked": False}, Answer),
+    2: ({"dispatch": 8, "locked": False}, Ignored),
+    3: (NOT_LOCKED | RUNNING, Ignored),
+    4: (NOT_LOCKED, Later),
+    5: ({"version": 3, "later_begun": True}, Ignored),
+    6: ({"version": 3}, PassOn),
+    7: ({"version": 1}, Ignored),
+    8: (RUNNING, Run),
+    9: ({"status": "cancelling"}, Settle),
+    10: ({"lost": 3}, Poisonous),
+    11: ({"hop": {"name": "second", "fingerprint": "other"}}, PutBack),
+    12: ({}, Run),
+}
+
+
+@pytest.mark.parametrize("number", ROW)
+def test_each_row_of_the_message_table(number: int) -> None:
+    found, done = ROW[number]
+    assert isinstance(hop(**found), done)
+
+
+@pytest.mark.parametrize("status", ["succeeded", "failed", "cancelled", "released"])
+@pytest.mark.parametrize("dispatch", [1, 7, 8])
+def test_1_a_settled_migration_is_answered_to_a_message_of_any_dispatch(status: str, dispatch: int) -> None:
+    claim = MINE if status == "failed" else None
+    message = HopMessage(MINE, 2, 3, dispatch)
+    assert hop(message, status=status, claim=claim, version=4, locked=False) == Answer()
+
+
+def test_1_it_is_answered_even_where_the_graph_was_deleted_since() -> None:
+    assert hop(status="succeeded", claim=None, version=None, locked=False) == Answer()
+
+
+@pytest.mark.parametrize(
+    "found", [{"claim": OTHER}, {"claim": None}, {"dispatch": 8}, {"dispatch": 6}, {"status": "paused"}]
+)
+@pytest.mark.parametrize("locked", [True, False])
+def test_2_other_claim_other_dispatch_or_paused_is_ignored(found: dict[str, Any], locked: bool) -> None:
+    decision = hop(**found, locked=locked)
+    assert isinstance(decision, Ignored)
+    assert not decision.must_not_occur
+
+
+def test_3_a_duplicate_of_the_hop_that_runs_is_ignored() -> None:
+    decision = hop(**NOT_LOCKED | RUNNING)
+    assert isinstance(decision, Ignored)
+    assert not decision.must_not_occur
+
+
+@pytest.mark.parametrize("found", [{}, RUNNING | {"running_dispatch": 6}])
+def test_4_a_lock_held_for_another_reason_is_tried_again_in_a_second(found: dict[str, Any]) -> None:
+    decision = hop(**NOT_LOCKED | found)
+    assert isinstance(decision, Later)
+    assert decision.seconds == 1
+
+
+def test_5_an_applied_hop_is_ignored_once_a_later_one_has_begun_in_this_dispatch() -> None:
+    assert isinstance(hop(version=3, later_begun=True), Ignored)
+    assert isinstance(hop(version=3, later_begun=True, **RUNNING | {"running_to": 4}), Ignored)
+
+
+def test_6_an_applied_hop_lets_the_chain_go_on() -> None:
+    assert hop(version=3) == PassOn()
+    assert hop(version=4) == PassOn()
+
+
+def test_6_and_7_count_backwards_on_the_way_back() -> None:
+    back = HopMessage(MINE, from_version=3, to_version=2, dispatch=7)
+    way = {"from_version": 4, "to_version": 1}
+    assert hop(back, version=2, **way) == PassOn()
+    assert hop(back, version=1, **way) == PassOn()
+    assert hop(back, version=3, **way) == Run(None)
+    assert hop(back, version=4, **way) == Ignored("the graph is at v4", must_not_occur=True)
+
+
+def test_7_a_version_before_the_hop_must_not_occur() -> None:
+    assert hop(version=1) == Ignored("the graph is at v1", must_not_occur=True)
+
+
+def test_8_a_running_row_under_a_free_lock_is_marked_lost_and_the_hop_runs() -> None:
+    assert hop(**RUNNING) == Run(lost_id=11)
+
+
+@pytest.mark.parametrize("status", ["pausing", "cancelling"])
+@pytest.mark.parametrize("found", [{}, RUNNING, {"lost": 9}, {"hop": None}])
+def test_9_pausing_and_cancelling_are_settled_before_poison_and_other_code(
+    status: str, found: dict[str, Any]
+) -> None:
+    assert hop(status=status, **found) == Settle()
+
+
+def test_10_a_hop_that_lost_its_worker_too_often_is_poison() -> None:
+    assert hop(lost=2) == Run(None)
+    assert hop(lost=3) == Poisonous(3, None)
+    assert hop(lost=1, **RUNNING) == Run(lost_id=11)
+    assert hop(lost=2, **RUNNING) == Poisonous(3, 11)
+
+
+def test_10_an_attempt_that_committed_a_batch_does_not_count_as_lost() -> None:
+    assert hop(lost=2, **RUNNING | {"running_batches": 1}) == Run(lost_id=11)
+
+
+@pytest.mark.parametrize("found", [{"hop": {"name": "second", "fingerprint": "other"}}, {"hop": None}])
+def test_11_other_code_is_put_back_a_few_times_then_fails(found: dict[str, Any]) -> None:
+    assert hop(**found, mismatches=0) == PutBack()
+    assert hop(**found, mismatches=4) == PutBack()
+    assert hop(**found, mismatches=5) == CodeDiffers()
+
+
+def test_11_a_worker_without_the_hop_puts_it_back() -> None:
+    assert hop(fingerprint=None) == PutBack()
+
+
+@pytest.mark.parametrize("status", ["queued", "running"])
+def test_12_else_the_hop_runs(status: str) -> None:
+    assert hop(status=status) == Run(None)
+
+
+# What two rows have in common is decided by the one that stands first.
+PRECEDENCE: list[tuple[dict[str, Any], type]] = [
+    ({"status": "failed", "claim": OTHER, "dispatch": 8}, Answer),  # 1 before 2
+    ({"dispatch": 8} | NOT_LOCKED | RUNNING, Ignored),  # 2 before 3
+    ({"status": "paused"} | NOT_LOCKED, Ignored),  # 2 before 4
+    ({"version": 3} | NOT_LOCKED, Later),  # 4 before 6
+    ({"version": 3, "later_begun": True} | NOT_LOCKED | RUNNING, Ignored),  # 3 before 5
+    ({"version": 3, "status": "cancelling"}, PassOn),  # 6 before 9: the next hop settles it
+    ({"version": 3, "lost": 3}, PassOn),  # 6 before 10
+    ({"version": 3, "hop": None}, PassOn),  # 6 before 11
+    ({"version": 1, "status": "cancelling"}, Ignored),  # 7 before 9
+    ({"status": "pausing", "lost": 3, "hop": None}, Settle),  # 9 before 10 and 11
+    ({"lost": 3, "hop": None, "mismatches": 5}, Poisonous),  # 10 before 11
+]
+
+
+@pytest.mark.parametrize(("found", "done"), PRECEDENCE)
+def test_the_first_row_that_fits_decides(found: dict[str, Any], done: type) -> None:
+    assert isinstance(hop(**found), done)
+
+
+# ── recovery ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def recovery(status: str, *, overdue: bool = False, running: bool = False, **found: Any) -> RecoveryDecision:
+    facts: dict[str, Any] = {
+        "status": status,
+        "overdue": overdue,
+        "running_id": 11 if running else None,
+        "running_batches": 0 if running else None,
+        "lost": 0,
+    }
+    return decide_recovery(SimpleNamespace(**facts | found), LIMITS)
+
+
+@pytest.mark.parametrize("status", ["pausing", "cancelling"])
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("lost", [0, 9])
+def test_recovery_settles_what_nobody_executes(status: str, running: bool, lost: int) -> None:
+    assert recovery(status, running=running, lost=lost) == Settle()
+
+
+@pytest.mark.parametrize("status", ["queued", "running"])
+def test_recovery_sends_a_crashed_migration_again_under_a_new_dispatch(status: str) -> None:
+    assert recovery(status, running=True) == Redispatch()
+    assert recovery(status, running=True, overdue=True, lost=1) == Redispatch()
+
+
+@pytest.mark.parametrize("status", ["queued", "running"])
+def test_recovery_gives_a_poison_hop_up(status: str) -> None:
+    assert recovery(status, running=True, lost=2) == Poisonous(3, 11)
+    assert recovery(status, running=True, lost=2, running_batches=1) == Redispatch()
+
+
+@pytest.mark.parametrize("status", ["queued", "running"])
+def test_recovery_rings_for_a_waiting_migration_past_its_deadline_only(status: str) -> None:
+    assert recovery(status) == Nothing()
+    assert recovery(status, overdue=True) == RingAgain()
+
+
+@pytest.mark.parametrize("status", ["paused", "succeeded", "failed", "cancelled", "released"])
+def test_recovery_leaves_everything_else_alone(status: str) -> None:
+    assert recovery(status, overdue=True) == Nothing()
