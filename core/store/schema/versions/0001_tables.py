@@ -1,0 +1,11 @@
+"""The tables and what Postgres itself holds about them."""
+
+from core.store.schema.migration import run_sql
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    """Create them; the SQL stands beside this file."""
+    run_sql(__file__)

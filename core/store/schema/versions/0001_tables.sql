@@ -1,0 +1,202 @@
+-- The tables and what Postgres itself holds about them. The words are those of docs/glossary.md.
+
+CREATE TABLE graphs (
+    id              uuid PRIMARY KEY,
+    slug            text NOT NULL UNIQUE,
+    graph_type      text NOT NULL,
+    version         integer NOT NULL,
+    owner_read_only boolean NOT NULL DEFAULT false,
+    migration_id    uuid,
+    half_done       jsonb,
+    config          jsonb NOT NULL DEFAULT '{}',
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    updated_at      timestamptz NOT NULL DEFAULT now(),
+    changed_at      timestamptz DEFAULT now(),
+    CONSTRAINT graphs_version_is_positive CHECK (version > 0),
+    -- A slug is never mistaken for a UUID and needs no quoting in a shell.
+    CONSTRAINT graphs_slug_is_plain CHECK (slug ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$'
+        AND slug !~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'),
+    -- A graph that a migration owns is not loose, so it cannot have been forced loose.
+    CONSTRAINT graphs_half_done_is_unclaimed CHECK (half_done IS NULL OR migration_id IS NULL)
+);
+COMMENT ON COLUMN graphs.migration_id IS 'The claim: the migration that owns this graph.';
+COMMENT ON COLUMN graphs.changed_at IS
+    'When the version last changed. NULL from the last commit of a migration until it is stamped after that commit.';
+-- Partial on purpose: a full unique index would make the claim a key update and block foreign-key checks.
+CREATE UNIQUE INDEX graphs_one_claim_per_migration ON graphs (migration_id) WHERE migration_id IS NOT NULL;
+CREATE INDEX graphs_to_stamp ON graphs (id) WHERE changed_at IS NULL;
+CREATE INDEX graphs_by_type ON graphs (graph_type, version);
+
+CREATE TABLE nodes (
+    graph_id   uuid NOT NULL REFERENCES graphs (id) ON DELETE CASCADE,
+    id         text NOT NULL,
+    label      text NOT NULL,
+    properties jsonb NOT NULL DEFAULT '{}',
+    PRIMARY KEY (graph_id, id),
+    CONSTRAINT nodes_properties_are_an_object CHECK (jsonb_typeof(properties) = 'object')
+);
+CREATE INDEX nodes_by_label ON nodes (graph_id, label, id);
+
+CREATE TABLE edges (
+    graph_id   uuid NOT NULL REFERENCES graphs (id) ON DELETE CASCADE,
+    id         text NOT NULL,
+    source     text NOT NULL,
+    target     text NOT NULL,
+    type       text NOT NULL,
+    properties jsonb NOT NULL DEFAULT '{}',
+    PRIMARY KEY (graph_id, id),
+    -- Deferrable: a hop may replace a node in two statements.
+    CONSTRAINT edges_source_is_a_node FOREIGN KEY (graph_id, source) REFERENCES nodes (graph_id, id)
+        DEFERRABLE INITIALLY DEFERRED,
+    CONSTRAINT edges_target_is_a_node FOREIGN KEY (graph_id, target) REFERENCES nodes (graph_id, id)
+        DEFERRABLE INITIALLY DEFERRED,
+    CONSTRAINT edges_properties_are_an_object CHECK (jsonb_typeof(properties) = 'object')
+);
+CREATE INDEX edges_by_type ON edges (graph_id, type, id);
+CREATE INDEX edges_by_source ON edges (graph_id, source);
+CREATE INDEX edges_by_target ON edges (graph_id, target);
+
+-- graph_id has no foreign key: audit rows outlive their graph.
+CREATE TABLE migrations (
+    id              uuid PRIMARY KEY,
+    graph_id        uuid NOT NULL,
+    graph_type      text NOT NULL,
+    from_version    integer NOT NULL,
+    to_version      integer NOT NULL,
+    status          text NOT NULL,
+    dispatch        integer NOT NULL DEFAULT 1,
+    task_id         text,
+    plan            jsonb NOT NULL,
+    requested_by    text,
+    reason          text,
+    error_type      text,
+    error_message   text,
+    error_args      jsonb,
+    deadline        timestamptz NOT NULL,
+    rings           integer NOT NULL DEFAULT 0,
+    code_mismatches integer NOT NULL DEFAULT 0,
+    counted_from    bigint NOT NULL DEFAULT 0,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    started_at      timestamptz,
+    finished_at     timestamptz,
+    CONSTRAINT migrations_status_is_known CHECK (status IN ('queued', 'running', 'pausing', 'paused',
+        'cancelling', 'cancelled', 'failed', 'succeeded', 'released')),
+    CONSTRAINT migrations_move CHECK (from_version <> to_version),
+    -- A failure always says what failed; nothing else carries an error.
+    CONSTRAINT migrations_failure_is_explained CHECK ((status = 'failed') <= (error_type IS NOT NULL)),
+    CONSTRAINT migrations_end_is_dated CHECK (
+        (status IN ('cancelled', 'failed', 'succeeded', 'released')) = (finished_at IS NOT NULL))
+);
+COMMENT ON COLUMN migrations.task_id IS 'The id of the latest migrate_graph call; the last task of every chain bears it.';
+COMMENT ON COLUMN migrations.rings IS 'How often recovery has rung again since the last progress; the deadline backs off with it.';
+COMMENT ON COLUMN migrations.counted_from IS 'Attempts up to this id are forgiven: they came before an operator''s retry.';
+CREATE UNIQUE INDEX migrations_one_live_per_graph ON migrations (graph_id)
+    WHERE status IN ('queued', 'running', 'pausing', 'paused', 'cancelling');
+CREATE INDEX migrations_by_graph ON migrations (graph_id, created_at);
+CREATE INDEX migrations_for_recovery ON migrations (deadline)
+    WHERE status IN ('queued', 'running', 'pausing', 'cancelling');
+
+ALTER TABLE graphs ADD CONSTRAINT graphs_claim_is_a_migration
+    FOREIGN KEY (migration_id) REFERENCES migrations (id);
+
+CREATE TABLE hop_attempts (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    migration_id  uuid NOT NULL REFERENCES migrations (id),
+    graph_id      uuid NOT NULL,
+    from_version  integer NOT NULL,
+    to_version    integer NOT NULL,
+    hop_name      text NOT NULL,
+    fingerprint   text NOT NULL,
+    attempt       integer NOT NULL,
+    dispatch      integer NOT NULL,
+    status        text NOT NULL DEFAULT 'running',
+    worker        text,
+    pid           integer,
+    task_id       text,
+    rows_changed  bigint NOT NULL DEFAULT 0,
+    done          bigint NOT NULL DEFAULT 0,
+    total         bigint,
+    batches       integer NOT NULL DEFAULT 0,
+    transient     boolean NOT NULL DEFAULT false,
+    error_type    text,
+    error_message text,
+    traceback     text,
+    started_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at   timestamptz,
+    CONSTRAINT hop_attempts_status_is_known
+        CHECK (status IN ('running', 'succeeded', 'skipped', 'failed', 'lost', 'stopped')),
+    CONSTRAINT hop_attempts_end_is_dated CHECK ((status = 'running') = (finished_at IS NULL)),
+    CONSTRAINT hop_attempts_failure_is_explained CHECK ((status = 'failed') = (error_type IS NOT NULL)),
+    CONSTRAINT hop_attempts_number UNIQUE (migration_id, to_version, attempt)
+);
+CREATE UNIQUE INDEX hop_attempts_one_running ON hop_attempts (migration_id) WHERE status = 'running';
+CREATE UNIQUE INDEX hop_attempts_one_success ON hop_attempts (migration_id, to_version)
+    WHERE status IN ('succeeded', 'skipped');
+CREATE INDEX hop_attempts_by_graph ON hop_attempts (graph_id, id);
+
+CREATE TABLE checkpoints (
+    migration_id uuid NOT NULL REFERENCES migrations (id),
+    to_version   integer NOT NULL,
+    cursor       jsonb NOT NULL,
+    done         bigint NOT NULL DEFAULT 0,
+    updated_at   timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (migration_id, to_version)
+);
+
+CREATE TABLE requests (
+    task_id      text PRIMARY KEY,
+    verb         text NOT NULL,
+    graph_id     uuid,
+    target       integer,
+    migration_id uuid REFERENCES migrations (id),
+    outcome      jsonb,
+    requested_by text,
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    answered_at  timestamptz,
+    CONSTRAINT requests_verb_is_known
+        CHECK (verb IN ('migrate', 'retry', 'cancel', 'pause', 'resume', 'release'))
+);
+CREATE INDEX requests_unanswered ON requests (created_at) WHERE answered_at IS NULL;
+CREATE INDEX requests_by_migration ON requests (migration_id);
+
+-- ── what never changes, never changes ──────────────────────────────────────────────────────────────
+
+CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'the audit rows in %.% are never %', TG_TABLE_SCHEMA, TG_TABLE_NAME, TG_ARGV[0]
+        USING ERRCODE = 'integrity_constraint_violation';
+END $$;
+
+CREATE TRIGGER hop_attempts_are_kept BEFORE DELETE ON hop_attempts
+    FOR EACH ROW EXECUTE FUNCTION refuse_change('deleted');
+CREATE TRIGGER hop_attempts_finish_once BEFORE UPDATE ON hop_attempts
+    FOR EACH ROW WHEN (OLD.status <> 'running') EXECUTE FUNCTION refuse_change('changed once finished');
+CREATE TRIGGER hop_attempts_are_not_truncated BEFORE TRUNCATE ON hop_attempts
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change('deleted');
+CREATE TRIGGER migrations_are_kept BEFORE DELETE ON migrations
+    FOR EACH ROW EXECUTE FUNCTION refuse_change('deleted');
+-- `failed` is no end: a retry takes it up again, a release gives it up.
+CREATE TRIGGER migrations_end_once BEFORE UPDATE ON migrations
+    FOR EACH ROW WHEN (OLD.status IN ('cancelled', 'succeeded', 'released'))
+    EXECUTE FUNCTION refuse_change('changed once ended');
+CREATE TRIGGER migrations_are_not_truncated BEFORE TRUNCATE ON migrations
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change('deleted');
+
+-- The edges of core/statuses.py; a test holds the two equal.
+CREATE FUNCTION refuse_unknown_edge() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF OLD.status || ' ' || NEW.status NOT IN (
+        'queued running', 'queued pausing', 'running pausing', 'pausing running', 'pausing paused',
+        'paused running', 'queued cancelling', 'running cancelling', 'pausing cancelling',
+        'paused cancelling', 'cancelling cancelled', 'cancelling failed', 'running succeeded',
+        'pausing succeeded', 'cancelling succeeded', 'queued failed', 'running failed', 'pausing failed',
+        'failed running', 'failed released', 'paused released', 'queued released', 'running released',
+        'pausing released', 'cancelling released')
+    THEN
+        RAISE EXCEPTION 'migration % cannot go from % to %', OLD.id, OLD.status, NEW.status
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER migrations_follow_their_states BEFORE UPDATE OF status ON migrations
+    FOR EACH ROW WHEN (OLD.status <> NEW.status) EXECUTE FUNCTION refuse_unknown_edge();

@@ -1,0 +1,349 @@
+-- The steps of the protocol that must be one round trip. They read and write; what to do is decided in
+-- Python (core/decisions.py). All are VOLATILE: in READ COMMITTED each statement inside takes a snapshot
+-- of its own, so what is read after a lock is at least as new as the lock. (One plain statement that
+-- locks and reads is wrong: its snapshot is older than its lock.)
+
+-- One 64-bit key per graph. The seed is ours, because applications and Alembic use advisory locks too.
+CREATE FUNCTION lock_key(p_graph uuid) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN uuid_hash_extended(p_graph, 5716853094183207169);
+
+-- Everything that begin_migration decides on, read under the graph's exclusive session lock.
+-- A graph that a live migration owns is not waited for: the caller is refused at once, unlocked.
+-- Raises 55P03 when writers in flight keep the lock longer than p_wait_ms.
+CREATE FUNCTION enter(p_graph text, p_request text, p_wait_ms integer, p_session boolean,
+    OUT graph_id uuid, OUT slug text, OUT graph_type text, OUT version integer, OUT claim uuid,
+    OUT half_done jsonb, OUT status text, OUT dispatch integer, OUT from_version integer,
+    OUT to_version integer, OUT plan jsonb, OUT started boolean, OUT checkpoint jsonb,
+    OUT request_known boolean, OUT request_migration uuid, OUT request_outcome jsonb, OUT locked boolean)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    locked := false;
+    SELECT g.id, g.migration_id, m.status INTO graph_id, claim, status
+        FROM graphs g LEFT JOIN migrations m ON m.id = g.migration_id
+        WHERE CASE WHEN p_graph ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
+                   THEN g.id = p_graph::uuid ELSE g.slug = p_graph END;
+    IF graph_id IS NOT NULL AND (claim IS NULL OR status = 'failed') THEN
+        PERFORM set_config('lock_timeout', p_wait_ms::text, true);
+        -- In a transaction of the caller's, the lock must fall with it, whatever becomes of it.
+        IF p_session THEN
+            PERFORM pg_advisory_lock(lock_key(graph_id));
+        ELSE
+            PERFORM pg_advisory_xact_lock(lock_key(graph_id));
+        END IF;
+        locked := true;
+    END IF;
+    SELECT g.slug, g.graph_type, g.version, g.migration_id, g.half_done, m.status, m.dispatch,
+           m.from_version, m.to_version, m.plan, m.started_at IS NOT NULL,
+           (SELECT to_jsonb(c) FROM checkpoints c WHERE c.migration_id = m.id LIMIT 1)
+        INTO slug, graph_type, version, claim, half_done, status, dispatch,
+             from_version, to_version, plan, started, checkpoint
+        FROM graphs g LEFT JOIN migrations m ON m.id = g.migration_id WHERE g.id = enter.graph_id;
+    SELECT true, r.migration_id, r.outcome INTO request_known, request_migration, request_outcome
+        FROM requests r WHERE r.task_id = p_request;
+    request_known := coalesce(request_known, false);
+END $$;
+
+-- Everything that a delivered run_hop decides on. Tries the graph's lock where the message is not stale.
+CREATE FUNCTION look(p_migration uuid, p_to integer, p_dispatch integer,
+    OUT graph_id uuid, OUT slug text, OUT graph_type text, OUT config jsonb, OUT version integer,
+    OUT claim uuid, OUT status text, OUT dispatch integer, OUT from_version integer, OUT to_version integer,
+    OUT task_id text, OUT hop jsonb, OUT locked boolean, OUT running_id bigint, OUT running_to integer,
+    OUT running_dispatch integer, OUT running_batches integer, OUT later_begun boolean, OUT lost integer, OUT tries integer,
+    OUT mismatches integer, OUT cursor jsonb, OUT done bigint,
+    OUT error_type text, OUT error_message text, OUT error_args jsonb)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+DECLARE
+    forgiven bigint;
+BEGIN
+    locked := false;
+    SELECT m.graph_id, m.status, m.dispatch INTO graph_id, status, dispatch
+        FROM migrations m WHERE m.id = p_migration;
+    IF graph_id IS NULL THEN
+        RETURN;
+    END IF;
+    IF status IN ('queued', 'running', 'pausing', 'cancelling') AND dispatch = p_dispatch THEN
+        locked := pg_try_advisory_lock(lock_key(graph_id));
+    END IF;
+    SELECT m.status, m.dispatch, m.from_version, m.to_version, m.task_id, m.code_mismatches, m.error_type,
+           m.error_message, m.error_args, m.counted_from, g.slug, m.graph_type, g.config, g.version,
+           g.migration_id, jsonb_path_query_first(m.plan, '$[*] ? (@.to_version == $v)',
+                                                  jsonb_build_object('v', p_to))
+        INTO status, dispatch, from_version, to_version, task_id, mismatches, error_type,
+             error_message, error_args, forgiven, slug, graph_type, config, version, claim, hop
+        FROM migrations m LEFT JOIN graphs g ON g.id = m.graph_id WHERE m.id = p_migration;
+    SELECT a.id, a.to_version, a.dispatch, a.batches
+        INTO running_id, running_to, running_dispatch, running_batches
+        FROM hop_attempts a WHERE a.migration_id = p_migration AND a.status = 'running';
+    -- Counts start again with batch progress and with an operator's retry.
+    SELECT count(*) FILTER (WHERE a.status = 'lost'), count(*) FILTER (WHERE a.transient)
+        INTO lost, tries
+        FROM hop_attempts a
+        WHERE a.migration_id = p_migration AND a.to_version = p_to AND a.id > forgiven
+          AND a.id > coalesce((SELECT max(b.id) FROM hop_attempts b WHERE b.migration_id = p_migration
+                               AND b.to_version = p_to AND b.batches > 0), 0);
+    later_begun := EXISTS (SELECT FROM hop_attempts a
+        WHERE a.migration_id = p_migration AND a.dispatch = p_dispatch
+          AND (a.to_version - p_to) * sign(look.to_version - look.from_version) > 0);
+    SELECT c.cursor, c.done INTO cursor, done
+        FROM checkpoints c WHERE c.migration_id = p_migration AND c.to_version = p_to;
+END $$;
+
+-- Opens a hop attempt and makes this session the migration's executor. NULL where the migration is not
+-- as it was looked at (an operator was quicker): nothing is written then, look again.
+-- Its commit need not wait for the disk: whatever the hop commits later flushes it too, and if Postgres
+-- goes down before that, the executor's lock and data go down with it.
+CREATE FUNCTION open_hop(p_migration uuid, p_graph uuid, p_status text, p_dispatch integer, p_lost bigint,
+    p_from integer, p_to integer, p_hop text, p_fingerprint text, p_worker text, p_pid integer,
+    p_task text, p_done bigint, p_deadline double precision, OUT attempt_id bigint, OUT attempt integer)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    UPDATE migrations m SET status = 'running', started_at = coalesce(m.started_at, clock_timestamp()),
+           deadline = clock_timestamp() + make_interval(secs => p_deadline), rings = 0, code_mismatches = 0
+        WHERE m.id = p_migration AND m.status = p_status AND m.dispatch = p_dispatch;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF p_lost IS NOT NULL THEN
+        UPDATE hop_attempts a SET status = 'lost', finished_at = clock_timestamp()
+            WHERE a.id = p_lost AND a.status = 'running';
+    END IF;
+    INSERT INTO hop_attempts AS a (migration_id, graph_id, from_version, to_version, hop_name, fingerprint,
+            attempt, dispatch, worker, pid, task_id, done)
+        SELECT p_migration, p_graph, p_from, p_to, p_hop, p_fingerprint, 1 + count(*), p_dispatch,
+               p_worker, p_pid, p_task, p_done
+        FROM hop_attempts b WHERE b.migration_id = p_migration AND b.to_version = p_to
+        RETURNING a.id, a.attempt INTO attempt_id, attempt;
+    PERFORM set_config('graph_migrator.executor', p_migration::text, false);
+END $$;
+
+-- Raises GM001 unless this very session is the migration's executor and holds the graph's lock.
+CREATE FUNCTION require_executor(p_migration uuid, p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    IF current_setting('graph_migrator.executor', true) IS DISTINCT FROM p_migration::text
+       OR NOT pg_try_advisory_xact_lock(lock_key(p_graph)) THEN
+        RAISE EXCEPTION 'session % is not the executor of migration %', pg_backend_pid(), p_migration
+            USING ERRCODE = 'GM001';
+    END IF;
+END $$;
+
+-- The end of a hop, in the transaction of its data: attempt, version and, at the target, the migration.
+CREATE FUNCTION finish_hop(p_attempt bigint, p_migration uuid, p_graph uuid, p_from integer, p_to integer,
+    p_status text, p_rows bigint, p_done bigint, p_last boolean, p_stamp boolean,
+    p_deadline double precision DEFAULT 30) RETURNS void
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+DECLARE
+    touched integer;
+BEGIN
+    PERFORM require_executor(p_migration, p_graph);
+    UPDATE hop_attempts SET status = p_status, rows_changed = rows_changed + p_rows,
+           done = coalesce(p_done, done), finished_at = clock_timestamp()
+        WHERE id = p_attempt AND status = 'running';
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'attempt % of migration % is no longer running', p_attempt, p_migration
+            USING ERRCODE = 'GM001';
+    END IF;
+    UPDATE graphs SET version = p_to, updated_at = clock_timestamp(),
+           changed_at = CASE WHEN p_last AND NOT p_stamp THEN NULL ELSE clock_timestamp() END,
+           migration_id = CASE WHEN p_last THEN NULL ELSE migration_id END
+        WHERE id = p_graph AND version = p_from AND migration_id = p_migration;
+    GET DIAGNOSTICS touched = ROW_COUNT;
+    IF touched <> 1 THEN
+        RAISE EXCEPTION 'graph % is not at version % under migration %', p_graph, p_from, p_migration
+            USING ERRCODE = 'GM001';
+    END IF;
+    DELETE FROM checkpoints WHERE migration_id = p_migration AND to_version = p_to;
+    IF p_last THEN
+        UPDATE migrations SET status = 'succeeded', finished_at = clock_timestamp(),
+               error_type = NULL, error_message = NULL, error_args = NULL
+            WHERE id = p_migration AND to_version = p_to AND status IN ('running', 'pausing', 'cancelling');
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'migration % cannot succeed', p_migration USING ERRCODE = 'GM001';
+        END IF;
+    ELSE
+        -- After a long hop the deadline lies behind; the next hop has the full time to be taken.
+        UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), rings = 0
+            WHERE id = p_migration AND deadline < clock_timestamp() + make_interval(secs => p_deadline / 2);
+    END IF;
+END $$;
+
+-- Gives the lock back. p_stamp dates the last change *after* its commit: a writer whose transaction began
+-- between the change and its commit has read old rows and must not write them into the new version.
+CREATE FUNCTION leave(p_graph uuid, p_stamp boolean) RETURNS boolean LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    IF p_stamp THEN
+        PERFORM set_config('synchronous_commit', 'off', true);
+        UPDATE graphs SET changed_at = clock_timestamp()
+            WHERE id = p_graph AND changed_at IS NULL AND migration_id IS NULL;
+    END IF;
+    PERFORM set_config('graph_migrator.executor', '', false);
+    RETURN pg_advisory_unlock(lock_key(p_graph));
+END $$;
+
+-- A duplicate of the same message was refused while this one took the graph, and the caller has been told.
+-- Transient: the next look finds the request known, and answers as the first one did.
+CREATE FUNCTION answered_meanwhile(p_request text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'request % was answered meanwhile', p_request USING ERRCODE = 'serialization_failure';
+END $$;
+
+-- Writes what begin_migration decided: the request, the migration and the claim, in one transaction.
+-- p_release names a failed migration that this one replaces. Where the graph was forced loose half-way,
+-- the new migration takes over its cursor.
+CREATE FUNCTION begin_migration(p_migration uuid, p_graph uuid, p_graph_type text, p_from integer,
+    p_to integer, p_plan jsonb, p_release uuid, p_request text, p_target integer, p_by text, p_reason text,
+    p_deadline double precision) RETURNS void
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+DECLARE
+    half jsonb;
+BEGIN
+    IF p_release IS NOT NULL THEN
+        PERFORM set_config('graph_migrator.executor', p_release::text, true);
+        UPDATE graphs SET migration_id = NULL WHERE id = p_graph AND migration_id = p_release;
+        UPDATE migrations SET status = 'released' WHERE id = p_release AND status = 'failed';
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'migration % is not failed', p_release USING ERRCODE = 'GM001';
+        END IF;
+    END IF;
+    INSERT INTO migrations (id, graph_id, graph_type, from_version, to_version, status, task_id, plan,
+            requested_by, reason, deadline)
+        VALUES (p_migration, p_graph, p_graph_type, p_from, p_to, 'queued', p_request, p_plan,
+            p_by, p_reason, clock_timestamp() + make_interval(secs => p_deadline));
+    PERFORM set_config('graph_migrator.executor', p_migration::text, true);
+    SELECT half_done INTO half FROM graphs WHERE id = p_graph;
+    UPDATE graphs SET migration_id = p_migration, half_done = NULL, updated_at = clock_timestamp()
+        WHERE id = p_graph AND version = p_from AND migration_id IS NULL;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'graph % is not free at version %', p_graph, p_from USING ERRCODE = 'GM001';
+    END IF;
+    IF half IS NOT NULL THEN
+        INSERT INTO checkpoints (migration_id, to_version, cursor, done)
+            VALUES (p_migration, (half->>'to_version')::integer, half->'cursor', (half->>'done')::bigint);
+    END IF;
+    IF p_request IS NOT NULL THEN
+        INSERT INTO requests (task_id, verb, graph_id, target, migration_id, requested_by)
+            VALUES (p_request, 'migrate', p_graph, p_target, p_migration, p_by)
+            ON CONFLICT (task_id) DO NOTHING;
+        IF NOT FOUND THEN
+            PERFORM answered_meanwhile(p_request);
+        END IF;
+    END IF;
+END $$;
+
+-- Takes a failed migration up again: a new dispatch, the plan as it is today, counters at zero.
+CREATE FUNCTION retry_migration(p_migration uuid, p_plan jsonb, p_request text, p_verb text, p_target integer,
+    p_by text, p_deadline double precision, OUT dispatch integer)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    UPDATE migrations m SET status = 'running', dispatch = m.dispatch + 1, plan = p_plan,
+           error_type = NULL, error_message = NULL, error_args = NULL, finished_at = NULL,
+           rings = 0, code_mismatches = 0, deadline = clock_timestamp() + make_interval(secs => p_deadline),
+           counted_from = coalesce((SELECT max(a.id) FROM hop_attempts a WHERE a.migration_id = m.id), 0),
+           task_id = CASE WHEN p_verb = 'migrate' AND p_request IS NOT NULL THEN p_request ELSE m.task_id END
+        WHERE m.id = p_migration AND m.status = 'failed'
+        RETURNING m.dispatch INTO dispatch;
+    IF dispatch IS NULL THEN
+        RAISE EXCEPTION 'migration % is not failed', p_migration USING ERRCODE = 'GM001';
+    END IF;
+    -- The caller whose id the chain bears is answered anew: FAILURE becomes what comes of this.
+    UPDATE requests r SET answered_at = NULL FROM migrations m
+        WHERE m.id = p_migration AND r.task_id = m.task_id;
+    IF p_request IS NOT NULL THEN
+        INSERT INTO requests (task_id, verb, graph_id, target, migration_id, requested_by)
+            SELECT p_request, p_verb, m.graph_id, p_target, m.id, p_by FROM migrations m WHERE m.id = p_migration
+            ON CONFLICT (task_id) DO NOTHING;
+        IF NOT FOUND THEN
+            PERFORM answered_meanwhile(p_request);
+        END IF;
+    END IF;
+END $$;
+
+-- The end of an attempt that raised, in a transaction of its own. p_final: the migration fails with it.
+-- False where the attempt or the migration has been settled by somebody else: then nothing is written.
+CREATE FUNCTION fail_hop(p_attempt bigint, p_migration uuid, p_graph uuid, p_transient boolean,
+    p_final boolean, p_type text, p_message text, p_args jsonb, p_traceback text,
+    p_deadline double precision) RETURNS boolean
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    PERFORM require_executor(p_migration, p_graph);
+    UPDATE hop_attempts SET status = 'failed', transient = p_transient, error_type = p_type,
+           error_message = p_message, traceback = p_traceback, finished_at = clock_timestamp()
+        WHERE id = p_attempt AND status = 'running';
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF p_final THEN
+        UPDATE migrations SET status = 'failed', finished_at = clock_timestamp(), error_type = p_type,
+               error_message = p_message, error_args = p_args
+            WHERE id = p_migration AND status IN ('running', 'pausing', 'cancelling');
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'migration % cannot fail', p_migration USING ERRCODE = 'GM001';
+        END IF;
+    ELSE
+        UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), rings = 0
+            WHERE id = p_migration;
+    END IF;
+    RETURN true;
+END $$;
+
+-- Fails a migration between two hops: poison, or code that differs. Under the lock, with no hop running.
+CREATE FUNCTION give_up(p_migration uuid, p_dispatch integer, p_lost bigint, p_type text, p_message text,
+    p_args jsonb) RETURNS boolean
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    UPDATE migrations SET status = 'failed', finished_at = clock_timestamp(), error_type = p_type,
+           error_message = p_message, error_args = p_args
+        WHERE id = p_migration AND dispatch = p_dispatch AND status IN ('queued', 'running');
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE hop_attempts SET status = 'lost', finished_at = clock_timestamp()
+        WHERE id = p_lost AND status = 'running';
+    RETURN true;
+END $$;
+
+-- Does what an operator asked for, at a boundary or where nobody executes; under the graph's lock.
+-- Returns the new status, or NULL where nothing was asked any more.
+CREATE FUNCTION settle(p_migration uuid, p_attempt_becomes text, OUT status text)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+DECLARE
+    m migrations;
+    half checkpoints;
+    hop text;
+BEGIN
+    SELECT * INTO m FROM migrations WHERE id = p_migration FOR UPDATE;
+    IF m.status NOT IN ('pausing', 'cancelling') THEN
+        RETURN;
+    END IF;
+    UPDATE hop_attempts a SET status = p_attempt_becomes, finished_at = clock_timestamp()
+        WHERE a.migration_id = p_migration AND a.status = 'running';
+    SELECT * INTO half FROM checkpoints c WHERE c.migration_id = p_migration LIMIT 1;
+    status := CASE WHEN m.status = 'pausing' THEN 'paused'
+                   WHEN half.migration_id IS NULL THEN 'cancelled' ELSE 'failed' END;
+    IF status = 'failed' THEN
+        hop := coalesce(jsonb_path_query_first(m.plan, '$[*] ? (@.to_version == $v)',
+                        jsonb_build_object('v', half.to_version)) ->> 'name', '?');
+        UPDATE migrations SET status = 'failed', finished_at = clock_timestamp(),
+               error_type = 'core.errors.HalfDone', error_message = '', error_args = jsonb_build_array(
+                   (SELECT slug FROM graphs g WHERE g.id = m.graph_id), hop, half.done)
+            WHERE id = p_migration;
+    ELSE
+        UPDATE migrations mm SET status = settle.status,
+               finished_at = CASE WHEN settle.status = 'cancelled' THEN clock_timestamp() END
+            WHERE id = p_migration;
+    END IF;
+    IF status = 'cancelled' THEN
+        PERFORM give_back(p_migration, m.graph_id);
+    END IF;
+END $$;
+
+-- Clears the claim. Every commit that changed data lies before this transaction, so its clock dates them.
+CREATE FUNCTION give_back(p_migration uuid, p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+DECLARE
+    token text := current_setting('graph_migrator.executor', true);
+BEGIN
+    PERFORM set_config('graph_migrator.executor', p_migration::text, true);
+    UPDATE graphs SET migration_id = NULL, updated_at = clock_timestamp(), changed_at = clock_timestamp()
+        WHERE id = p_graph AND migration_id = p_migration;
+    PERFORM set_config('graph_migrator.executor', coalesce(token, ''), true);
+END $$;

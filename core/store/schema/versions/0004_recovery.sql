@@ -1,0 +1,334 @@
+-- What recovery reads and writes, and the report that callers get.
+
+-- Migrations that may need recovery: a running row whose executor may be dead, a request nobody has
+-- carried out yet, or a deadline gone by. Cheap with thousands of waiting ones: only indexes are read.
+CREATE FUNCTION candidates(p_most integer) RETURNS SETOF uuid LANGUAGE sql STABLE
+SET search_path = graph_migrator, pg_temp AS $$
+    SELECT a.migration_id FROM hop_attempts a WHERE a.status = 'running'
+    UNION
+    SELECT m.id FROM migrations m WHERE m.status IN ('pausing', 'cancelling')
+    UNION
+    (SELECT m.id FROM migrations m
+     WHERE m.status IN ('queued', 'running', 'pausing', 'cancelling') AND m.deadline < clock_timestamp()
+     ORDER BY m.deadline LIMIT p_most)
+$$;
+
+-- Tries the graph's lock for this transaction and reads what recovery decides on. NULL graph_id: not taken.
+CREATE FUNCTION look_for_recovery(p_migration uuid, OUT graph_id uuid, OUT status text, OUT overdue boolean,
+    OUT dispatch integer, OUT running_id bigint, OUT running_batches integer, OUT hop_name text,
+    OUT hop_to integer, OUT lost integer)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+DECLARE
+    forgiven bigint;
+    graph uuid;
+BEGIN
+    SELECT m.graph_id INTO graph FROM migrations m WHERE m.id = p_migration;
+    IF graph IS NULL OR NOT pg_try_advisory_xact_lock(lock_key(graph)) THEN
+        RETURN;
+    END IF;
+    SELECT m.graph_id, m.status, m.deadline < clock_timestamp(), m.dispatch, m.counted_from
+        INTO graph_id, status, overdue, dispatch, forgiven
+        FROM migrations m WHERE m.id = p_migration FOR UPDATE;
+    SELECT a.id, a.batches, a.hop_name, a.to_version INTO running_id, running_batches, hop_name, hop_to
+        FROM hop_attempts a WHERE a.migration_id = p_migration AND a.status = 'running';
+    SELECT count(*) INTO lost FROM hop_attempts a
+        WHERE a.migration_id = p_migration AND a.to_version = hop_to AND a.status = 'lost' AND a.id > forgiven
+          AND a.id > coalesce((SELECT max(b.id) FROM hop_attempts b WHERE b.migration_id = p_migration
+                               AND b.to_version = hop_to AND b.batches > 0), 0);
+END $$;
+
+-- Marks a dead executor's attempt and makes room for the next one.
+CREATE FUNCTION redispatch(p_migration uuid, p_running bigint, p_deadline double precision) RETURNS void
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    UPDATE hop_attempts SET status = 'lost', finished_at = clock_timestamp()
+        WHERE id = p_running AND status = 'running';
+    UPDATE migrations SET dispatch = dispatch + 1, rings = 0,
+           deadline = clock_timestamp() + make_interval(secs => p_deadline)
+        WHERE id = p_migration AND status IN ('queued', 'running');
+END $$;
+
+-- The same dispatch, and a deadline twice as far away, up to p_most seconds.
+CREATE FUNCTION ring_again(p_migration uuid, p_deadline double precision, p_most double precision)
+RETURNS void LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
+    UPDATE migrations SET rings = rings + 1, deadline = clock_timestamp()
+           + make_interval(secs => least(p_deadline * 2 ^ least(rings + 1, 30), p_most))
+        WHERE id = p_migration
+$$;
+
+-- One migration as its callers are told of it. NULL where there is none.
+CREATE FUNCTION report(p_migration uuid) RETURNS jsonb LANGUAGE sql STABLE
+SET search_path = graph_migrator, pg_temp AS $$
+    SELECT jsonb_build_object(
+        'migration_id', m.id, 'graph_id', m.graph_id, 'graph', coalesce(g.slug, m.graph_id::text),
+        'graph_type', m.graph_type, 'status', m.status, 'from_version', m.from_version,
+        'to_version', m.to_version, 'version', g.version, 'dispatch', m.dispatch,
+        'requested_by', m.requested_by, 'reason', m.reason, 'created_at', m.created_at,
+        'started_at', m.started_at, 'finished_at', m.finished_at,
+        'error_type', m.error_type, 'error_message', m.error_message, 'error_args', m.error_args,
+        'last_applied', (SELECT a.hop_name FROM hop_attempts a WHERE a.migration_id = m.id
+                         AND a.status IN ('succeeded', 'skipped') ORDER BY a.id DESC LIMIT 1),
+        'hops', (SELECT coalesce(jsonb_agg(h.hop ORDER BY h.place), '[]') FROM (
+            SELECT min(a.id) AS place, jsonb_build_object(
+                'name', (array_agg(a.hop_name ORDER BY a.id DESC))[1],
+                'from_version', min(a.from_version), 'to_version', a.to_version,
+                'status', (array_agg(a.status ORDER BY a.id DESC))[1], 'attempts', count(*),
+                'rows_changed', coalesce(sum(a.rows_changed) FILTER (WHERE a.batches > 0
+                                         OR a.status IN ('succeeded', 'skipped')), 0),
+                'seconds', round(extract(epoch FROM sum(coalesce(a.finished_at, clock_timestamp())
+                                 - a.started_at))::numeric, 4)) AS hop
+            FROM hop_attempts a WHERE a.migration_id = m.id GROUP BY a.to_version) h))
+    FROM migrations m LEFT JOIN graphs g ON g.id = m.graph_id WHERE m.id = p_migration
+$$;
+
+-- The rest of a live migration's chain.
+CREATE FUNCTION remaining(p_migration uuid, OUT graph text, OUT graph_type text, OUT number integer,
+    OUT task_id text, OUT steps jsonb)
+LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp AS $$
+    SELECT g.slug, m.graph_type, m.dispatch, m.task_id,
+           (SELECT coalesce(jsonb_agg(s.step ORDER BY s.place), '[]')
+            FROM jsonb_array_elements(m.plan) WITH ORDINALITY AS s (step, place)
+            WHERE ((s.step->>'to_version')::integer - g.version) * sign(m.to_version - m.from_version) > 0)
+    FROM migrations m JOIN graphs g ON g.migration_id = m.id
+    WHERE m.id = p_migration AND m.status IN ('queued', 'running', 'pausing', 'cancelling')
+$$;
+
+-- How a call ended that began nothing. A call that is known already keeps its first outcome.
+CREATE FUNCTION record_outcome(p_task text, p_verb text, p_graph text, p_target integer, p_outcome jsonb,
+    p_by text) RETURNS void LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
+    INSERT INTO requests (task_id, verb, graph_id, target, outcome, requested_by)
+        VALUES (p_task, p_verb, (SELECT g.id FROM graphs g WHERE g.slug = p_graph OR g.id::text = lower(p_graph)),
+                p_target, p_outcome, p_by)
+        ON CONFLICT (task_id) DO NOTHING
+$$;
+
+CREATE FUNCTION count_mismatch(p_migration uuid, p_deadline double precision) RETURNS void
+LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
+    UPDATE migrations SET code_mismatches = code_mismatches + 1,
+           deadline = clock_timestamp() + make_interval(secs => p_deadline)
+        WHERE id = p_migration AND status IN ('queued', 'running')
+$$;
+
+CREATE FUNCTION attempt_status(p_attempt bigint) RETURNS text LANGUAGE sql STABLE
+SET search_path = graph_migrator, pg_temp AS $$ SELECT status FROM hop_attempts WHERE id = p_attempt $$;
+
+CREATE FUNCTION become_executor(p_migration uuid) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('graph_migrator.executor', p_migration::text, false);
+END $$;
+
+CREATE FUNCTION take_lock(p_graph uuid, p_wait_ms integer) RETURNS void LANGUAGE plpgsql
+SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    PERFORM set_config('lock_timeout', p_wait_ms::text, true);
+    PERFORM pg_advisory_lock(lock_key(p_graph));
+END $$;
+
+-- In words, for people. pg_locks is read here only, never by the write guard.
+CREATE FUNCTION lock_holders(p_graph text) RETURNS text[] LANGUAGE sql STABLE
+SET search_path = graph_migrator, pg_temp AS $$
+    SELECT array_agg(coalesce(
+        'pid ' || a.pid || ' (' || coalesce(nullif(a.application_name, ''), 'no application_name') || ', '
+            || a.usename || coalesce('@' || host(a.client_addr), '') || ') since '
+            || to_char(coalesce(a.xact_start, a.backend_start) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')
+            || ', ' || coalesce(a.state, 'in an unknown state'),
+        'prepared transaction ' || quote_literal(x.gid) || ' of ' || x.owner || ' since '
+            || to_char(x.prepared AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"'),
+        'pid ' || l.pid))
+    FROM graphs g
+    JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+        AND l.classid::bigint = (lock_key(g.id) >> 32) & 4294967295
+        AND l.objid::bigint = lock_key(g.id) & 4294967295
+        AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+    LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+    LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND '-1/' || x.transaction = l.virtualtransaction
+    WHERE g.slug = p_graph OR g.id::text = lower(p_graph)
+$$;
+
+-- ── batches ────────────────────────────────────────────────────────────────────────────────────────
+
+-- Opens one batch's transaction: both fences, and what an operator has asked for meanwhile.
+CREATE FUNCTION open_batch(p_attempt bigint, p_migration uuid, p_graph uuid, OUT status text)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    PERFORM require_executor(p_migration, p_graph);
+    PERFORM FROM hop_attempts WHERE id = p_attempt AND hop_attempts.status = 'running' FOR UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'attempt % of migration % is no longer running', p_attempt, p_migration
+            USING ERRCODE = 'GM001';
+    END IF;
+    PERFORM FROM graphs WHERE id = p_graph AND migration_id = p_migration FOR UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'graph % is not owned by migration %', p_graph, p_migration USING ERRCODE = 'GM001';
+    END IF;
+    SELECT m.status INTO status FROM migrations m WHERE m.id = p_migration;
+END $$;
+
+-- Commits with the batch's data: how far the hop is, for the next executor and for people who watch.
+CREATE FUNCTION save_batch(p_attempt bigint, p_migration uuid, p_to integer, p_cursor jsonb, p_done bigint,
+    p_rows bigint, p_deadline double precision) RETURNS void
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    UPDATE hop_attempts SET batches = batches + 1, done = p_done, rows_changed = rows_changed + p_rows
+        WHERE id = p_attempt AND status = 'running';
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'attempt % of migration % is no longer running', p_attempt, p_migration
+            USING ERRCODE = 'GM001';
+    END IF;
+    INSERT INTO checkpoints AS c (migration_id, to_version, cursor, done)
+        VALUES (p_migration, p_to, p_cursor, p_done)
+        ON CONFLICT (migration_id, to_version) DO UPDATE
+            SET cursor = excluded.cursor, done = excluded.done, updated_at = clock_timestamp();
+    UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), rings = 0
+        WHERE id = p_migration;
+END $$;
+
+-- Progress of a hop that is one transaction: written beside it, so that others can see it.
+CREATE FUNCTION save_progress(p_attempt bigint, p_done bigint, p_total bigint) RETURNS void
+LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
+    UPDATE hop_attempts SET done = coalesce(p_done, done), total = coalesce(p_total, total)
+        WHERE id = p_attempt AND status = 'running'
+$$;
+
+-- Session-wide, until it is set to 0 again: a batched hop has many transactions.
+CREATE FUNCTION set_timeout(p_ms integer) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('statement_timeout', p_ms::text, false);
+END $$;
+
+-- An operator gives a migration up and the graph back; under the graph's lock. p_half_done is what stays
+-- to be said of a graph whose rows are of two shapes.
+CREATE FUNCTION release(p_migration uuid, p_graph uuid, p_half_done jsonb) RETURNS text
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+DECLARE
+    before text;
+BEGIN
+    SELECT status INTO before FROM migrations WHERE id = p_migration FOR UPDATE;
+    UPDATE hop_attempts SET status = 'lost', finished_at = clock_timestamp()
+        WHERE migration_id = p_migration AND status = 'running';
+    UPDATE migrations SET status = 'released', finished_at = coalesce(finished_at, clock_timestamp())
+        WHERE id = p_migration;
+    PERFORM give_back(p_migration, p_graph);
+    IF p_half_done IS NOT NULL THEN
+        PERFORM set_config('graph_migrator.executor', p_migration::text, true);
+        UPDATE graphs SET half_done = p_half_done WHERE id = p_graph AND migration_id IS NULL;
+        PERFORM set_config('graph_migrator.executor', '', true);
+    END IF;
+    RETURN before;
+END $$;
+
+-- Dates the last change of graphs whose executor died between its last commit and the stamp.
+CREATE FUNCTION stamp_graphs() RETURNS integer LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+DECLARE
+    graph uuid;
+    stamped integer := 0;
+BEGIN
+    -- One that the next migration has claimed already is dated by that one.
+    FOR graph IN SELECT g.id FROM graphs g WHERE g.changed_at IS NULL AND g.migration_id IS NULL LOOP
+        IF pg_try_advisory_xact_lock(lock_key(graph)) THEN
+            UPDATE graphs SET changed_at = clock_timestamp()
+                WHERE id = graph AND changed_at IS NULL AND migration_id IS NULL;
+            stamped := stamped + 1;
+        END IF;
+    END LOOP;
+    RETURN stamped;
+END $$;
+
+-- Requests whose migration is settled, or that began nothing, and whose caller may not have been told.
+-- The worker that settled it gets p_grace seconds to tell the caller itself.
+CREATE FUNCTION unanswered(p_grace double precision, p_most integer)
+RETURNS TABLE (task_id text, migration_id uuid, outcome jsonb, ended timestamptz) LANGUAGE sql STABLE
+SET search_path = graph_migrator, pg_temp AS $$
+    SELECT r.task_id, r.migration_id, r.outcome, CASE WHEN r.verb = 'migrate' THEN m.finished_at END
+    FROM requests r LEFT JOIN migrations m ON m.id = r.migration_id
+    WHERE r.answered_at IS NULL
+      AND (CASE WHEN r.verb <> 'migrate' OR m.id IS NULL THEN r.outcome IS NOT NULL AND r.created_at
+                     < clock_timestamp() - make_interval(secs => p_grace)
+                ELSE m.finished_at < clock_timestamp() - make_interval(secs => p_grace) END)
+    ORDER BY r.created_at LIMIT p_most
+$$;
+
+-- p_ended: when the migration ended that each caller was told of. One that was taken up again meanwhile has
+-- another answer to come.
+CREATE FUNCTION mark_answered(p_tasks text[], p_ended timestamptz[]) RETURNS void LANGUAGE sql
+SET search_path = graph_migrator, pg_temp AS $$
+    UPDATE requests r SET answered_at = clock_timestamp()
+        FROM unnest(p_tasks, p_ended) AS told (task_id, ended)
+        WHERE r.task_id = told.task_id
+          AND (told.ended IS NULL
+               OR EXISTS (SELECT FROM migrations m WHERE m.id = r.migration_id AND m.finished_at = told.ended))
+$$;
+
+CREATE FUNCTION try_sweep() RETURNS boolean LANGUAGE sql AS $$
+    SELECT pg_try_advisory_lock(5716853094183207171)
+$$;
+
+-- ── operators ──────────────────────────────────────────────────────────────────────────────────────
+
+-- What an operator's verb decides on; the migration's row stays locked until the verb has written.
+CREATE FUNCTION look_for_operator(p_graph text, p_request text, OUT graph_id uuid, OUT slug text,
+    OUT graph_type text, OUT version integer, OUT half_done jsonb, OUT migration_id uuid, OUT status text,
+    OUT dispatch integer, OUT to_version integer, OUT plan jsonb, OUT checkpoint jsonb,
+    OUT known boolean, OUT known_outcome jsonb)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    SELECT g.migration_id INTO migration_id FROM graphs g
+        WHERE g.slug = p_graph OR g.id::text = lower(p_graph);
+    PERFORM FROM migrations m WHERE m.id = look_for_operator.migration_id FOR UPDATE;
+    SELECT g.id, g.slug, g.graph_type, g.version, g.half_done, m.id, m.status, m.dispatch, m.to_version, m.plan,
+           (SELECT to_jsonb(c) FROM checkpoints c WHERE c.migration_id = m.id LIMIT 1)
+        INTO graph_id, slug, graph_type, version, half_done, migration_id, status, dispatch, to_version, plan,
+             checkpoint
+        FROM graphs g LEFT JOIN migrations m ON m.id = g.migration_id
+        WHERE g.slug = p_graph OR g.id::text = lower(p_graph);
+    SELECT true, r.outcome INTO known, known_outcome FROM requests r WHERE r.task_id = p_request;
+    known := coalesce(known, false);
+END $$;
+
+-- Follows one edge. p_again: the chain is numbered anew, so that late messages of the old one do nothing.
+CREATE FUNCTION follow_edge(p_migration uuid, p_from text, p_to text, p_again boolean,
+    p_deadline double precision, OUT dispatch integer)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    UPDATE migrations m SET status = p_to, dispatch = m.dispatch + p_again::integer, rings = 0,
+           deadline = CASE WHEN p_again THEN clock_timestamp() + make_interval(secs => p_deadline)
+                           ELSE m.deadline END
+        WHERE m.id = p_migration AND m.status = p_from RETURNING m.dispatch INTO dispatch;
+    IF dispatch IS NULL THEN
+        RAISE EXCEPTION 'migration % is not %', p_migration, p_from USING ERRCODE = 'GM001';
+    END IF;
+END $$;
+
+CREATE FUNCTION record_verb(p_task text, p_verb text, p_graph uuid, p_migration uuid, p_outcome jsonb, p_by text)
+RETURNS void LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
+    INSERT INTO requests (task_id, verb, graph_id, migration_id, outcome, requested_by)
+        VALUES (p_task, p_verb, p_graph, p_migration, p_outcome, p_by)
+        ON CONFLICT (task_id) DO UPDATE SET outcome = excluded.outcome WHERE requests.outcome IS NULL
+$$;
+
+CREATE FUNCTION declare_whole(p_graph uuid) RETURNS void LANGUAGE plpgsql
+SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    PERFORM set_config('graph_migrator.executor',
+                       (SELECT half_done->>'migration_id' FROM graphs WHERE id = p_graph), true);
+    UPDATE graphs SET half_done = NULL, updated_at = clock_timestamp() WHERE id = p_graph;
+    PERFORM set_config('graph_migrator.executor', '', true);
+END $$;
+
+CREATE FUNCTION set_owner_read_only(p_graph text, p_on boolean, OUT graph_id uuid, OUT slug text, OUT was boolean)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    SELECT g.id, g.slug, g.owner_read_only INTO graph_id, slug, was FROM graphs g
+        WHERE g.slug = p_graph OR g.id::text = lower(p_graph) FOR NO KEY UPDATE;
+    UPDATE graphs g SET owner_read_only = p_on, updated_at = clock_timestamp()
+        WHERE g.id = set_owner_read_only.graph_id AND g.owner_read_only <> p_on;
+END $$;
+
+CREATE FUNCTION terminate_holders(p_graph uuid) RETURNS integer LANGUAGE sql
+SET search_path = graph_migrator, pg_temp AS $$
+    SELECT count(pg_terminate_backend(l.pid))::integer FROM pg_locks l
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.pid <> pg_backend_pid()
+      AND l.classid::bigint = (lock_key(p_graph) >> 32) & 4294967295
+      AND l.objid::bigint = lock_key(p_graph) & 4294967295
+      AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+$$;

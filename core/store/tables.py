@@ -1,0 +1,241 @@
+"""The tables as SQLAlchemy sees them. A test proves that they equal what the schema migrations make."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+metadata = MetaData(schema="graph_migrator")
+
+_Json = dict[str, Any]
+_NOW = text("now()")
+
+
+class _Base(DeclarativeBase):
+    metadata = metadata
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own protocol
+        datetime: DateTime(timezone=True),
+        str: Text(),
+        dict[str, Any]: JSONB(),
+        list[Any]: JSONB(),
+    }
+
+
+class Graph(_Base):
+    """A versioned graph. `migration_id` is the claim: the migration that owns it."""
+
+    __tablename__ = "graphs"
+    __table_args__ = (
+        Index(
+            "graphs_one_claim_per_migration",
+            "migration_id",
+            unique=True,
+            postgresql_where=text("migration_id IS NOT NULL"),
+        ),
+        Index("graphs_to_stamp", "id", postgresql_where=text("changed_at IS NULL")),
+        Index("graphs_by_type", "graph_type", "version"),
+        UniqueConstraint("slug", name="graphs_slug_key"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    slug: Mapped[str]
+    graph_type: Mapped[str]
+    version: Mapped[int]
+    owner_read_only: Mapped[bool] = mapped_column(server_default=text("false"))
+    migration_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("graph_migrator.migrations.id", name="graphs_claim_is_a_migration", use_alter=True)
+    )
+    half_done: Mapped[_Json | None]
+    config: Mapped[_Json] = mapped_column(server_default=text("'{}'::jsonb"))
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    changed_at: Mapped[datetime | None] = mapped_column(server_default=_NOW)
+
+
+class NodeRow(_Base):
+    """One node of one graph."""
+
+    __tablename__ = "nodes"
+    __table_args__ = (Index("nodes_by_label", "graph_id", "label", "id"),)
+
+    graph_id: Mapped[UUID] = mapped_column(
+        ForeignKey("graph_migrator.graphs.id", ondelete="CASCADE", name="nodes_graph_id_fkey"),
+        primary_key=True,
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    label: Mapped[str]
+    properties: Mapped[_Json] = mapped_column(server_default=text("'{}'::jsonb"))
+
+
+class EdgeRow(_Base):
+    """One edge of one graph; its ends are nodes of the same graph."""
+
+    __tablename__ = "edges"
+    __table_args__ = (
+        *(
+            ForeignKeyConstraint(
+                ["graph_id", end],
+                ["graph_migrator.nodes.graph_id", "graph_migrator.nodes.id"],
+                name=f"edges_{end}_is_a_node",
+                deferrable=True,
+                initially="DEFERRED",
+            )
+            for end in ("source", "target")
+        ),
+        Index("edges_by_type", "graph_id", "type", "id"),
+        Index("edges_by_source", "graph_id", "source"),
+        Index("edges_by_target", "graph_id", "target"),
+    )
+
+    graph_id: Mapped[UUID] = mapped_column(
+        ForeignKey("graph_migrator.graphs.id", ondelete="CASCADE", name="edges_graph_id_fkey"),
+        primary_key=True,
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    source: Mapped[str]
+    target: Mapped[str]
+    type: Mapped[str]
+    properties: Mapped[_Json] = mapped_column(server_default=text("'{}'::jsonb"))
+
+
+class Migration(_Base):
+    """One run of a plan on one graph. `graph_id` has no foreign key: audit rows outlive their graph."""
+
+    __tablename__ = "migrations"
+    __table_args__ = (
+        Index(
+            "migrations_one_live_per_graph",
+            "graph_id",
+            unique=True,
+            postgresql_where=text("status IN ('queued', 'running', 'pausing', 'paused', 'cancelling')"),
+        ),
+        Index("migrations_by_graph", "graph_id", "created_at"),
+        Index(
+            "migrations_for_recovery",
+            "deadline",
+            postgresql_where=text("status IN ('queued', 'running', 'pausing', 'cancelling')"),
+        ),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    graph_id: Mapped[UUID]
+    graph_type: Mapped[str]
+    from_version: Mapped[int]
+    to_version: Mapped[int]
+    status: Mapped[str]
+    dispatch: Mapped[int] = mapped_column(server_default=text("1"))
+    task_id: Mapped[str | None]
+    plan: Mapped[list[Any]]
+    requested_by: Mapped[str | None]
+    reason: Mapped[str | None]
+    error_type: Mapped[str | None]
+    error_message: Mapped[str | None]
+    error_args: Mapped[list[Any] | None]
+    deadline: Mapped[datetime]
+    rings: Mapped[int] = mapped_column(server_default=text("0"))
+    code_mismatches: Mapped[int] = mapped_column(server_default=text("0"))
+    counted_from: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class HopAttempt(_Base):
+    """One start of one hop: the audit row. It never changes once it is finished."""
+
+    __tablename__ = "hop_attempts"
+    __table_args__ = (
+        UniqueConstraint("migration_id", "to_version", "attempt", name="hop_attempts_number"),
+        Index(
+            "hop_attempts_one_running",
+            "migration_id",
+            unique=True,
+            postgresql_where=text("status = 'running'"),
+        ),
+        Index(
+            "hop_attempts_one_success",
+            "migration_id",
+            "to_version",
+            unique=True,
+            postgresql_where=text("status IN ('succeeded', 'skipped')"),
+        ),
+        Index("hop_attempts_by_graph", "graph_id", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    migration_id: Mapped[UUID] = mapped_column(
+        ForeignKey("graph_migrator.migrations.id", name="hop_attempts_migration_id_fkey")
+    )
+    graph_id: Mapped[UUID]
+    from_version: Mapped[int]
+    to_version: Mapped[int]
+    hop_name: Mapped[str]
+    fingerprint: Mapped[str]
+    attempt: Mapped[int]
+    dispatch: Mapped[int]
+    status: Mapped[str] = mapped_column(server_default=text("'running'"))
+    worker: Mapped[str | None]
+    pid: Mapped[int | None]
+    task_id: Mapped[str | None]
+    rows_changed: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    done: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    total: Mapped[int | None] = mapped_column(BigInteger)
+    batches: Mapped[int] = mapped_column(server_default=text("0"))
+    transient: Mapped[bool] = mapped_column(server_default=text("false"))
+    error_type: Mapped[str | None]
+    error_message: Mapped[str | None]
+    traceback: Mapped[str | None]
+    started_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
+    finished_at: Mapped[datetime | None]
+
+
+class Checkpoint(_Base):
+    """How far a batched hop has come: every row up to `cursor` has the new shape."""
+
+    __tablename__ = "checkpoints"
+
+    migration_id: Mapped[UUID] = mapped_column(
+        ForeignKey("graph_migrator.migrations.id", name="checkpoints_migration_id_fkey"), primary_key=True
+    )
+    to_version: Mapped[int] = mapped_column(primary_key=True)
+    cursor: Mapped[list[Any]]
+    done: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class Request(_Base):
+    """One call of a verb, known by its task id, so that a message delivered twice acts once."""
+
+    __tablename__ = "requests"
+    __table_args__ = (
+        Index("requests_unanswered", "created_at", postgresql_where=text("answered_at IS NULL")),
+        Index("requests_by_migration", "migration_id"),
+    )
+
+    task_id: Mapped[str] = mapped_column(primary_key=True)
+    verb: Mapped[str]
+    graph_id: Mapped[UUID | None]
+    target: Mapped[int | None]
+    migration_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("graph_migrator.migrations.id", name="requests_migration_id_fkey")
+    )
+    outcome: Mapped[_Json | None]
+    requested_by: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    answered_at: Mapped[datetime | None]
