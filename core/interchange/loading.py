@@ -1,0 +1,251 @@
+"""Rows into Postgres by COPY, in chunks, within one transaction."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import psycopg2
+
+from core.errors import DanglingEdges
+from core.interchange.copy_text import escape, escape_json, unescape
+from core.interchange.edges_aside import EdgesAside
+from core.interchange.input_file import InputFile
+from core.interchange.records import EdgeRecord, NodeRecord, Place
+
+Progress = Callable[[int, int], None]
+"""Called with how many nodes and how many edges are through."""
+
+_CHUNK_ROWS: Final = 10_000
+_CHUNK_CHARACTERS: Final = 8 * 1024 * 1024
+_EXAMPLES: Final = 5
+
+_NODES: Final = "COPY graph_migrator.nodes (graph_id, id, label, properties) FROM STDIN"
+_EDGES: Final = "COPY graph_migrator.edges (graph_id, id, source, target, type, properties) FROM STDIN"
+_TAKEN: Final = "SELECT id FROM graph_migrator.edges WHERE graph_id = %s AND id = ANY(%s)"
+_CHECK_ENDS: Final = (
+    "SET CONSTRAINTS graph_migrator.edges_source_is_a_node, graph_migrator.edges_target_is_a_node IMMEDIATE"
+)
+_DANGLING: Final = """
+SELECT count(*) OVER (), e.id, e.source, e.target, s.id IS NULL, t.id IS NULL
+FROM graph_migrator.edges e
+LEFT JOIN graph_migrator.nodes s ON s.graph_id = e.graph_id AND s.id = e.source
+LEFT JOIN graph_migrator.nodes t ON t.graph_id = e.graph_id AND t.id = e.target
+WHERE e.graph_id = %s AND (s.id IS NULL OR t.id IS NULL)
+ORDER BY e.id COLLATE "C" LIMIT %s
+"""
+
+_UNIQUE_VIOLATION: Final = "23505"
+_FOREIGN_KEY_VIOLATION: Final = "23503"
+_BAD_DATA: Final = ("22", "54", _UNIQUE_VIOLATION)
+"""SQLSTATEs, or their classes, that speak of one row: a data exception, a limit exceeded, a duplicate."""
+
+
+class _Row(NamedTuple):
+    place: Place
+    text: str
+
+
+class _Chunk:
+    """Rows on their way into one table."""
+
+    def __init__(self, kind: str, copy: str) -> None:
+        self.kind = kind
+        self.copy = copy
+        self.rows: list[_Row] = []
+        self._characters = 0
+
+    def add(self, place: Place, text: str) -> bool:
+        """Add a row; tells whether the chunk is full."""
+        self.rows.append(_Row(place, text))
+        self._characters += len(text)
+        return len(self.rows) >= _CHUNK_ROWS or self._characters >= _CHUNK_CHARACTERS
+
+    def take(self) -> list[_Row]:
+        """Empty the chunk."""
+        rows, self.rows, self._characters = self.rows, [], 0
+        return rows
+
+
+class Loader:
+    """Loads one graph's records, in the caller's transaction.
+
+    Attributes:
+        nodes: How many nodes are in Postgres.
+        edges: How many edges are.
+    """
+
+    def __init__(self, cursor: Any, graph_id: UUID, source: InputFile, on_progress: Progress | None) -> None:
+        self.nodes = 0
+        self.edges = 0
+        self._cursor = cursor
+        self._graph_id = graph_id
+        self._source = source
+        self._on_progress = on_progress
+        self._node_chunk = _Chunk("node", _NODES)
+        self._edge_chunk = _Chunk("edge", _EDGES)
+
+    def load(self, records: Iterable[NodeRecord | EdgeRecord]) -> None:
+        """Load all records.
+
+        Raises:
+            InvalidRecord: Postgres refuses a record, or two have the same id.
+            DanglingEdges: An edge leads to a node that is not there.
+        """
+        # A number for an edge without an id is free only when every id of the file is known.
+        with EdgesAside() as keyed, EdgesAside() as nameless:
+            for record in records:
+                if isinstance(record, NodeRecord):
+                    self._add_node(record)
+                elif record.id is not None:
+                    self._add_edge(record, record.id)
+                else:
+                    (nameless if record.key is None else keyed).put(record)
+            self._flush(self._node_chunk)
+            self._flush(self._edge_chunk)
+            if not self._load_by_key(keyed):
+                self._load_by_number(keyed)
+            self._load_by_number(nameless)
+        self._check_ends()
+
+    def _add_node(self, node: NodeRecord) -> None:
+        row = f"{self._graph_id}\t{escape(node.id)}\t{escape(node.label)}\t{escape_json(node.properties)}\n"
+        if self._node_chunk.add(node.place, row):
+            self._flush(self._node_chunk)
+
+    def _add_edge(self, edge: EdgeRecord, id_: str) -> None:
+        ends = f"{escape(edge.source)}\t{escape(edge.target)}"
+        row = (
+            f"{self._graph_id}\t{escape(id_)}\t{ends}\t{escape(edge.type)}\t{escape_json(edge.properties)}\n"
+        )
+        if self._edge_chunk.add(edge.place, row):
+            self._flush(self._edge_chunk)
+
+    def _load_by_key(self, keyed: EdgesAside) -> bool:
+        """Take keys for ids, if no two edges share one.
+
+        In a NetworkX multigraph they do: there a key only tells parallel edges apart, it names none.
+
+        Returns:
+            Whether the edges are loaded. If not, nothing of them is.
+        """
+        before = self.edges
+        self._cursor.execute("SAVEPOINT before_keys")
+        for edges in keyed.chunks(_CHUNK_ROWS):
+            rows = [
+                _Row(e.place, f"{self._graph_id}\t{e.key}\t{e.ends_and_type}\t{e.properties}\n")
+                for e in edges
+            ]
+            try:
+                self._send(self._edge_chunk, rows)
+            except psycopg2.Error as error:
+                if error.pgcode != _UNIQUE_VIOLATION:
+                    raise self._explained(self._edge_chunk, rows, error) from error
+                self._cursor.execute("ROLLBACK TO SAVEPOINT before_keys")
+                self.edges = before
+                return False
+        return True
+
+    def _load_by_number(self, aside: EdgesAside) -> None:
+        number = 0
+        for edges in aside.chunks(_CHUNK_ROWS):
+            numbers: list[int] = []
+            while len(numbers) < len(edges):
+                candidates = range(number, number + len(edges) - len(numbers))
+                number = candidates.stop
+                numbers += self._free(candidates)
+            for edge, id_ in zip(edges, numbers, strict=True):
+                row = f"{self._graph_id}\t{id_}\t{edge.ends_and_type}\t{edge.properties_with_key}\n"
+                self._edge_chunk.add(edge.place, row)
+            self._flush(self._edge_chunk)
+
+    def _free(self, candidates: range) -> list[int]:
+        if not self.edges:
+            return list(candidates)
+        self._cursor.execute(_TAKEN, (self._graph_id, [str(number) for number in candidates]))
+        taken = {id_ for (id_,) in self._cursor}
+        return [number for number in candidates if str(number) not in taken]
+
+    def _flush(self, chunk: _Chunk) -> None:
+        rows = chunk.take()
+        try:
+            self._send(chunk, rows)
+        except psycopg2.Error as error:
+            raise self._explained(chunk, rows, error) from error
+
+    def _send(self, chunk: _Chunk, rows: list[_Row]) -> None:
+        """COPY some rows; after an error the transaction is as it was before."""
+        if not rows:
+            return
+        data = io.BytesIO("".join([row.text for row in rows]).encode())
+        self._cursor.execute("SAVEPOINT before_rows")
+        try:
+            self._cursor.copy_expert(chunk.copy, data)
+        except psycopg2.Error as error:
+            if _is_about_a_row(error):
+                self._cursor.execute("ROLLBACK TO SAVEPOINT before_rows")
+            raise
+        self._cursor.execute("RELEASE SAVEPOINT before_rows")
+        if chunk.kind == "node":
+            self.nodes += len(rows)
+        else:
+            self.edges += len(rows)
+        if self._on_progress is not None:
+            self._on_progress(self.nodes, self.edges)
+
+    def _explained(self, chunk: _Chunk, rows: list[_Row], error: psycopg2.Error) -> Exception:
+        """The error that names the first row which Postgres refuses, found by halving the chunk."""
+        if not _is_about_a_row(error):
+            return error
+        self._on_progress = None
+        while len(rows) > 1:
+            half = rows[: len(rows) // 2]
+            try:
+                self._send(chunk, half)
+            except psycopg2.Error as narrower:
+                error, rows = narrower, half
+            else:
+                rows = rows[len(half) :]
+        try:
+            self._send(chunk, rows)
+        except psycopg2.Error as last:
+            return self._refused(chunk, rows[0], last)
+        return error
+
+    def _refused(self, chunk: _Chunk, row: _Row, error: psycopg2.Error) -> Exception:
+        id_ = unescape(row.text.split("\t")[1])
+        if error.pgcode == _UNIQUE_VIOLATION:
+            reason = f"{id_!r} is already the id of another {chunk.kind}"
+            return self._source.invalid(row.place.line, row.place.field("id"), reason)
+        said = error.diag.message_primary or "no reason given"
+        return self._source.invalid(
+            row.place.line, row.place.field(""), f"{chunk.kind} {id_[:100]!r} is refused by Postgres: {said}"
+        )
+
+    def _check_ends(self) -> None:
+        self._cursor.execute("SAVEPOINT before_check")
+        try:
+            self._cursor.execute(_CHECK_ENDS)
+        except psycopg2.Error as error:
+            if error.pgcode != _FOREIGN_KEY_VIOLATION:
+                raise
+            self._cursor.execute("ROLLBACK TO SAVEPOINT before_check")
+            raise self._dangling() from error
+
+    def _dangling(self) -> DanglingEdges:
+        # The rows are too new for statistics: a nested loop would be chosen for one row and run for all.
+        self._cursor.execute("SET LOCAL enable_nestloop = off")
+        self._cursor.execute(_DANGLING, (self._graph_id, _EXAMPLES))
+        count, examples = 0, []
+        for count, id_, source, target, no_source, no_target in self._cursor:  # noqa: B007 - the same in every row
+            missing = [repr(end) for end, lacks in ((source, no_source), (target, no_target)) if lacks]
+            examples.append(
+                f"{id_!r} ({source!r} → {target!r}: no {' and no '.join(dict.fromkeys(missing))})"
+            )
+        return DanglingEdges(self._source.name, count, examples)
+
+
+def _is_about_a_row(error: psycopg2.Error) -> bool:
+    return (error.pgcode or "").startswith(_BAD_DATA)

@@ -1,0 +1,180 @@
+"""Finding what a dead process left behind, and setting it going again.
+
+Every worker sweeps about twice a second; a try-lock lets one sweep at a time. A sweep opens its session,
+uses it and closes it. What it decides about a migration it decides and writes in one transaction, under the
+graph's lock; what is to be sent goes out after the commit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Engine
+
+from core import killpoints, telling
+from core.decisions import (
+    Limits,
+    Nothing,
+    Poisonous,
+    RecoveryDecision,
+    Redispatch,
+    RingAgain,
+    Settle,
+    decide_recovery,
+)
+from core.errors import HopCrashedRepeatedly, json_args, name_of
+from core.hop_runs import limits_of_settings
+from core.migrations import Dispatch, load_dispatch, load_report
+from core.reports import MigrationReport, own_error
+from core.settings import settings
+from core.store.executor import Executor
+
+_log = logging.getLogger("graph_migrator.recovery")
+
+
+@dataclass
+class Sweep:
+    """What one sweep did."""
+
+    to_send: list[Dispatch] = field(default_factory=list)
+    lost: int = 0
+    rung: int = 0
+    settled: int = 0
+    given_up: int = 0
+    stamped: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was nothing to do."""
+        return not (self.to_send or self.lost or self.rung or self.settled or self.given_up)
+
+
+@contextmanager
+def sweeping(engine: Engine) -> Iterator[Executor | None]:
+    """A session for one sweep, or None while another process sweeps."""
+    executor = Executor.connect(engine)
+    try:
+        yield executor if executor.call("try_sweep").try_sweep else None
+    finally:
+        executor.close()
+
+
+def sweep(executor: Executor, *, limits: Limits | None = None, most: int = 500) -> Sweep:
+    """Look at every migration that may need it, and do what it needs.
+
+    Args:
+        executor: A session of its own; see `sweeping`.
+        limits: How often a hop may go wrong; from the settings by default.
+        most: How many overdue migrations to ring for at most.
+
+    Returns:
+        What was done; its `to_send` are chains to send now.
+    """
+    done = Sweep()
+    with executor.cursor() as cursor:
+        cursor.execute("SELECT graph_migrator.candidates(%s)", (most,))
+        candidates = [row[0] for row in cursor.fetchall()]
+    for migration_id in candidates:
+        recover_one(executor, migration_id, done, limits or limits_of_settings())
+    done.stamped = executor.call("stamp_graphs").stamp_graphs
+    return done
+
+
+def recover_one(executor: Executor, migration_id: UUID, done: Sweep, limits: Limits) -> RecoveryDecision:
+    """Decide about one migration and write the decision, in one transaction under its graph's lock."""
+    s = settings()
+    with executor.transaction():
+        facts = executor.call("look_for_recovery", migration_id)
+        if facts.graph_id is None:  # somebody is on it
+            return Nothing()
+        decision = decide_recovery(facts, limits)
+        killpoints.reach("recovery_decided")
+        match decision:
+            case Settle():
+                executor.call("settle", migration_id, "lost")
+                done.settled += 1
+            case Poisonous(lost, running_id):
+                graph = load_report(executor, migration_id).graph
+                error = HopCrashedRepeatedly(graph, facts.hop_name, lost)
+                executor.call(
+                    "give_up",
+                    migration_id,
+                    facts.dispatch,
+                    running_id,
+                    name_of(error),
+                    str(error),
+                    json_args(error),
+                )
+                done.given_up += 1
+            case Redispatch():
+                executor.call("redispatch", migration_id, facts.running_id, s.deadline_seconds)
+                done.lost += 1
+            case RingAgain():
+                executor.call("ring_again", migration_id, s.deadline_seconds, s.deadline_max_seconds)
+                done.rung += 1
+            case Nothing():
+                pass
+    killpoints.reach("recovery_committed")
+    if isinstance(decision, Settle | Poisonous):
+        telling.ended(executor, migration_id, lost_id=facts.running_id, found_by="recovery")
+    if isinstance(decision, Redispatch | RingAgain):
+        try:
+            dispatch = load_dispatch(executor, migration_id)
+        except LookupError:  # it ended meanwhile
+            return decision
+        done.to_send.append(dispatch)
+        lost_id = facts.running_id if isinstance(decision, Redispatch) else None
+        telling.recovered(executor, dispatch, facts.graph_id, lost_id)
+        _log.info(
+            "%s: sent again as dispatch %d (%s)", dispatch.graph, dispatch.number, type(decision).__name__
+        )
+    return decision
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the caller of a settled request is to be told."""
+
+    task_id: str
+    result: MigrationReport | dict[str, object] | Exception
+    ended: datetime | None = None
+    """When the migration ended that it tells of; None for what no retry can change."""
+
+
+def unanswered(executor: Executor, *, grace: float = 2.0, most: int = 500) -> list[Outcome]:
+    """The outcomes of settled requests whose callers may not have been told.
+
+    Args:
+        executor: Any session.
+        grace: Seconds that the worker which settled it has, to tell the caller itself.
+        most: How many at most.
+    """
+    with executor.cursor() as cursor:
+        cursor.execute("SELECT * FROM graph_migrator.unanswered(%s, %s)", (grace, most))
+        rows = cursor.fetchall()
+    outcomes = []
+    for task_id, migration_id, recorded, ended in rows:
+        result: MigrationReport | dict[str, object] | Exception
+        if recorded is not None and "error" in recorded:
+            result = own_error(recorded["error"]["type"], recorded["error"]["args"])
+        elif recorded is not None:
+            result = recorded.get("report", recorded)  # an operator's verb records its report as it is
+        else:
+            report = load_report(executor, migration_id)
+            if report.finished_at != ended:  # taken up again since: its end is still to come
+                continue
+            result = report.error() or report
+        outcomes.append(Outcome(task_id, result, ended))
+    return outcomes
+
+
+def mark_answered(executor: Executor, outcomes: list[Outcome]) -> None:
+    """Remember that these callers have their result."""
+    told = [outcome.task_id for outcome in outcomes], [outcome.ended for outcome in outcomes]
+    with executor.cursor() as cursor:
+        cursor.execute("SELECT graph_migrator.mark_answered(%s, %s::timestamptz[])", told)
