@@ -1,0 +1,7 @@
+"""The command line, `graph-migrator`. Commands are thin: what they do is in `core`."""
+
+from __future__ import annotations
+
+from tasks.cli.main import main
+
+__all__ = ["main"]

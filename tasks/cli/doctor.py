@@ -1,0 +1,145 @@
+"""`doctor`: a deployment, checked end to end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import click
+from rich.markup import escape
+
+from core import checkup
+from core.checkup import Finding, Level
+from core.errors import GraphMigratorError
+from core.graph_types import GraphType
+from core.registry import graph_types
+from core.settings import settings
+from core.store.disclosure import safe_message
+from tasks.celery import app
+from tasks.cli.errors import as_ours
+from tasks.cli.output import console, json_option, print_json, table, without_password
+from tasks.fleet import Fleet, code_digests, look_at_fleet
+from tasks.runtime import engine
+
+_COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.WRONG: "red"}
+_PATIENCE = 5.0
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Check the deployment end to end: database, guard, broker, results, workers. Exit code 1: something is wrong.
+
+    Each finding that is not well comes with its remedy.
+    """
+    found = list(_examine())
+    if as_json:
+        print_json(found)
+    else:
+        rows = [
+            (f"[{_COLOURS[f.level]}]{f.level}[/]", f.check, escape(f.found), escape(f.remedy or ""))
+            for f in found
+        ]
+        console().print(table(None, ("", "CHECK", "FOUND", "REMEDY"), rows))
+    if any(finding.level is Level.WRONG for finding in found):
+        raise click.exceptions.Exit(1)
+
+
+def _examine() -> Iterator[Finding]:
+    types: dict[str, GraphType] = {}
+    try:
+        types = graph_types()
+    except GraphMigratorError as error:
+        yield _wrong("types", str(error), "Mend the type, or what GRAPH_MIGRATOR_TYPES names.")
+    yield from _of_the_database(types)
+    fleet = look_at_fleet()
+    yield _of_the_broker(fleet)
+    yield _of_the_results()
+    if fleet.broker_error is None:
+        yield from _of_the_workers(fleet, types)
+
+
+def _of_the_database(types: dict[str, GraphType]) -> Iterator[Finding]:
+    where = without_password(settings().database_url)
+    try:
+        with engine().connect():
+            yield Finding(check="database", level=Level.OK, found=f"{where} answers")
+        yield from checkup.examine(engine(), types)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
+        told = as_ours(error)
+        found = str(told) if told is not None else f"{where}: {safe_message(error)}"
+        yield _wrong("database", found, "Check DATABASE_URL, and that this role may read our tables.")
+
+
+def _of_the_broker(fleet: Fleet) -> Finding:
+    where = without_password(settings().broker_url)
+    if fleet.broker_error:
+        return _wrong("broker", f"{where} does not answer: {fleet.broker_error}", "Check CELERY_BROKER_URL.")
+    waiting = f", {fleet.queued} messages wait in {settings().queue!r}" if fleet.queued is not None else ""
+    return Finding(check="broker", level=Level.OK, found=f"{where} answers{waiting}")
+
+
+def _of_the_results() -> Finding:
+    where = without_password(settings().result_backend)
+    remedy = "Check CELERY_RESULT_BACKEND; without it, callers of .get() wait for ever."
+    get = getattr(app.backend, "get", None)
+    if get is None or "://" not in settings().result_backend:
+        told = f"{where}: this kind cannot be asked without a result to read"
+        return Finding(check="results", level=Level.WARNING, found=told, remedy=remedy)
+    outcome: list[Any] = []
+
+    def ask() -> None:
+        try:
+            get("graph-migrator-doctor")
+            outcome.append(None)
+        except Exception as error:  # noqa: BLE001 - whatever the backend's driver raises
+            outcome.append(error)
+
+    # A backend that swallows packets would hold us for as long as its driver likes.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_PATIENCE)
+    if not outcome:
+        return _wrong("results", f"{where} has not answered within {_PATIENCE:g} s", remedy)
+    if outcome[0] is not None:
+        return _wrong("results", f"{where} does not answer: {type(outcome[0]).__name__}", remedy)
+    return Finding(check="results", level=Level.OK, found=f"{where} answers")
+
+
+def _of_the_workers(fleet: Fleet, types: dict[str, GraphType]) -> Iterator[Finding]:
+    if not fleet.workers:
+        also = f"; {', '.join(fleet.elsewhere)} serve other queues" if fleet.elsewhere else ""
+        remedy = f"Start one: `celery -A tasks worker -Q {settings().queue}`."
+        yield _wrong("workers", f"none takes messages from {settings().queue!r}{also}", remedy)
+        return
+    yield Finding(check="workers", level=Level.OK, found=", ".join(sorted(fleet.workers)))
+    here = code_digests() if types else {}
+    for name in sorted({name for served in fleet.workers.values() for name in served} | set(here)):
+        yield _of_a_type(name, here.get(name), fleet)
+
+
+def _of_a_type(name: str, here: str | None, fleet: Fleet) -> Finding:
+    served = {worker: types[name] for worker, types in fleet.workers.items() if name in types}
+    check = "worker-types"
+    if not served:
+        found = f"{name!r} is known here, and no worker knows it"
+        return _wrong(check, found, "Set GRAPH_MIGRATOR_TYPES for the workers as it is here.")
+    missing = sorted(set(fleet.workers) - set(served))
+    if missing:
+        found = f"{name!r} is not known to {', '.join(missing)}; they put its hops back"
+        return Finding(
+            check=check, level=Level.WARNING, found=found, remedy="Give all workers the same types."
+        )
+    if len(set(served.values()) | ({here} if here else set())) > 1:
+        told = ", ".join(f"{worker} {digest}" for worker, digest in sorted(served.items()))
+        found = f"{name!r} differs: {told}{f', here {here}' if here else ''}"
+        return Finding(check=check, level=Level.WARNING, found=found, remedy="Finish the deploy.")
+    return Finding(check=check, level=Level.OK, found=f"{name!r}, the same code everywhere")
+
+
+def _wrong(check: str, found: str, remedy: str) -> Finding:
+    return Finding(check=check, level=Level.WRONG, found=found, remedy=remedy)
+
+
+COMMANDS = (doctor,)

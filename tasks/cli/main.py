@@ -1,0 +1,70 @@
+"""The `graph-migrator` command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from tasks.celery import app
+from tasks.cli import authoring, data, doctor, guarding, migrating, operating, reading, serving, watching
+from tasks.cli.errors import report
+
+_EXIT_CODES = (
+    "Exit codes: 0 done · 1 the migration failed · 2 wrong usage, or unknown graph, type or target · "
+    "3 refused in the graph's present state · 4 database or broker out of reach."
+)
+_HASTE = {"max_retries": 2, "interval_start": 0.2, "interval_step": 0.2, "interval_max": 0.5}
+
+
+class _Commands(click.Group):
+    """Turns errors into a sentence and an exit code. A traceback is shown with --debug only."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            with _in_haste():
+                return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            raise click.Abort from None
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            ctx.exit(report(error))
+
+
+@contextmanager
+def _in_haste() -> Iterator[None]:
+    """A worker waits for an hour for its broker to come back; a person at a prompt does not."""
+    patient: dict[str, Any] = {}
+    hasty = {
+        "task_publish_retry_policy": _HASTE,
+        "result_backend_always_retry": False,
+        "result_backend_transport_options": {"retry_policy": _HASTE},
+    }
+    try:
+        for name, value in hasty.items():
+            patient[name], app.conf[name] = app.conf[name], value
+        yield
+    finally:
+        app.conf.update(patient)
+
+
+@click.group(cls=_Commands, epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.version_option(package_name="graph-migrator")
+def main(debug: bool) -> None:
+    """Migrate versioned graphs: nothing lost, nothing run twice, nothing unexplained.
+
+    Services are found through DATABASE_URL, CELERY_BROKER_URL and CELERY_RESULT_BACKEND. Without any of
+    your own, `graph-migrator dev` starts them all in this folder and `eval "$(graph-migrator env)"`
+    points a shell at them.
+    """
+
+
+for module in (serving, reading, watching, migrating, operating, data, guarding, authoring, doctor):
+    for command in module.COMMANDS:
+        main.add_command(command)

@@ -1,0 +1,189 @@
+"""The command that migrates."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from uuid import UUID
+
+import click
+from rich.markup import escape
+
+from core import dry_run as trying
+from core import history as reading
+from core.decisions import HopMessage, Ignored
+from core.dry_run import DryRun
+from core.errors import MigrationError
+from core.history import Attempt
+from core.hop_runs import Failed, HopOutcome
+from core.in_process import follow
+from core.migrations import Caller, Dispatch, begin_migration
+from core.reports import MigrationReport
+from core.statuses import AttemptStatus, MigrationStatus
+from tasks.cli.errors import of_a_hop
+from tasks.cli.output import coloured, console, duration, json_option, print_json, table, user
+from tasks.runtime import engine, executors
+
+
+@click.command()
+@click.argument("graph")
+@click.option(
+    "--to", "target", type=click.IntRange(1, 2**31 - 1), help="The version to reach; by default the newest."
+)
+@click.option("--wait", is_flag=True, help="Wait for the end; exit code 1 where it failed.")
+@click.option("--inline", is_flag=True, help="Run the hops in this process; needs no broker and no worker.")
+@click.option(
+    "--dry-run", "trial", is_flag=True, help="Run the hops on the real rows, report, roll all back."
+)
+@click.option(
+    "--batches", default=10, show_default=True, type=click.IntRange(1), help="Dry run: batches to try."
+)
+@click.option("--reason", help="Why; stands in the history.")
+@click.option("--by", "requested_by", default=user, help="Who asks; by default the user.")
+@json_option
+def migrate(
+    graph: str, target: int | None, wait: bool, inline: bool, trial: bool, batches: int, reason: str | None,
+    requested_by: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Move GRAPH along its hops to a version.
+
+    By default the workers do it, and this command returns when the first message is sent. A graph whose
+    last migration failed is taken up where it stopped. A version below the graph's walks the hops back.
+    """
+    if sum((wait, inline, trial)) > 1:
+        raise click.UsageError("--wait, --inline and --dry-run exclude each other")
+    if trial:
+        _print_trial(trying.dry_run(engine(), graph, target, batches=batches), as_json=as_json)
+        return
+    try:
+        if inline:
+            report = _inline(graph, target, Caller(None, requested_by, reason), quiet=as_json)
+        else:
+            found = reading.find_graph(engine(), graph)
+            told = _latest_attempt(found.slug)
+            result = _send(found.id, target, requested_by, reason)
+            if not wait:
+                _print_sent(found.slug, result.id, as_json=as_json)
+                return
+            report = _wait_for(found.slug, result, after=told, quiet=as_json)
+    except MigrationError:
+        if as_json:
+            print_json(reading.history(engine(), graph, limit=1)[-1].report)
+        raise
+    if as_json:
+        print_json(report)
+    else:
+        _print_report(report)
+
+
+def _inline(graph: str, target: int | None, caller: Caller, *, quiet: bool) -> MigrationReport:
+    out = console()
+    with executors().borrow() as executor:
+        begun = begin_migration(executor, graph, target, caller=caller)
+    if not isinstance(begun, Dispatch):
+        assert not isinstance(begun, Ignored)  # noqa: S101 - without a task id there is nothing to ignore
+        return begun
+    names = {step.to_version: step.name for step in begun.steps}
+    failed: list[str] = []
+
+    def told(message: HopMessage, outcome: HopOutcome) -> None:
+        name = names.get(message.to_version, "?")
+        if isinstance(outcome, Failed):
+            failed.append(name)
+        if not quiet:
+            how = type(outcome).__name__.lower()
+            out.print(f"  v{message.from_version}→v{message.to_version} {escape(name)}: {how}")
+
+    try:
+        return follow(executors(), begun, on_hop=told)
+    except Exception as error:
+        if failed:
+            raise of_a_hop(error, begun.graph, failed[0]) from error
+        raise
+
+
+def _send(graph_id: UUID, *arguments: Any) -> Any:
+    from tasks.migrate import migrate_graph
+
+    return migrate_graph.delay(str(graph_id), *arguments)
+
+
+def _print_sent(slug: str, task_id: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"graph": slug, "task_id": task_id})
+    else:
+        click.echo(f"{slug}: sent (task {task_id}). Follow it with `graph-migrator watch {slug}`.")
+
+
+def _latest_attempt(slug: str) -> int:
+    stories = reading.history(engine(), slug, limit=1)
+    return max((attempt.id for story in stories for attempt in story.attempts), default=0)
+
+
+def _wait_for(slug: str, result: Any, *, after: int, quiet: bool) -> MigrationReport:
+    """Print each hop when it is over, until the caller's result is there; then return or raise it."""
+    seen, said, hint_at = {after}, False, time.monotonic() + 5
+    while True:
+        ready = result.ready()
+        stories = reading.history(engine(), slug, limit=1)
+        attempts = [a for a in stories[-1].attempts if a.id > after] if stories else []
+        for attempt in attempts:
+            if attempt.id not in seen and attempt.status is not AttemptStatus.RUNNING:
+                seen.add(attempt.id)
+                if not quiet:
+                    _print_attempt(attempt)
+        if ready:
+            outcome = result.result
+            if isinstance(outcome, Exception):
+                raise of_a_hop(outcome, slug, attempts[-1].hop_name if attempts else "?")
+            return MigrationReport.model_validate(outcome)
+        is_paused = bool(stories) and stories[-1].report.status is MigrationStatus.PAUSED
+        if not said and (is_paused or (not attempts and time.monotonic() > hint_at)):
+            said = True
+            why = "it is paused" if is_paused else "nothing has happened yet"
+            click.echo(f"{slug}: {why}, still waiting; `graph-migrator status {slug}` tells more.", err=True)
+        time.sleep(0.2)
+
+
+def _print_attempt(attempt: Attempt) -> None:
+    console().print(
+        f"  v{attempt.from_version}→v{attempt.to_version} {escape(attempt.hop_name)}: "
+        f"{coloured(attempt.status)} ({attempt.rows_changed} rows, {duration(attempt.seconds)}, {attempt.worker})"
+    )
+
+
+def _print_report(report: MigrationReport) -> None:
+    out = console()
+    if not report.changed:
+        out.print(f"{report.graph} is at v{report.version} already; nothing to do.")
+        return
+    took = f" in {duration(report.seconds)}" if report.seconds is not None else ""
+    out.print(
+        f"{report.graph}: {coloured(report.status)}, v{report.from_version}→v{report.version}{took}, "
+        f"{len(report.hops)} hops"
+    )
+
+
+def _print_trial(trial: DryRun, *, as_json: bool) -> None:
+    if as_json:
+        print_json(trial)
+    else:
+        out = console()
+        rows = [
+            (f"v{t.hop.from_version}→v{t.hop.to_version}", t.hop.name, t.hop.status if t.checked else "cut short",
+             f"{t.hop.rows_changed} rows", duration(t.seconds), "checks held" if t.checked else
+             f"{t.rows_tried} of {t.rows_in_all} rows tried; all would take about {duration(t.expected_seconds)}")
+            for t in trial.hops
+        ]  # fmt: skip
+        if rows:
+            out.print(table(None, ("HOP", "NAME", "STATUS", "WOULD CHANGE", "TOOK", ""), rows))
+        for name in trial.not_tried:
+            out.print(f"not tried: {name}")
+        if trial.error:
+            out.print(f"[red]would fail:[/] {escape(trial.error)}")
+        out.print(f"{trial.graph}: everything was rolled back; it is at v{trial.from_version} as before.")
+    if trial.error:
+        raise click.exceptions.Exit(1)
+
+
+COMMANDS = (migrate,)

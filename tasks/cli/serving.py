@@ -1,0 +1,102 @@
+"""Commands that set things up: db upgrade, dev, env."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+from core.embedded import EmbeddedUnavailable, Postgres, Redis
+from core.store import schema
+from tasks.cli.output import json_option, print_json
+from tasks.runtime import engine
+from tasks.serving import Flower, Worker, environment
+
+_FOLDER = click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".graph-migrator"),
+    show_default=True,
+    help="Where the database and the logs live.",
+)
+
+
+@click.group()
+def db() -> None:
+    """Our tables in the database."""
+
+
+@db.command()
+@json_option
+def upgrade(as_json: bool) -> None:
+    """Bring the tables to this release. Safe to run again, and from several places at once."""
+    before, after = schema.upgrade(engine())
+    if as_json:
+        print_json({"before": before, "after": after})
+    elif before == after:
+        click.echo(f"The schema is at {after} already.")
+    else:
+        click.echo(f"The schema went from {before or 'nothing'} to {after}.")
+
+
+@click.command()
+@_FOLDER
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 16), help="Worker processes.")
+@click.option(
+    "--concurrency", default=2, show_default=True, type=click.IntRange(1), help="Hops at a time in each."
+)
+@click.option("--flower", "with_flower", is_flag=True, help="Also Flower, with a password made for this run.")
+def dev(folder: Path, workers: int, concurrency: int, with_flower: bool) -> None:
+    """Postgres, Redis and a worker in the foreground, on loopback, until Ctrl-C.
+
+    The database stays in the folder and is there again the next time. In another shell,
+    `eval "$(graph-migrator env)"` points at what runs here.
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)  # what lies in it is private, each for itself
+    stop = threading.Event()
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, lambda _number, _frame: stop.set())
+    env_file = folder / "env"
+    try:
+        with ExitStack() as running:
+            click.echo("Starting Postgres and Redis ...")
+            postgres = running.enter_context(Postgres(folder / "postgres"))
+            redis = running.enter_context(Redis(folder / "redis"))
+            schema.upgrade(postgres.url)
+            variables = environment(postgres, redis)
+            running.callback(env_file.unlink, missing_ok=True)
+            env_file.touch(0o600)
+            env_file.write_text("".join(f"export {k}={shlex.quote(v)}\n" for k, v in variables.items()))
+            for number in range(1, workers + 1):
+                worker = Worker(
+                    folder / f"worker-{number}", f"dev-{number}", variables, concurrency=concurrency
+                )
+                running.enter_context(worker)
+                click.echo(f"{worker.name} is ready (pid {worker.pid}, log {worker.log})")
+            if with_flower:
+                flower = running.enter_context(Flower(folder / "flower", variables))
+                click.echo(f"Flower: {flower.url}  (user {flower.user}, password {flower.password})")
+            click.echo('Ready. In another shell: eval "$(graph-migrator env)". Ctrl-C stops everything.')
+            stop.wait()
+            click.echo("\nStopping; hops in progress finish first ...")
+    except EmbeddedUnavailable as error:
+        raise click.ClickException(str(error)) from error
+    click.echo("Stopped. Nothing is left running.")
+
+
+@click.command()
+@_FOLDER
+def env(folder: Path) -> None:
+    """Print the `export` lines of the `graph-migrator dev` that runs in this folder."""
+    found = folder / "env"
+    if not found.exists():
+        raise click.ClickException(f"no `graph-migrator dev` runs in {folder}")
+    click.echo(found.read_text(), nl=False)
+
+
+COMMANDS = (db, dev, env)

@@ -1,0 +1,85 @@
+"""The living workers: who answers, which graph types they serve with which code, and how long the queue is."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery.worker.control import inspect_command
+
+from core.registry import graph_types
+from core.settings import settings
+from tasks.celery import app
+
+_NO_QUEUE = ("not_found", "does not exist", "no queue")
+
+
+@dataclass
+class Fleet:
+    """What the workers answered.
+
+    Attributes:
+        workers: Those that serve our queue: by worker, a digest of its code by graph type.
+        elsewhere: Workers of ours that serve other queues only.
+        queued: Messages that wait in our queue; None where the broker does not tell.
+        broker_error: Why the broker could not be asked.
+    """
+
+    workers: dict[str, dict[str, str]] = field(default_factory=dict)
+    elsewhere: list[str] = field(default_factory=list)
+    queued: int | None = None
+    broker_error: str | None = None
+
+
+def code_digests() -> dict[str, str]:
+    """A short digest of all hops of each graph type that this process knows."""
+    return {
+        name: hashlib.sha256(
+            "".join(way.fingerprint for hop in kind.hops for way in hop.directions.values()).encode()
+        ).hexdigest()[:12]
+        for name, kind in graph_types().items()
+    }
+
+
+@inspect_command(name="graph_types")
+def _graph_types(state: Any) -> dict[str, Any]:
+    """Asked by `look_at_fleet`: the types that this worker serves, and the queues it takes messages from."""
+    consumer = getattr(state.consumer, "task_consumer", None)
+    return {"types": code_digests(), "queues": [queue.name for queue in getattr(consumer, "queues", ())]}
+
+
+def look_at_fleet(timeout: float = 1.0) -> Fleet:
+    """Ask the broker and all workers.
+
+    Args:
+        timeout: Seconds to wait for workers to answer.
+    """
+    fleet = Fleet()
+    try:
+        with app.connection_for_read() as connection:
+            connection.ensure_connection(max_retries=1, timeout=2)
+            fleet.queued = _length_of_queue(connection)
+        answers = app.control.broadcast("graph_types", reply=True, timeout=timeout) or []
+    except Exception as error:  # noqa: BLE001 - whatever the broker's driver raises: it did not answer
+        fleet.broker_error = type(error).__name__
+        return fleet
+    for answer in answers:
+        for name, told in answer.items():
+            if not isinstance(told, dict) or "types" not in told:
+                continue  # another application's worker on the same broker
+            if settings().queue in told["queues"]:
+                fleet.workers[name] = told["types"]
+            else:
+                fleet.elsewhere.append(name)
+    return fleet
+
+
+def _length_of_queue(connection: Any) -> int | None:
+    try:
+        found: int = connection.default_channel.queue_declare(settings().queue, passive=True).message_count
+    except Exception as error:
+        if any(phrase in str(error).lower() for phrase in _NO_QUEUE):
+            return 0  # no message was ever sent, or all are taken
+        raise
+    return found

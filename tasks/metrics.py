@@ -1,0 +1,176 @@
+"""Prometheus metrics, served by a worker's main process: ``celery -A tasks worker --metrics-port 9464``.
+
+Everything is counted in Postgres when it is asked for, nothing in the workers' memory. The audit rows never
+change and are never deleted, so a count of them is a counter: it survives restarts, a killed process cannot
+take numbers with it, and prefork needs no shared files. In return every worker tells the same fleet-wide
+numbers: scrape one or all of them, and never add them up (`max`, not `sum`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from celery import bootsteps
+from celery.signals import worker_process_init
+from click import Option
+
+from core.registry import graph_types
+from core.settings import settings
+from core.store.measures import Measures, Settled, measure
+from tasks.runtime import engine
+
+_log = logging.getLogger("graph_migrator.metrics")
+
+OPTIONS = (
+    Option(["--metrics-port"], type=int, help="Serve Prometheus metrics; GRAPH_MIGRATOR_METRICS_PORT."),
+    Option(["--metrics-address"], help="Where to serve them; GRAPH_MIGRATOR_METRICS_ADDRESS."),
+)
+
+METRICS = {
+    "graph_migrator_up": "Whether Postgres answered this scrape.",
+    "graph_migrator_migrations": "Migrations there are, by graph type and status.",
+    "graph_migrator_hop_seconds": "How long hop attempts took, by graph type, hop and outcome.",
+    "graph_migrator_rows_changed_total": "Rows changed by what hops committed, by graph type and hop.",
+    "graph_migrator_lost_attempts_total": "Hop attempts whose executor died, by graph type and hop.",
+    "graph_migrator_recovery_seconds": "From a lost attempt being found to the next start of its hop.",
+    "graph_migrator_running_hops": "Hop attempts that have a running row.",
+    "graph_migrator_waiting_migrations": "Live migrations that nobody executes at this moment.",
+    "graph_migrator_queue_age_seconds": "How long the one of them that waits longest has waited.",
+    "graph_migrator_overdue_migrations": "Those past the deadline at which recovery rings again.",
+    "graph_migrator_graphs": "Graphs, by type and version.",
+    "graph_migrator_graphs_behind": "Graphs below the newest version of their type that this worker knows.",
+    "graph_migrator_graphs_half_done": "Graphs that were forced loose half-way through a batched hop.",
+}
+"""Every metric and what it says; docs/monitoring.md and the dashboard are held against it."""
+
+
+class Counted:
+    """A Prometheus collector that looks into Postgres at each scrape, one scrape at a time."""
+
+    def __init__(self) -> None:
+        self._one_at_a_time = threading.Lock()
+        self._settled = Settled()
+
+    def describe(self) -> Iterable[Any]:
+        """Nothing: registering must not ask Postgres."""
+        return ()
+
+    def collect(self) -> Iterator[Any]:
+        """All metrics; only `graph_migrator_up` where Postgres does not answer."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        try:
+            with self._one_at_a_time, engine().connect() as connection:
+                found = measure(connection, self._settled)
+        except Exception as error:  # noqa: BLE001 - whatever is away: that is what the scrape says
+            _log.warning("metrics: Postgres did not answer: %s", type(error).__name__)
+            found = None
+        yield GaugeMetricFamily(
+            "graph_migrator_up", METRICS["graph_migrator_up"], value=float(found is not None)
+        )
+        if found is not None:
+            yield from families(found, {name: kind.newest for name, kind in graph_types().items()})
+
+
+def families(found: Measures, newest: dict[str, int]) -> Iterator[Any]:
+    """The measures as Prometheus metric families.
+
+    Args:
+        found: What was counted.
+        newest: The newest version by graph type.
+    """
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    def gauge(name: str, values: dict[tuple[Any, ...], float], labels: tuple[str, ...] = ()) -> Any:
+        family = GaugeMetricFamily(name, METRICS[name], labels=labels)
+        for key, value in values.items():
+            family.add_metric([str(each) for each in key], value)
+        return family
+
+    def counter(name: str, values: dict[tuple[Any, ...], float], labels: tuple[str, ...]) -> Any:
+        family = CounterMetricFamily(name.removesuffix("_total"), METRICS[name], labels=labels)
+        for key, value in values.items():
+            family.add_metric([str(each) for each in key], value)
+        return family
+
+    yield gauge("graph_migrator_migrations", {**found.migrations}, ("graph_type", "status"))
+    hops = HistogramMetricFamily(
+        "graph_migrator_hop_seconds",
+        METRICS["graph_migrator_hop_seconds"],
+        labels=("graph_type", "hop", "status"),
+    )
+    for key, histogram in found.hop_seconds.items():
+        hops.add_metric(key, histogram.cumulated(), histogram.total)
+    yield hops
+    yield counter("graph_migrator_rows_changed_total", {**found.rows}, ("graph_type", "hop"))
+    yield counter("graph_migrator_lost_attempts_total", {**found.lost_attempts}, ("graph_type", "hop"))
+    recovery = HistogramMetricFamily(
+        "graph_migrator_recovery_seconds", METRICS["graph_migrator_recovery_seconds"]
+    )
+    recovery.add_metric([], found.recovery.cumulated(), found.recovery.total)
+    yield recovery
+    yield gauge("graph_migrator_running_hops", {(): found.running_hops})
+    yield gauge("graph_migrator_waiting_migrations", {(): found.waiting})
+    yield gauge("graph_migrator_queue_age_seconds", {(): found.queue_age})
+    yield gauge("graph_migrator_overdue_migrations", {(): found.overdue})
+    yield gauge("graph_migrator_graphs", {**found.graphs}, ("graph_type", "version"))
+    behind = dict.fromkeys(((kind,) for kind in newest), 0.0)
+    for (kind, version), count in found.graphs.items():
+        if version < newest.get(kind, 0):
+            behind[kind,] += count
+    yield gauge("graph_migrator_graphs_behind", {**behind}, ("graph_type",))
+    yield gauge("graph_migrator_graphs_half_done", {(): found.half_done})
+
+
+class MetricsEndpoint(bootsteps.StartStopStep):
+    """Serves the metrics for as long as the worker lives. Whatever hinders it never stops the worker."""
+
+    requires = ("celery.worker.components:Pool",)  # the pool's first processes are forked by then
+
+    server: Any = None
+
+    def __init__(
+        self,
+        worker: Any,
+        metrics_port: int | None = None,
+        metrics_address: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(worker, **options)
+        self._port = settings().metrics_port if metrics_port is None else metrics_port
+        self._address = metrics_address or settings().metrics_address
+        self.enabled = bool(self._port)
+
+    def start(self, worker: Any) -> None:
+        """Open the port."""
+        try:
+            from prometheus_client import CollectorRegistry, start_http_server
+
+            registry = CollectorRegistry()
+            registry.register(Counted())
+            assert self._port is not None  # noqa: S101 - else the step is not enabled
+            MetricsEndpoint.server, _ = start_http_server(self._port, self._address, registry)
+            _log.info("metrics: http://%s:%d/metrics", self._address, self._port)
+        except ImportError:
+            _log.error("no metrics are served: pip install 'graph-migrator[metrics]'")
+        except OSError as error:
+            _log.error("no metrics are served on %s:%s: %s", self._address, self._port, error)
+
+    def stop(self, worker: Any) -> None:
+        """Close the port."""
+        server, MetricsEndpoint.server = MetricsEndpoint.server, None
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+
+
+@worker_process_init.connect
+def _let_go_of_the_port(**_: object) -> None:
+    # A process forked later than the start has a copy of the listening socket: were the main process
+    # killed, the port would stay taken for as long as that child lives.
+    if MetricsEndpoint.server is not None:
+        MetricsEndpoint.server.socket.close()
+        MetricsEndpoint.server = None

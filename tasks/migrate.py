@@ -1,0 +1,169 @@
+"""The chain: `migrate_graph` begins a migration and is replaced by one `run_hop` for each hop."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from celery import Task, chain, current_task
+from celery.exceptions import Ignore
+from celery.signals import after_task_publish, task_success
+from celery.utils.log import get_task_logger
+
+from core import killpoints
+from core.decisions import HopMessage, Ignored, Later
+from core.errors import GraphMigratorError
+from core.hop_runs import Applied, Failed, Worker, backoff
+from core.hop_runs import run_hop as run_one_hop
+from core.migrations import Caller, Dispatch, begin_migration, record_outcome
+from core.reports import MigrationReport
+from core.store.disclosure import tellable
+from core.store.failures import Failure, classify
+from tasks.celery import app
+from tasks.results import MigrateArguments, MigrateTask, checked
+from tasks.runtime import executors
+from tasks.telling import show_failure, show_ignored
+
+_log = get_task_logger("graph_migrator.tasks")
+
+
+@app.task(bind=True, base=MigrateTask, name="tasks.migrate_graph", max_retries=None)
+def migrate_graph(self: MigrateTask, *args: Any, **kwargs: Any) -> Any:
+    """Move a graph along its hops: ``migrate_graph.delay(graph_id, target=None, requested_by=None, reason=None)``.
+
+    Args:
+        self: The task.
+        args: `graph_id` (UUID or slug) and `target` (a version; None for the newest).
+        kwargs: The same by name, `requested_by` and `reason`, which stand in the audit rows.
+
+    Returns:
+        Through ``.get()``, the final `MigrationReport`.
+    """
+    given = checked(MigrateArguments, args, kwargs)
+    graph, target = given["graph_id"], given["target"]
+    caller = Caller(self.request.id, given["requested_by"], given["reason"])
+    try:
+        try:
+            with executors().borrow() as executor:
+                begun = begin_migration(executor, graph, target, caller=caller)
+                if isinstance(begun, MigrationReport):
+                    record_outcome(executor, caller, graph, target, begun)
+        except GraphMigratorError as refusal:  # remembered: the message may come again in another state
+            with executors().borrow() as executor:
+                record_outcome(executor, caller, graph, target, refusal)
+            raise
+    except GraphMigratorError:
+        raise
+    except Exception as error:  # noqa: BLE001 - raised again, without values
+        if classify(error) is Failure.PERMANENT:
+            raise tellable(error) from None
+        raise self.retry(countdown=backoff(self.request.retries), exc=tellable(error)) from None
+    match begun:
+        case Dispatch():
+            return _replace(self, begun)
+        case Ignored(why):
+            _log.info("%s: ignored: %s", graph, why)
+            raise Ignore(why)
+        case report:
+            return report.model_dump(mode="json")
+
+
+@app.task(
+    bind=True,
+    name="tasks.run_hop",
+    max_retries=None,
+    # Nobody reads an inner hop's result; its failure must reach the caller all the same.
+    store_errors_even_if_ignored=True,
+)
+def run_hop(self: Task, migration_id: str, from_version: int, to_version: int, dispatch: int) -> Any:
+    """Internal: one hop of a migration. A message is good for its dispatch only."""
+    message = HopMessage(UUID(migration_id), from_version, to_version, dispatch)
+    worker = Worker(self.request.hostname or "?", task_id=self.request.id)
+    outcome = run_one_hop(executors(), message, worker=worker)
+    match outcome:
+        case Applied(report):
+            # Nobody but Flower looks at what an inner hop returns.
+            return report.model_dump(mode="json") if report is not None else f"applied: v{to_version}"
+        case Failed(error):
+            show_failure(row_of_the_call(self), error)
+            raise error
+        case Later(seconds, why):
+            _log.info(
+                "migration %s: v%d→v%d again in %.1f s: %s",
+                migration_id,
+                from_version,
+                to_version,
+                seconds,
+                why,
+            )
+            raise self.retry(countdown=seconds)
+        case Ignored(why, must_not_occur):
+            (_log.error if must_not_occur else _log.info)("migration %s: ignored: %s", migration_id, why)
+            if self.request.chain:  # the last hop's row is the call's own, which others may be answering
+                show_ignored(self.request.id, why)
+            raise Ignore(why)
+
+
+def hop_chain(dispatch: Dispatch) -> Any:
+    """The chain for the rest of a migration. Its last task bears the id of the latest `migrate_graph` call."""
+    last = len(dispatch.steps) - 1
+    hops = []
+    for place, (message, step) in enumerate(zip(dispatch.messages(), dispatch.steps, strict=True)):
+        which = f"v{step.from_version}→v{step.to_version} {step.name}"
+        hop = run_hop.si(
+            str(message.migration_id), message.from_version, message.to_version, message.dispatch
+        ).set(
+            ignore_result=place != last,
+            argsrepr=f"{dispatch.graph} {which}",
+            kwargsrepr="",
+        )
+        hops.append(hop)
+    if dispatch.task_id is not None:
+        # In Flower the last hop's row is the call's own row, and keeps its name.
+        hops[-1].set(
+            task_id=dispatch.task_id,
+            shadow=migrate_graph.name,
+            argsrepr=f"{dispatch.graph} → v{dispatch.steps[-1].to_version}: {dispatch.steps[-1].name}",
+        )
+    return chain(*hops)
+
+
+def send(dispatch: Dispatch) -> None:
+    """Publish the chain for the rest of a migration, outside of any `migrate_graph` task."""
+    if dispatch.steps:
+        hop_chain(dispatch).apply_async(task_id=dispatch.task_id)
+
+
+def _replace(task: Task, dispatch: Dispatch) -> Any:
+    try:
+        return task.replace(hop_chain(dispatch))
+    except Ignore:
+        killpoints.reach("begin_dispatched")
+        raise
+
+
+def row_of_the_call(task: Task) -> str | None:
+    """The id of the `migrate_graph` call that a hop belongs to, where that is another row of Flower's.
+
+    It is the id of the chain's last task. Celery would leave that row as started for ever.
+    """
+    rest = task.request.chain
+    last = rest[0]["options"].get("task_id") if rest else None
+    return str(last) if last else None
+
+
+@task_success.connect
+def _after_the_result(sender: Task | None = None, **_: object) -> None:
+    if sender is not None and sender.name == run_hop.name:
+        killpoints.reach("hop_result_stored")
+
+
+def _after_the_next_message(sender: str | None = None, **published: Any) -> None:
+    inside = current_task and current_task.name == run_hop.name
+    # A hop that puts itself back publishes its own id; that is not the next message.
+    if inside and sender == run_hop.name and published["headers"]["id"] != current_task.request.id:
+        killpoints.reach("hop_published")
+
+
+if killpoints.hold_folder is not None:
+    after_task_publish.connect(_after_the_next_message)

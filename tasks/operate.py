@@ -1,0 +1,113 @@
+"""Operators' verbs as tasks. Each returns a `core.operations.VerbReport` as a dict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from celery import Task
+from pydantic import BaseModel
+
+from core import operations
+from core.errors import GraphMigratorError
+from core.migrations import Caller, Dispatch, record_outcome
+from core.operations import VerbReport
+from core.statuses import Verb
+from core.store.disclosure import tellable
+from core.store.executor import Executor
+from core.store.failures import Failure, classify
+from tasks.celery import app
+from tasks.migrate import send
+from tasks.results import CheckedTask, GraphArguments, ReleaseArguments, RetryArguments, checked
+from tasks.runtime import executors
+
+_VERBS = {
+    "tasks.pause_migration": Verb.PAUSE,
+    "tasks.cancel_migration": Verb.CANCEL,
+    "tasks.resume_migration": Verb.RESUME,
+    "tasks.retry_migration": Verb.RETRY,
+    "tasks.release_graph": Verb.RELEASE,
+}
+_Verb = Callable[[Executor, dict[str, Any], Caller], tuple[VerbReport, Dispatch | None]]
+
+
+def _carry_out(task: Task, model: type[BaseModel], args: Any, kwargs: Any, verb: _Verb) -> dict[str, Any]:
+    given = checked(model, args, kwargs)
+    caller = Caller(task.request.id, given.get("requested_by"))
+    try:
+        try:
+            with executors().borrow() as executor:
+                report, dispatch = verb(executor, given, caller)
+        except GraphMigratorError as refusal:  # remembered: the message may come again in another state
+            with executors().borrow() as executor:
+                record_outcome(executor, caller, given["graph_id"], None, refusal, _VERBS[task.name])
+            raise
+    except GraphMigratorError:
+        raise
+    except Exception as error:  # noqa: BLE001 - raised again, without values
+        if classify(error) is Failure.PERMANENT:
+            raise tellable(error) from None
+        raise task.retry(countdown=1, exc=tellable(error)) from None
+    if dispatch is not None:
+        send(dispatch)
+    return report.model_dump(mode="json")
+
+
+def _migration(given: dict[str, Any]) -> UUID | None:
+    return UUID(given["migration_id"]) if given.get("migration_id") else None
+
+
+@app.task(bind=True, base=CheckedTask, name="tasks.pause_migration", max_retries=None)
+def pause_migration(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Stop a graph's migration at the next hop or batch boundary."""
+
+    def verb(executor: Executor, given: dict[str, Any], caller: Caller) -> tuple[VerbReport, None]:
+        return operations.pause(executor, given["graph_id"], caller, migration_id=_migration(given)), None
+
+    return _carry_out(self, GraphArguments, args, kwargs, verb)
+
+
+@app.task(bind=True, base=CheckedTask, name="tasks.cancel_migration", max_retries=None)
+def cancel_migration(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """End a graph's migration at the next hop or batch boundary."""
+
+    def verb(executor: Executor, given: dict[str, Any], caller: Caller) -> tuple[VerbReport, None]:
+        return operations.cancel(executor, given["graph_id"], caller, migration_id=_migration(given)), None
+
+    return _carry_out(self, GraphArguments, args, kwargs, verb)
+
+
+@app.task(bind=True, base=CheckedTask, name="tasks.resume_migration", max_retries=None)
+def resume_migration(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Let a graph's paused migration go on."""
+
+    def verb(executor: Executor, given: dict[str, Any], caller: Caller) -> tuple[VerbReport, Dispatch | None]:
+        return operations.resume(executor, given["graph_id"], caller, migration_id=_migration(given))
+
+    return _carry_out(self, GraphArguments, args, kwargs, verb)
+
+
+@app.task(
+    bind=True, base=CheckedTask, name="tasks.retry_migration", max_retries=None, arguments=RetryArguments
+)
+def retry_migration(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Take a graph's failed migration up again where it stopped."""
+
+    def verb(executor: Executor, given: dict[str, Any], caller: Caller) -> tuple[VerbReport, Dispatch | None]:
+        return operations.retry(executor, given["graph_id"], caller, accept_new_code=given["accept_new_code"])
+
+    return _carry_out(self, RetryArguments, args, kwargs, verb)
+
+
+@app.task(
+    bind=True, base=CheckedTask, name="tasks.release_graph", max_retries=None, arguments=ReleaseArguments
+)
+def release_graph(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Give a graph's migration up and the graph back to its writers."""
+
+    def verb(executor: Executor, given: dict[str, Any], caller: Caller) -> tuple[VerbReport, None]:
+        options = {name: given[name] for name in ("force", "terminate", "whole")}
+        return operations.release(executor, given["graph_id"], caller, **options), None
+
+    return _carry_out(self, ReleaseArguments, args, kwargs, verb)

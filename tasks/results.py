@@ -1,0 +1,147 @@
+"""What `.delay()` returns, and how a task checks its arguments before they travel."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from celery import Task
+from celery.result import AsyncResult
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from core.errors import InvalidRequest
+from core.reports import MigrationReport
+
+
+class MigrationResult(AsyncResult):
+    """The result of a `migrate_graph` call: `.get()` gives a `MigrationReport` or raises the hop's error."""
+
+    def get(self, *args: Any, **kwargs: Any) -> MigrationReport:
+        """Wait for the end of the migration.
+
+        Args:
+            args: As `celery.result.AsyncResult.get`; above all ``timeout=`` in seconds.
+            kwargs: Likewise.
+
+        Raises:
+            celery.exceptions.TimeoutError: It has not ended in time; it goes on.
+            GraphMigratorError: The call was refused, or the migration ended without reaching its target.
+            Exception: What a hop raised.
+        """
+        return MigrationReport.model_validate(super().get(*args, **kwargs))
+
+
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, UUID) else value
+
+
+def _storable(value: str) -> str:
+    if "\x00" in value or (not value.isascii() and any("\ud800" <= each <= "\udfff" for each in value)):
+        raise ValueError("a NUL character or a lone surrogate cannot be stored")
+    return value
+
+
+_Text = Annotated[str, AfterValidator(_storable)]
+_GraphName = Annotated[
+    str,
+    BeforeValidator(_as_text),
+    Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
+]
+_Id = Annotated[
+    str, BeforeValidator(_as_text), Field(pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")
+]
+
+
+class MigrateArguments(BaseModel):
+    """The arguments of `migrate_graph`, checked before they are sent and again when they arrive."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    graph_id: _GraphName
+    target: int | None = Field(None, ge=1, le=2**31 - 1)
+    requested_by: _Text | None = Field(None, max_length=200)
+    reason: _Text | None = Field(None, max_length=2_000)
+
+
+class GraphArguments(BaseModel):
+    """The arguments of an operator's verb on one graph."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    graph_id: _GraphName
+    migration_id: _Id | None = None
+    requested_by: _Text | None = Field(None, max_length=200)
+
+
+class RetryArguments(GraphArguments):
+    """The arguments of `retry_migration`."""
+
+    accept_new_code: bool = False
+
+
+class ReleaseArguments(GraphArguments):
+    """The arguments of `release_graph`."""
+
+    force: bool = False
+    terminate: bool = False
+    whole: bool = False
+
+
+def checked(model: type[BaseModel], args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments by name, as JSON values.
+
+    Raises:
+        InvalidRequest: Names the argument and what is wrong with it, never its value.
+    """
+    names = list(model.model_fields)
+    if len(args or ()) > len(names):
+        raise InvalidRequest("arguments", f"at most {len(names)}: {', '.join(names)}")
+    given = dict(zip(names, args or (), strict=False))
+    twice = sorted(set(given) & set(kwargs or {}))
+    if twice:
+        raise InvalidRequest(twice[0], "it is given twice")
+    try:
+        return model.model_validate(given | dict(kwargs or {})).model_dump(mode="json")
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        raise InvalidRequest(".".join(map(str, first["loc"])) or "arguments", first["msg"]) from None
+
+
+def in_words(given: dict[str, Any]) -> str:
+    """A call's arguments as Flower's row and the worker's log show them: ``novel → v3, by release-7``."""
+    graph = given["graph_id"]
+    if "target" in given:
+        graph += f" → v{given['target']}" if given["target"] else " → newest"
+    told = [graph, *(name for name, value in given.items() if value is True)]
+    if given.get("requested_by"):
+        told.append(f"by {given['requested_by']}")
+    return ", ".join(told)
+
+
+class CheckedTask(Task):
+    """A task that refuses malformed arguments at the caller, before anything is sent."""
+
+    abstract = True
+    typing = False  # `checked` says it better than a TypeError
+    arguments: type[BaseModel] = GraphArguments
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Check the arguments, then send them by name.
+
+        Raises:
+            InvalidRequest: They are malformed; nothing was sent.
+        """
+        given = checked(self.arguments, args, kwargs)
+        options.setdefault("argsrepr", in_words(given))
+        return super().apply_async((), given, **options)
+
+
+class MigrateTask(CheckedTask):
+    """`migrate_graph`, whose result is a `MigrationResult`."""
+
+    abstract = True
+    arguments = MigrateArguments
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> MigrationResult:  # noqa: N802 - Celery's name
+        """The result of a call of this task."""
+        return MigrationResult(task_id, backend=self.backend, app=self.app, **kwargs)
