@@ -1,0 +1,325 @@
+"""A Postgres, a Redis and real Celery workers, as processes that can be killed one by one.
+
+    with Cluster(tmp_path) as cluster:
+        worker = cluster.start_worker()
+        cluster.add_graph("g", "trail")
+        result = migrate_graph.delay("g", 3)
+        cluster.kill_child(worker.child_pids()[0])
+        result.get(timeout=30)
+
+Every process that was started is ended with the block, whatever happens in it, and by its own pid.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Self
+from uuid import UUID
+
+import psutil
+import redis as redis_client
+from sqlalchemy import Engine
+
+from core import registry
+from core.embedded import Postgres, Redis
+from core.settings import settings
+from core.store.engine import make_engine
+from core.store.schema import upgrade
+from tests.rows import add_graph
+from tests.waiting import until
+
+ROOT = Path(__file__).resolve().parents[2]
+TYPES = "tests.acceptance.types_for_tests:ALL"
+QUEUE = "migrations"
+
+
+class Worker:
+    """One Celery worker: a main process and its pool, in a process group of their own."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """The main process."""
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the main process runs."""
+        return self._process.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        """How the main process ended; None while it runs."""
+        return self._process.poll()
+
+    def text(self) -> str:
+        """What the worker has logged."""
+        return self.log.read_text("utf-8", "replace")
+
+    def child_pids(self) -> list[int]:
+        """The pool's processes."""
+        return [child.pid for child in psutil.Process(self.pid).children()]
+
+    def wait_until_ready(self, seconds: float = 60) -> None:
+        """Wait until it takes messages.
+
+        Raises:
+            AssertionError: It ended, or was not ready in time; shows the end of its log.
+        """
+
+        def ready() -> bool:
+            if not self.is_alive:
+                raise AssertionError(
+                    f"worker {self.name} ended with {self.exit_code}:\n{self.text()[-4_000:]}"
+                )
+            return f"{self.name}@localhost ready." in self.text()
+
+        try:
+            until(ready, f"worker {self.name} ready", seconds=seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.text()[-4_000:]}") from None
+
+    def signal(self, how: signal.Signals) -> None:
+        """Send a signal to the main process alone, as an orchestrator does."""
+        if self.is_alive:
+            self._process.send_signal(how)
+
+    def wait(self, seconds: float = 30) -> int:
+        """Wait for the main process to end; its exit code."""
+        return self._process.wait(seconds)
+
+    def kill(self) -> None:
+        """SIGKILL for the whole group, as a machine that loses its power would."""
+        # The group outlives its leader as long as a child lives; without children there is none any more.
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait(10)
+
+
+class Cluster:
+    """Servers and workers of one test.
+
+    Args:
+        folder: For logs, and for what tests tell hops (see `tests.acceptance.types_for_tests`).
+        database_url: A database with our schema; by default a Postgres of the cluster's own.
+        redis: A running Redis; by default one of the cluster's own. It is emptied at the start.
+        types: What ``GRAPH_MIGRATOR_TYPES`` names.
+        env: More environment for every worker.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        database_url: str | None = None,
+        redis: Redis | None = None,
+        types: str = TYPES,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.postgres: Postgres | None = None
+        self.workers: list[Worker] = []
+        self._database_url = database_url
+        self._redis = redis
+        self._types = types
+        self._env = dict(env or {})
+        self._stack = ExitStack()
+        self.engine: Engine
+
+    def __enter__(self) -> Self:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self._database_url is None:
+                self.postgres = self._stack.enter_context(Postgres(durable=False))
+                self._database_url = self.postgres.url
+                upgrade(self._database_url)
+            if self._redis is None:
+                self._redis = self._stack.enter_context(Redis())
+            self._redis.flush()
+            self.engine = make_engine(self.database_url, application_name="test")
+            self._stack.callback(self.engine.dispose)
+            self._stack.callback(self.stop_workers)
+            self.connect_this_process()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    # ── services ────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def database_url(self) -> str:
+        """The database of graphs."""
+        assert self._database_url is not None
+        return self._database_url
+
+    @property
+    def redis(self) -> Redis:
+        """The broker and result backend."""
+        assert self._redis is not None
+        return self._redis
+
+    @property
+    def broker_url(self) -> str:
+        """Database 0 of Redis."""
+        return self.redis.url
+
+    @property
+    def result_backend(self) -> str:
+        """Database 1 of Redis."""
+        return self.redis.url.removesuffix("/0") + "/1"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What every process of ours is told, apart from what this process was told."""
+        return {
+            "DATABASE_URL": self.database_url,
+            "CELERY_BROKER_URL": self.broker_url,
+            "CELERY_RESULT_BACKEND": self.result_backend,
+            "GRAPH_MIGRATOR_TYPES": self._types,
+            "GRAPH_MIGRATOR_TEST_FOLDER": str(self.folder),
+            "PYTHONPATH": str(ROOT),
+        } | self._env
+
+    def connect_this_process(self) -> None:
+        """Let this process reach the cluster: `.delay()`, and whatever reads the settings."""
+        from tasks import app, runtime
+
+        before = dict(os.environ)
+        os.environ.update(self.environment)
+
+        def forget() -> None:
+            settings.cache_clear()
+            registry.reset()
+            runtime.engine.cache_clear()
+            runtime.executors.cache_clear()
+            app._backend_cache = app._pool = app.amqp._producer_pool = None
+            app._local.__dict__.clear()
+
+        def disconnect() -> None:
+            runtime.executors().close()
+            os.environ.clear()
+            os.environ.update(before)
+            forget()
+
+        forget()
+        app.conf.update(
+            broker_url=self.broker_url,
+            broker_read_url=self.broker_url,
+            broker_write_url=self.broker_url,
+            result_backend=self.result_backend,
+        )
+        self._stack.callback(disconnect)
+
+    def client(self, database: int = 0) -> Any:
+        """A Redis client on one of the cluster's databases."""
+        return redis_client.Redis.from_url(self.broker_url.removesuffix("/0") + f"/{database}")
+
+    def queue_length(self) -> int:
+        """How many messages wait in our queue, those in a worker's hands not counted."""
+        with self.client() as client:
+            return int(client.llen(QUEUE))
+
+    # ── workers ─────────────────────────────────────────────────────────────────────────────────────
+
+    def start_worker(
+        self,
+        name: str = "w1",
+        *,
+        concurrency: int = 2,
+        env: Mapping[str, str] | None = None,
+        arguments: tuple[str, ...] = (),
+        wait: bool = True,
+    ) -> Worker:
+        """Start a worker, and wait until it takes messages unless `wait` is false."""
+        log = self.folder / f"{name}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "celery", "-A", "tasks", "worker", "-Q", QUEUE,
+                    "-c", str(concurrency), "-n", f"{name}@localhost", "--loglevel", "INFO",
+                    "--without-gossip", "--without-mingle", *arguments,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env={**_inherited(), **self.environment, **(env or {})},
+                start_new_session=True,
+            )  # fmt: skip
+        worker = Worker(name, process, log)
+        self.workers.append(worker)
+        if wait:
+            worker.wait_until_ready()
+        return worker
+
+    def kill_child(self, pid: int) -> None:
+        """SIGKILL for one process of a pool, as the kernel does when memory runs out."""
+        assert any(w.is_alive and pid in w.child_pids() for w in self.workers), (
+            f"{pid} is no pool process of ours"
+        )
+        os.kill(pid, signal.SIGKILL)
+
+    def kill_worker(self, worker: Worker) -> None:
+        """SIGKILL for a worker's main process and its whole pool."""
+        worker.kill()
+
+    def terminate(self, worker: Worker, how: signal.Signals = signal.SIGTERM, *, seconds: float = 30) -> int:
+        """Ask a worker to end and wait for it; its exit code."""
+        worker.signal(how)
+        return worker.wait(seconds)
+
+    def stop_workers(self) -> None:
+        """End every worker at once."""
+        for worker in self.workers:
+            worker.kill()
+
+    # ── what tests tell hops, and read ──────────────────────────────────────────────────────────────
+
+    def add_graph(self, slug: str, graph_type: str, version: int = 1, **options: Any) -> UUID:
+        """Insert a graph; see `tests.rows.add_graph`."""
+        return add_graph(self.engine, slug, graph_type, version, **options)
+
+    def tell(self, what: str, slug: str, hop: str, text: str = "") -> Path:
+        """Tell a hop to hold, fail or kill its process; taken back by removing the file."""
+        path = self.folder / f"{what}-{slug}-{hop}"
+        path.write_text(text)
+        return path
+
+    def invocations(self, slug: str) -> list[tuple[str, int]]:
+        """(hop, pid) of every start of a hop's code on a graph, whatever became of it."""
+        path = self.folder / "invocations"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [(hop, int(pid)) for graph, hop, pid in map(str.split, lines) if graph == slug]
+
+    def started(self, slug: str) -> Counter[str]:
+        """How often each hop's code was started on a graph."""
+        return Counter(hop for hop, _ in self.invocations(slug))
+
+    def pid_in(self, slug: str, hop: str, *, seconds: float = 30) -> int:
+        """Wait until a hop's code runs, and return the process that runs it."""
+
+        def running() -> list[int]:
+            return [pid for name, pid in self.invocations(slug) if name == hop and psutil.pid_exists(pid)]
+
+        return until(running, f"{hop} of {slug} started", seconds=seconds)[-1]
+
+
+def _inherited() -> dict[str, str]:
+    """This process's environment without any setting of ours: a worker knows what the cluster tells it."""
+    ours = {"DATABASE_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"}
+    return {k: v for k, v in os.environ.items() if k not in ours and not k.startswith("GRAPH_MIGRATOR_")}

@@ -1,0 +1,131 @@
+"""Forks Celery workers from a process that has imported everything already: a start costs a third.
+
+Reads one JSON object a line (log, arguments, environment, configuration), starts a worker in a process
+group of its own and prints its pid. When its input ends, so do the workers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from core.settings import settings
+
+
+class Nursery:
+    """The forking process, seen from a test."""
+
+    def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.acceptance.crash.nursery"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=folder,
+            env=dict(environment),
+            text=True,
+        )
+
+    def start(
+        self,
+        log: Path,
+        arguments: list[str],
+        environment: Mapping[str, str] | None = None,
+        configuration: Mapping[str, Any] | None = None,
+    ) -> Nursling:
+        """Start a worker; its process.
+
+        Args:
+            log: Where it writes.
+            arguments: Celery's command line, from ``worker`` on.
+            environment: What our own settings are to be, where they differ.
+            configuration: Celery settings, where they differ.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        wanted = {
+            "log": str(log),
+            "arguments": arguments,
+            "environment": dict(environment or {}),
+            "configuration": dict(configuration or {}),
+        }
+        print(json.dumps(wanted), file=self._process.stdin, flush=True)
+        return Nursling(int(self._process.stdout.readline()))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=30)
+
+
+class Nursling:
+    """A worker's main process, as `subprocess.Popen` would show it."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self.pid = pid
+
+    def poll(self) -> int | None:
+        """None while it runs; its exit code is not ours to know."""
+        return None if self._process.is_running() else 0
+
+    def wait(self, seconds: float) -> int:
+        """Wait for its end."""
+        self._process.wait(seconds)
+        return 0
+
+    def send_signal(self, how: signal.Signals) -> None:
+        """Signal it alone."""
+        self._process.send_signal(how)
+
+
+def _raise_workers() -> None:
+    from tasks import app
+
+    app.loader.import_default_modules()
+    app.finalize()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead are not waited for
+    for how in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(how, signal.SIG_IGN)  # it ends with its input, so that it always ends its workers too
+    started = []
+    for line in sys.stdin:
+        wanted = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            _become_worker(app, wanted)
+        started.append(pid)
+        print(pid, flush=True)
+    for pid in started:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def _become_worker(app: Any, wanted: dict[str, Any]) -> None:
+    os.setsid()
+    for how in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(how, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    log = os.open(wanted["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.update(wanted["environment"])
+    settings.cache_clear()
+    app.conf.update(wanted["configuration"])
+    try:
+        app.worker_main(wanted["arguments"])
+    finally:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    _raise_workers()

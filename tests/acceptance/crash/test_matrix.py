@@ -1,0 +1,140 @@
+"""Whatever dies, wherever it dies: the migration ends by itself, with each hop's effect there once.
+
+`make test` plays every place with a death drawn by a seed, `make crash` every case.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from celery.result import AsyncResult
+
+from core import killpoints
+from core.errors import HopFailed
+from core.statuses import MigrationStatus
+from tests.acceptance.crash import matrix
+from tests.acceptance.crash.ledger import BadData
+from tests.acceptance.crash.matrix import Case, Death, Place
+from tests.acceptance.crash.stage import PATIENT, Stage
+from tests.rows import attempts, graph_row
+from tests.waiting import until
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for name, places in (
+        ("succeeding", matrix.SUCCEEDING),
+        ("failing", matrix.FAILING),
+        ("recovery", matrix.RECOVERY),
+    ):
+        if f"{name}_case" in metafunc.fixturenames:
+            if metafunc.config.getoption("--whole-matrix", default=False):
+                cases = matrix.whole(places)
+            else:
+                seed = metafunc.config.getoption("--matrix-seed", default=1)
+                cases = matrix.sample(places, seed)
+            ids = [f"{death.value}-{place}" for place, death in cases]
+            metafunc.parametrize(f"{name}_case", cases, ids=ids)
+
+
+def test_the_matrix_has_every_kill_point() -> None:
+    assert {place.point for place in matrix.PLACES} == set(killpoints.POINTS)
+
+
+def test_a_migration_survives_any_death(stage: Stage, succeeding_case: Case) -> None:
+    place, death = succeeding_case
+    stage.keep(workers_for(death))
+    slug = a_slug()
+    stage.arm(str(place))
+    result = stage.migrate(slug)
+
+    strike(stage, death)
+
+    if place.point in {"begin_locked", "begin_before_commit"}:
+        result = bring_the_call_back(stage, slug, result, death)
+    assert result.get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
+    stage.assert_exactly_once(slug, stumbles_of(place, death))
+
+
+def test_a_failing_hop_fails_its_migration_whatever_dies(stage: Stage, failing_case: Case) -> None:
+    place, death = failing_case
+    stage.keep(workers_for(death))
+    slug = a_slug()
+    stage.arm(str(place))
+    result = stage.migrate(slug, "doomed")
+
+    strike(stage, death)
+
+    # Where recovery tells the caller, it does so from a process that has not loaded the hop's module.
+    with pytest.raises((BadData, HopFailed), match="a node without a name"):
+        result.get(timeout=PATIENT)
+    ends = [status for _, status in attempts(stage.engine, slug)]
+    if place.point == "fail_committed":
+        assert ends == ["failed"]
+    else:
+        assert ends == ["lost", "failed"] or (death is Death.BACKEND and ends == ["failed", "failed"])
+    stage.assert_at_rest(slug, 1, "failed")
+
+
+def test_recovery_survives_its_own_death(stage: Stage, recovery_case: Case) -> None:
+    place, death = recovery_case
+    stage.keep(1 + workers_for(death))
+    slug = a_slug()
+    stage.arm("hop_after_data")
+    result = stage.migrate(slug)
+    first = stage.held()
+    stage.arm(str(place))
+    stage.kill_group(first)  # the message stays unacknowledged, so that only recovery can go on
+
+    strike(stage, death)
+
+    assert result.get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
+    stage.assert_exactly_once(slug, {matrix.FIRST: {"lost"}})
+
+
+def a_slug() -> str:
+    return f"g-{uuid.uuid4().hex[:12]}"
+
+
+def workers_for(death: Death) -> int:
+    return 1 if death in {Death.ONLY, Death.WIPED} else 2
+
+
+def strike(stage: Stage, death: Death) -> None:
+    """Wait until a process is held, and let what is to die die."""
+    pid = stage.held()
+    match death:
+        case Death.CHILD:
+            stage.kill_process(pid)
+        case Death.GROUP:
+            stage.kill_group(pid)
+        case Death.BACKEND:
+            assert stage.terminate_sessions(pid), "the held process has no session in Postgres"
+        case Death.ONLY:
+            stage.kill_group(pid)
+            stage.start_another()
+        case Death.WIPED:
+            stage.redis.flush()
+            stage.kill_group(pid)
+            stage.redis.flush()
+            stage.start_another()
+
+
+def bring_the_call_back(stage: Stage, slug: str, result: AsyncResult, death: Death) -> AsyncResult:
+    """Before begin commits, the call is in the broker and nowhere else. Returns the result to wait for."""
+    if death in {Death.GROUP, Death.ONLY}:
+        stage.an_hour_passes()
+    if death is Death.WIPED:
+        assert graph_row(stage.engine, slug).migration_id is None
+        assert attempts(stage.engine, slug) == []
+        until(lambda: not stage.locks_on(slug), "the graph's lock free", seconds=PATIENT)
+        return stage.ask(slug)
+    return result
+
+
+def stumbles_of(place: Place, death: Death) -> dict[str, set[str]]:
+    """What became of the attempt that was hit."""
+    if place.running is None:
+        return {}
+    # A process that lives and lost its session says so itself, unless recovery is quicker.
+    return {place.running: {"failed", "lost"} if death is Death.BACKEND else {"lost"}}

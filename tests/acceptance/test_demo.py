@@ -1,0 +1,94 @@
+"""`make demo` and `graph-migrator dev`, as a person runs them: to the end, and interrupted."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.acceptance.cluster import ROOT
+from tests.waiting import until
+
+
+def start(command: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
+    """Start it in a process group of its own, so that a signal can reach the group as Ctrl-C does."""
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | environment,
+        )
+
+
+def family(process: subprocess.Popen[bytes]) -> set[psutil.Process]:
+    """The process and everything that it has started."""
+    mine = psutil.Process(process.pid)
+    return {mine, *mine.children(recursive=True)}
+
+
+def nobody_is_left(processes: set[psutil.Process]) -> bool:
+    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+
+
+@pytest.mark.timeout(180)
+def test_the_demo_survives_its_kill_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    demo = start([sys.executable, "-m", "examples.demo"], tmp_path / "log")
+    seen: set[psutil.Process] = set()
+
+    def ended() -> bool:
+        with suppress(psutil.NoSuchProcess):
+            seen.update(family(demo))
+        return demo.poll() is not None
+
+    until(ended, "the demo's end", seconds=150)
+    told = (tmp_path / "log").read_text()
+    assert demo.returncode == 0, told
+    assert re.search(r"kill -9 \d+", told)
+    assert "name_characters, attempt 1: worker-" in told
+    assert "succeeded, v1→v4, dispatch 2" in told
+    assert '"title": "Mme"' in told
+    until(lambda: nobody_is_left(seen), "every process of the demo to end")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("when", ["Two Celery workers", "is imported"])
+def test_ctrl_c_on_the_demo_leaves_no_process_behind(tmp_path: Path, when: str) -> None:
+    demo = start([sys.executable, "-m", "examples.demo"], tmp_path / "log", PYTHONUNBUFFERED="1")
+    until(lambda: when in (tmp_path / "log").read_text(), when, seconds=60)
+    processes = family(demo)
+    assert len(processes) > 2
+    os.killpg(demo.pid, signal.SIGINT)
+    demo.wait(60)
+    until(lambda: nobody_is_left(processes), "every process of the demo to end")
+
+
+@pytest.mark.timeout(120)
+def test_ctrl_c_on_dev_leaves_no_process_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tasks.cli", "dev", "--folder", str(tmp_path / "dev")]
+    dev = start(
+        command, tmp_path / "log", PYTHONUNBUFFERED="1", GRAPH_MIGRATOR_TYPES="examples.knowledge:knowledge"
+    )
+    until(lambda: "Ready." in (tmp_path / "log").read_text(), "dev to be ready", seconds=60)
+    processes = family(dev)
+    names = {p.name() for p in processes}
+    assert {"postgres", "redis-server"} <= names
+    printed = subprocess.run(
+        [sys.executable, "-m", "tasks.cli", "env", "--folder", str(tmp_path / "dev")],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "export DATABASE_URL=" in printed.stdout
+    os.killpg(dev.pid, signal.SIGINT)
+    assert dev.wait(60) == 0, (tmp_path / "log").read_text()
+    until(lambda: nobody_is_left(processes), "every process of dev to end")
+    assert not (tmp_path / "dev" / "env").exists()

@@ -1,0 +1,154 @@
+"""Workers are told to end while a hop runs, and workers with other hop code stand beside each other."""
+
+from __future__ import annotations
+
+import signal
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from celery.result import AsyncResult
+
+from core.errors import HopCodeChanged
+from core.statuses import MigrationStatus
+from tests.acceptance.cluster import Worker
+from tests.acceptance.crash import ledger
+from tests.acceptance.crash.nursery import Nursery
+from tests.acceptance.crash.stage import PATIENT, Stage
+from tests.rows import attempts, graph_row, migration_of
+from tests.waiting import until
+
+FIRST = ledger.HOPS[0]
+OTHER_CODE = {"GRAPH_MIGRATOR_TYPES": "tests.acceptance.crash.other_code:ALL"}
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with Stage(tmp_path_factory.mktemp("deploys")) as stage:
+        yield stage
+        stage.assert_nothing_left()
+
+
+@pytest.fixture(scope="module")
+def remapping(stage: Stage) -> Iterator[Nursery]:
+    """Starts workers for which SIGTERM means what SIGQUIT means to others."""
+    with stage.nursery(REMAP_SIGTERM="SIGQUIT") as nursery:
+        yield nursery
+
+
+def hold_in_the_old_worker(
+    stage: Stage, *, soft_shutdown: float = 30, nursery: Nursery | None = None
+) -> tuple[Worker, str, AsyncResult]:
+    """A hop held half-way in a worker; then its successor starts."""
+    stage.keep(0)
+    old = stage.start_another(configuration={"worker_soft_shutdown_timeout": soft_shutdown}, nursery=nursery)
+    old.wait_until_ready()
+    slug = f"g-{uuid.uuid4().hex[:12]}"
+    stage.arm("hop_in_data:2")
+    result = stage.migrate(slug)
+    stage.held()
+    stage.start_another().wait_until_ready()
+    return old, slug, result
+
+
+def assert_ended(worker: Worker) -> None:
+    until(lambda: not worker.is_alive, f"worker {worker.name} ended", seconds=PATIENT)
+
+
+def test_a_worker_that_gets_sigterm_finishes_its_hop(stage: Stage) -> None:
+    old, slug, result = hold_in_the_old_worker(stage)
+
+    old.signal(signal.SIGTERM)
+    until(lambda: "Warm shutdown" in old.text(), "the worker shutting down", seconds=PATIENT)
+    assert attempts(stage.engine, slug) == [(FIRST, "running")]
+    stage.let_go()
+
+    assert result.get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
+    stage.assert_exactly_once(slug)
+    assert_ended(old)
+
+
+@pytest.mark.parametrize("how", [signal.SIGQUIT, signal.SIGTERM], ids=["SIGQUIT", "remapped SIGTERM"])
+def test_a_hop_that_ends_within_the_soft_shutdown_is_not_run_again(
+    stage: Stage, remapping: Nursery, how: signal.Signals
+) -> None:
+    nursery = remapping if how is signal.SIGTERM else None
+    old, slug, result = hold_in_the_old_worker(stage, soft_shutdown=2, nursery=nursery)
+
+    old.signal(how)
+    until(lambda: "Initiating Soft Shutdown" in old.text(), "the worker shutting down", seconds=PATIENT)
+    stage.let_go()
+
+    assert result.get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
+    stage.assert_exactly_once(slug)
+    assert_ended(old)
+
+
+@pytest.mark.parametrize("how", [signal.SIGQUIT, signal.SIGTERM], ids=["SIGQUIT", "remapped SIGTERM"])
+def test_a_hop_that_outlasts_the_soft_shutdown_is_run_by_another_worker(
+    stage: Stage, remapping: Nursery, how: signal.Signals
+) -> None:
+    nursery = remapping if how is signal.SIGTERM else None
+    old, slug, result = hold_in_the_old_worker(stage, soft_shutdown=0.5, nursery=nursery)
+
+    old.signal(how)
+
+    assert result.get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
+    stage.assert_exactly_once(slug, {FIRST: {"lost"}})
+    assert_ended(old)
+    stage.let_go()
+
+
+def test_a_worker_that_is_killed_after_its_grace_period_loses_nothing(stage: Stage) -> None:
+    old, slug, result = hold_in_the_old_worker(stage)
+
+    old.signal(signal.SIGTERM)
+    until(lambda: "Warm shutdown" in old.text(), "the worker shutting down", seconds=PATIENT)
+    old.kill()
+    stage.let_go()
+
+    assert result.get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
+    stage.assert_exactly_once(slug, {FIRST: {"lost"}})
+
+
+def plan_with_the_old_code(stage: Stage) -> tuple[str, AsyncResult]:
+    """A migration planned by a worker with the old code, which then ends."""
+    stage.keep(0)
+    stage.keep(1)
+    slug = f"g-{uuid.uuid4().hex[:12]}"
+    stage.arm("begin_dispatched")
+    result = stage.migrate(slug)
+    stage.kill_group(stage.held())
+    return slug, result
+
+
+def test_a_worker_with_other_code_leaves_the_hop_to_one_that_has_the_planned_code(stage: Stage) -> None:
+    slug, result = plan_with_the_old_code(stage)
+    planned = migration_of(stage.engine, slug).plan[0]["fingerprint"]
+
+    stage.start_another(environment=OTHER_CODE | {"GRAPH_MIGRATOR_MAX_CODE_MISMATCHES": "1000"})
+    until(lambda: migration_of(stage.engine, slug).code_mismatches, "the hop put back", seconds=PATIENT)
+    assert attempts(stage.engine, slug) == []
+    stage.start_another()
+
+    assert result.get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
+    stage.assert_exactly_once(slug)
+    assert migration_of(stage.engine, slug).plan[0]["fingerprint"] == planned
+    stage.keep(0)
+
+
+def test_a_hop_whose_planned_code_nobody_has_is_given_up_and_a_retry_takes_the_new_code(stage: Stage) -> None:
+    slug, result = plan_with_the_old_code(stage)
+    planned = migration_of(stage.engine, slug).plan[0]["fingerprint"]
+
+    stage.start_another(environment=OTHER_CODE | {"GRAPH_MIGRATOR_MAX_CODE_MISMATCHES": "2"})
+
+    with pytest.raises(HopCodeChanged, match=FIRST):
+        result.get(timeout=PATIENT)
+    assert attempts(stage.engine, slug) == []
+    assert graph_row(stage.engine, slug).migration_id is not None  # read-only for `error`
+
+    assert stage.ask(slug).get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
+    stage.assert_exactly_once(slug)
+    assert migration_of(stage.engine, slug).plan[0]["fingerprint"] != planned
+    stage.keep(0)

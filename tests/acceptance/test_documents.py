@@ -1,0 +1,148 @@
+"""Every code block in README.md and docs/ runs, in the order in which a reader meets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from core.embedded import Redis
+from tests.acceptance.cluster import ROOT, Cluster
+
+PAGES = ("README.md", "docs/tutorial.md", "docs/how-to.md")
+
+RUN_ELSEWHERE = {
+    "make demo": "tests/acceptance/test_demo.py",
+    "make test": "this is it",
+    "graph-migrator dev": "tests/acceptance/test_demo.py; here the cluster stands in for it",
+    'eval "$(graph-migrator env)"': "the cluster's environment is set below",
+    "export GRAPH_MIGRATOR_TYPES=people:people": "likewise",
+}
+
+PREAMBLE = """
+import os
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+from core.store.engine import make_engine
+session = Session(make_engine(os.environ["DATABASE_URL"]))
+rename_ada = text("UPDATE nodes SET properties = properties || '{\\"last_name\\": \\"King\\"}' "
+                  "WHERE graph_id = :graph AND id = 'ada'")
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page."""
+
+    page: str
+    language: str
+    text: str
+
+
+def blocks(page: str) -> list[Block]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    return [Block(page, language, text) for language, text in found]
+
+
+@pytest.fixture
+def reader(tmp_path: Path, database_url: str, redis_server: Redis) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A reader's folder with the README's files in it, and an environment in which everything runs."""
+    folder = tmp_path / "reader"
+    folder.mkdir()
+    for block in blocks("README.md"):
+        if block.text.startswith("# people.py"):
+            (folder / "people.py").write_text(block.text)
+        elif block.language == "json":
+            (folder / "people.jsonl").write_text(block.text)
+    path = f"{folder}{os.pathsep}{ROOT}"
+    environment = {
+        "PYTHONPATH": path,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    with Cluster(
+        tmp_path / "cluster",
+        database_url=database_url,
+        redis=redis_server,
+        types="people:people",
+        env={"PYTHONPATH": path},
+    ) as cluster:
+        cluster.start_worker()
+        services = {
+            "DATABASE_URL": cluster.database_url,
+            "CELERY_BROKER_URL": redis_server.url,
+            "CELERY_RESULT_BACKEND": redis_server.url.removesuffix("/0") + "/1",
+            "GRAPH_MIGRATOR_TYPES": "people:people",
+        }
+        yield folder, os.environ | environment | services
+
+
+@pytest.mark.timeout(240)
+def test_every_block_of_the_documents_runs(reader: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = reader
+    ran = 0
+    for block in (block for page in PAGES for block in blocks(page)):
+        match block.language:
+            case "console":
+                for line in block.text.splitlines():
+                    assert line.startswith("$ "), f"{block.page}: {line!r} is no command"
+                    command = line.removeprefix("$ ")
+                    if command not in RUN_ELSEWHERE:
+                        run(["bash", "-c", command], folder, environment, block.page)
+                        ran += 1
+            case "python":
+                ran += run_python(block, folder, environment)
+            case "json":
+                assert [json.loads(line) for line in block.text.splitlines()]
+            case "toml":
+                assert tomllib.loads(block.text)
+            case other:
+                raise AssertionError(f"{block.page}: a block of {other!r} that nobody runs")
+    assert ran > 15
+
+
+def run_python(block: Block, folder: Path, environment: dict[str, str]) -> int:
+    name = re.match(r"# (\w+\.py)\n", block.text)
+    if name is None:
+        run([sys.executable, "-c", PREAMBLE + block.text], folder, environment, block.page)
+    elif name[1].startswith("test_"):
+        (folder / name[1]).write_text(block.text)
+        run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name[1]],
+            folder,
+            environment,
+            block.page,
+        )
+    else:
+        assert (folder / name[1]).read_text() == block.text
+    return 1
+
+
+def run(command: list[str], folder: Path, environment: dict[str, str], page: str) -> None:
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"{page}: {command[-1]}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_generated_pages_are_what_the_code_says() -> None:
+    done = subprocess.run(
+        [sys.executable, "docs/generate.py", "--check"], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, "run: python docs/generate.py"
+
+
+def test_every_link_between_pages_leads_somewhere() -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text("utf-8"))
+        if not target.startswith(("http:", "https:")) and not (page.parent / target).exists()
+    ]
+    assert broken == []

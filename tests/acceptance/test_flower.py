@@ -1,0 +1,205 @@
+"""What an operator sees in Flower: a real Flower, a real worker, through Flower's HTTP API."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from core.embedded import Redis
+from core.errors import MigrationCancelled
+from tasks import cancel_migration, migrate_graph, pause_migration, resume_migration
+from tasks.serving import Flower
+from tests.acceptance.cluster import Cluster
+from tests.rows import rows
+from tests.waiting import until
+
+SOON = 40
+
+
+class Api:
+    """Flower's HTTP API as its operator uses it."""
+
+    def __init__(self, flower: Flower) -> None:
+        self.flower = flower
+
+    def status(self, path: str, user: str | None = None, password: str | None = None) -> int:
+        return self._ask(path, user, password)[0]
+
+    def get(self, path: str) -> Any:
+        status, text = self._ask(path, self.flower.user, self.flower.password)
+        assert status == 200, f"{path}: {status}"
+        return json.loads(text)
+
+    def row(self, task_id: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Wait until a task's row is as expected, and return it."""
+
+        def found() -> dict[str, Any] | None:
+            status, text = self._ask(f"/api/task/info/{task_id}", self.flower.user, self.flower.password)
+            row: dict[str, Any] = json.loads(text) if status == 200 else {}
+            return row if row and condition(row) else None
+
+        try:
+            return until(found, f"row of {task_id}", seconds=SOON)
+        except AssertionError:
+            raise AssertionError(f"rows: {json.dumps(self.get('/api/tasks'), indent=1)[:6_000]}") from None
+
+    def row_of(self, args: str, state: str) -> dict[str, Any]:
+        """Wait until the row with these arguments has this state, and return it."""
+
+        def found() -> list[dict[str, Any]]:
+            return [row for row in self.rows() if row["args"] == args and row["state"] == state]
+
+        try:
+            return until(found, f"{args}: {state}", seconds=SOON)[0]
+        except AssertionError:
+            raise AssertionError(f"rows: {json.dumps(self.rows(), indent=1)[:6_000]}") from None
+
+    def rows(self) -> list[dict[str, Any]]:
+        return list(self.get("/api/tasks").values())
+
+    def _ask(self, path: str, user: str | None, password: str | None) -> tuple[int, str]:
+        request = urllib.request.Request(self.flower.url + path)
+        if user is not None:
+            token = base64.b64encode(f"{user}:{password}".encode()).decode()
+            request.add_header("Authorization", f"Basic {token}")
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, ""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, database_url: str, redis_server: Redis) -> Iterator[Cluster]:
+    env = {"GRAPH_MIGRATOR_BATCH_TARGET_SECONDS": "0.000001"}  # batches stay small
+    with Cluster(tmp_path, database_url=database_url, redis=redis_server, env=env) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def api(cluster: Cluster, tmp_path: Path) -> Iterator[Api]:
+    with Flower(tmp_path / "flower", cluster.environment) as flower:
+        api = Api(flower)
+        # It records what it hears from now on; a worker that it knows shows that it hears.
+        cluster.start_worker()
+        until(lambda: api.get("/api/workers?refresh=1"), "Flower knows the worker", seconds=SOON)
+        # Flower asks new workers for their events every five seconds.
+        until(lambda: "Events of group {task} enabled" in cluster.workers[0].text(), "events", seconds=SOON)
+        yield api
+
+
+def test_without_its_password_flower_shows_nothing(api: Api) -> None:
+    paths = ("/", "/workers", "/tasks", "/broker", "/api/tasks", "/api/workers", "/api/task/types")
+    assert {path: api.status(path) for path in paths} == dict.fromkeys(paths, 401)
+    assert api.status("/api/tasks", api.flower.user, "wrong") == 401
+    assert api.status("/tasks", api.flower.user, api.flower.password) == 200
+
+
+def test_the_password_is_not_in_the_process_list(api: Api) -> None:
+    assert api.flower.pid is not None
+    assert len(api.flower.password) >= 16
+    for process in psutil.process_iter(["cmdline"]):
+        assert api.flower.password not in " ".join(process.info["cmdline"] or [])
+
+
+def test_rows_explain_themselves_and_are_linked(cluster: Cluster, api: Api) -> None:
+    cluster.add_graph("novel", "trail")
+    result = migrate_graph.delay("novel", 4, requested_by="release-7")
+    result.get(timeout=SOON)
+    call = api.row(result.id, lambda row: row["state"] == "SUCCESS")
+    assert call["name"] == "tasks.migrate_graph"
+    assert call["args"] == "novel → v4: third"
+    assert "'status': 'succeeded'" in call["result"]
+    first, second = (api.row_of(f"novel {hop}", "SUCCESS") for hop in ("v1→v2 first", "v2→v3 second"))
+    assert {row["name"] for row in (first, second)} == {"tasks.run_hop"}
+    assert {row["root_id"] for row in (first, second)} == {result.id}
+    assert (first["parent_id"], second["parent_id"]) == (result.id, first["uuid"])
+    assert len(api.rows()) == 3
+    assert {row["worker"] for row in api.rows()} == {"w1@localhost"}  # no event came under another name
+
+
+def test_a_failed_migration_is_failed_on_the_row_of_its_call(cluster: Cluster, api: Api) -> None:
+    cluster.add_graph("novel", "trail")
+    fail = cluster.tell("fail", "novel", "second", "no second today")
+    result = migrate_graph.delay("novel", 4)
+    with pytest.raises(Exception, match="no second today"):
+        result.get(timeout=SOON)
+    call = api.row(result.id, lambda row: row["state"] == "FAILURE")
+    assert (call["name"], call["args"]) == ("tasks.migrate_graph", "novel → v4")
+    assert "no second today" in call["exception"]
+    assert call["worker"] == "w1@localhost"
+    assert api.row_of("novel v2→v3 second", "FAILURE")["root_id"] == result.id
+
+    fail.unlink()
+    again = migrate_graph.delay("novel", 4, requested_by="operator")
+    assert again.get(timeout=SOON).version == 4
+    assert api.row(again.id, lambda row: row["state"] == "SUCCESS")["name"] == "tasks.migrate_graph"
+
+
+def test_a_hop_that_kills_its_workers_is_failed_on_the_row_of_its_call(cluster: Cluster, api: Api) -> None:
+    """Nobody lives to tell it: recovery does."""
+    cluster.add_graph("novel", "trail")
+    cluster.tell("kill", "novel", "second")
+    result = migrate_graph.delay("novel", 4)
+    with pytest.raises(Exception, match="second"):
+        result.get(timeout=SOON)
+    call = api.row(result.id, lambda row: row["state"] == "FAILURE")
+    assert "HopCrashedRepeatedly" in call["exception"]
+
+
+def test_a_migration_that_ends_with_nobody_at_work_is_failed_on_the_row_of_its_call(
+    cluster: Cluster, api: Api
+) -> None:
+    """Recovery answers its caller, and Flower."""
+    cluster.add_graph("novel", "trail")
+    hold = cluster.tell("hold", "novel", "first")
+    result = migrate_graph.delay("novel", 4)
+    cluster.pid_in("novel", "first")
+    pause_migration.delay("novel").get(timeout=SOON)
+    hold.unlink()
+    until(lambda: "paused" in str(rows(cluster.engine, "SELECT status FROM migrations")), "paused")
+    cancel_migration.delay("novel").get(timeout=SOON)
+    with pytest.raises(MigrationCancelled):
+        result.get(timeout=SOON)
+    call = api.row(result.id, lambda row: row["state"] == "FAILURE")
+    assert "MigrationCancelled" in call["exception"]
+    assert {row["worker"] for row in api.rows()} == {"w1@localhost"}
+
+
+def test_a_batched_hop_shows_how_far_it_is(cluster: Cluster, api: Api) -> None:
+    cluster.add_graph("big", "batched_trail", nodes=5_000)
+    result = migrate_graph.delay("big", 3)
+    until(lambda: cluster.started("big")["walk"] > 2, "a few batches", seconds=SOON)
+    hold = cluster.tell("hold", "big", "walk")
+    row = api.row_of("big v1→v2 walk", "PROGRESS")
+    assert re.fullmatch(r"[\d,]+ of 5,000 rows \(\d+%\)", row["result"])
+    hold.unlink()
+    result.get(timeout=SOON)
+    assert api.row_of("big v1→v2 walk", "SUCCESS")["uuid"] == row["uuid"]
+
+
+def test_operators_verbs_and_paused_hops_explain_themselves(cluster: Cluster, api: Api) -> None:
+    cluster.add_graph("novel", "trail")
+    hold = cluster.tell("hold", "novel", "first")
+    result = migrate_graph.delay("novel", 3)
+    cluster.pid_in("novel", "first")
+    verb = pause_migration.delay("novel", requested_by="op")
+    assert verb.get(timeout=SOON)["status"] == "pausing"
+    assert api.row(verb.id, lambda row: row["state"] == "SUCCESS")["args"] == "novel, by op"
+    hold.unlink()
+    until(lambda: "paused" in str(rows(cluster.engine, "SELECT status FROM migrations")), "paused")
+    verb = resume_migration.delay("novel")
+    assert verb.get(timeout=SOON)["dispatch"] == 2
+    assert api.row_of("novel", "SUCCESS")["uuid"] == verb.id
+    result.get(timeout=SOON)
+    assert api.row(result.id, lambda row: row["state"] == "SUCCESS")["name"] == "tasks.migrate_graph"

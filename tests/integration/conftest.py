@@ -1,0 +1,26 @@
+"""What the tests against a real Postgres have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from core import registry
+from core.settings import settings
+from tests.integration.scripted import SCRIPT, TYPES, Script
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
+    """The scripted graph types, known to this process; batches of ten, short pauses between two tries."""
+    monkeypatch.setenv("GRAPH_MIGRATOR_BATCH_TARGET_SECONDS", "0.000001")
+    monkeypatch.setenv("GRAPH_MIGRATOR_RETRY_BASE_SECONDS", "0.001")
+    monkeypatch.setenv("GRAPH_MIGRATOR_RETRY_MAX_SECONDS", "0.01")
+    monkeypatch.delenv("GRAPH_MIGRATOR_TYPES", raising=False)
+    settings.cache_clear()
+    for each in TYPES:
+        registry.register(each)
+    SCRIPT.clear()
+    yield SCRIPT
+    SCRIPT.clear()

@@ -1,0 +1,60 @@
+"""The command line in tests: in this process for speed, as a process where pipes and signals matter."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+
+ROOT = Path(__file__).resolve().parents[2]
+ESCAPE = "\x1b"
+OURS = ("DATABASE_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
+
+
+@dataclass
+class Outcome:
+    """How a command ended."""
+
+    exit_code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def call(*arguments: object, answer: str | None = None) -> Outcome:
+    """Run a command in this process."""
+    from tasks.cli import main
+
+    result = CliRunner().invoke(main, [str(each) for each in arguments], input=answer)
+    error = result.exception
+    assert error is None or isinstance(error, SystemExit), (
+        f"{type(error).__name__} reached the person: {error}"
+    )
+    outcome = Outcome(result.exit_code, result.stdout, result.stderr)
+    assert "--traceback" in arguments or "Traceback" not in outcome.out + outcome.err
+    assert ESCAPE not in outcome.out
+    return outcome
+
+
+def spawn(*arguments: object, env: Mapping[str, str], cwd: Path = ROOT) -> Outcome:
+    """Run a command as a process whose output goes into pipes."""
+    inherited = {k: v for k, v in os.environ.items() if k not in OURS and not k.startswith("GRAPH_MIGRATOR_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.cli", *map(str, arguments)],
+        env={**inherited, "PYTHONPATH": str(ROOT), **env},
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)

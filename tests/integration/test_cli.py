@@ -1,0 +1,483 @@
+"""The command line: every command, its JSON, its exit codes, and what a person reads."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from core.embedded import Redis
+from tasks.cli import main
+from tests.acceptance.cluster import ROOT, Cluster
+from tests.integration.console import ESCAPE, call, spawn
+from tests.rows import dump, graph_row, migration_of, rows
+from tests.waiting import until
+
+NOWHERE = {
+    "DATABASE_URL": "postgresql://me:hush-hush@127.0.0.1:1/graphs",
+    "CELERY_BROKER_URL": "redis://:hush-hush@127.0.0.1:1/0",
+    "CELERY_RESULT_BACKEND": "redis://:hush-hush@127.0.0.1:1/1",
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, database_url: str, redis_server: Redis) -> Iterator[Cluster]:
+    """Services without a worker; this process is connected to them."""
+    with Cluster(tmp_path, database_url=database_url, redis=redis_server) as cluster:
+        yield cluster
+
+
+def commands(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        yield (*path, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+def failed(here: Cluster, slug: str = "g", hop: str = "second") -> None:
+    """A graph whose migration has failed."""
+    here.add_graph(slug, "trail")
+    told = here.tell("fail", slug, hop, "no luck")
+    assert call("migrate", slug, "--to", 3, "--inline").exit_code == 1
+    told.unlink()
+
+
+# ── every command ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("path", [(), *commands()], ids=" ".join)
+def test_every_command_has_help_that_explains_it(path: tuple[str, ...]) -> None:
+    outcome = call(*path, "--help")
+    assert outcome.exit_code == 0
+    assert outcome.out.startswith("Usage: ")
+    assert len(outcome.out.split("\n\n")[1].strip()) > 20, "no sentence says what it does"
+
+
+def documented() -> dict[str, tuple[str, set[str]]]:
+    """The JSON shapes of docs/cli.md, by command."""
+    text = (ROOT / "docs" / "cli.md").read_text()
+    found = re.findall(r"^\| `([^`]+)` \| (list|object|line by line) \| (.+) \|$", text, re.MULTILINE)
+    return {command: (shape, set(re.findall(r"`([^`]+)`", keys))) for command, shape, keys in found}
+
+
+@pytest.mark.parametrize("command", documented())
+def test_json_is_what_the_documentation_says(here: Cluster, tmp_path: Path, command: str) -> None:
+    failed(here)
+    here.add_graph("h", "trail")
+    file = tmp_path / "one.jsonl"
+    file.write_text('{"kind": "node", "id": "a", "label": "N", "properties": {}}\n')
+    more: dict[str, tuple[Any, ...]] = {
+        "plan": ("h",), "status GRAPH": ("g",), "watch": ("g",), "history": ("g",), "migrate": ("h",),
+        "migrate --inline": ("h",), "migrate --dry-run": ("h",), "lock": ("g",),
+        "import": (file, "--slug", "i", "--type", "trail", "--version", 1),
+    }  # fmt: skip
+    words = [word for word in command.split() if word != "GRAPH"]
+    outcome = call(*words, *more.get(command, ()), "--json")
+    assert outcome.exit_code in {0, 1}
+    shape, keys = documented()[command]
+    value: Any = json.loads(outcome.out.splitlines()[0]) if shape == "line by line" else outcome.json()
+    assert isinstance(value, list) == (shape == "list")
+    for each in value if shape == "list" else [value]:
+        assert set(each) == keys
+
+
+def test_every_reading_command_has_its_json_documented() -> None:
+    with_json = {
+        " ".join(path) for path in commands()
+        if any(o.name == "as_json" for o in _command(path).params)
+    }  # fmt: skip
+    told = set(documented())
+    same_as_lock = {"retry", "cancel", "pause", "resume", "release", "unlock", "guard install"}
+    assert with_json - same_as_lock == {name for name in told if " --" not in name and "GRAPH" not in name}
+
+
+def _command(path: tuple[str, ...]) -> click.Command:
+    found: click.Command = main
+    for name in path:
+        assert isinstance(found, click.Group)
+        found = found.commands[name]
+    return found
+
+
+# ── exit codes ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_0_a_migration_and_its_way_back(here: Cluster) -> None:
+    here.add_graph("g", "trail")
+    outcome = call("migrate", "g", "--to", 3, "--inline")
+    assert outcome.exit_code == 0
+    assert "v1→v2 first: applied" in outcome.out
+    assert "g: succeeded, v1→v3" in outcome.out
+    assert call("migrate", "g", "--to", 1, "--inline").exit_code == 0
+    again = call("migrate", "g", "--to", 1, "--inline")
+    assert (again.exit_code, again.out) == (0, "g is at v1 already; nothing to do.\n")
+
+
+def test_1_a_hop_that_raises_is_named_with_its_error(here: Cluster) -> None:
+    here.add_graph("g", "trail")
+    here.tell("fail", "g", "second", "no luck")
+    outcome = call("migrate", "g", "--inline", "--json")
+    assert outcome.exit_code == 1
+    assert "hop 'second' failed" in outcome.err
+    assert "no luck" in outcome.err
+    assert outcome.json()["status"] == "failed"
+    assert "DeliberateError: no luck" in call("history", "g").out
+    (attempt,) = rows(here.engine, "SELECT id FROM hop_attempts WHERE status = 'failed'")[0]
+    assert "in second" in call("history", "g", "--traceback", attempt).out
+
+
+def test_1_a_connection_error_of_a_hop_is_not_taken_for_the_brokers(here: Cluster) -> None:
+    from core import GraphType, HopContext, registry
+
+    flaky = GraphType("flaky")
+
+    @flaky.hop(1, 2)
+    def call_home(ctx: HopContext) -> None:
+        raise ConnectionError("nobody at home")
+
+    registry.register(flaky)
+    here.add_graph("g", "flaky")
+    outcome = call("migrate", "g", "--inline")
+    assert outcome.exit_code == 1
+    assert "hop 'call_home' failed: ConnectionError: nobody at home" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("status", "nobody"), "there is no graph 'nobody'"),
+        (("history", "nobody"), "there is no graph 'nobody'"),
+        (("migrate", "nobody", "--wait"), "there is no graph 'nobody'"),
+        (("pause", "nobody"), "there is no graph 'nobody'"),
+        (("cancel", "nobody"), "there is no graph 'nobody'"),
+        (("release", "nobody", "--yes"), "there is no graph 'nobody'"),
+        (("lock", "nobody"), "there is no graph 'nobody'"),
+        (("export", "nobody"), "there is no graph 'nobody'"),
+        (("migrate", "g", "--to", 9, "--inline"), "knows versions 1 to 5, not 9"),
+        (("plan", "g", "--to", 9), "knows versions 1 to 5, not 9"),
+        (("migrate", "last", "--to", 1, "--inline"), "has no reverse"),
+        (("migrate", "stranger", "--inline"), "'unheard-of' is not known here"),
+        (("import", __file__, "--slug", "x", "--type", "unheard-of", "--version", 1), "is not known here"),
+        (("import", __file__, "--slug", "x", "--type", "trail", "--version", 7), "knows versions 1 to 5"),
+        (("import", __file__, "--slug", "x", "--type", "trail", "--version", 1), "Nothing was imported"),
+        (("import", "/no/such/file", "--slug", "x", "--type", "trail", "--version", 1), "does not exist"),
+        (("export", "g", "/no/such/folder/file"), "No such file or directory"),
+        (("migrate", "g", "--wait", "--inline"), "exclude each other"),
+        (("retry",), "name a GRAPH, or say --all-failed"),
+        (("release", "g", "--terminate"), "--terminate goes with --force"),
+        (("guard", "install", "no_such_table"), "there is no table"),
+        (("guard", "remove", "graph_migrator.nodes", "--yes"), "is never without its guard"),
+        (("new-type", "Not A Name"), "must be lower-case letters"),
+        (("nonsense",), "No such command"),
+        (("migrate",), "Missing argument"),
+    ],
+)
+def test_2_wrong_usage_is_explained_and_changes_nothing(
+    here: Cluster, arguments: tuple[Any, ...], says: str
+) -> None:
+    here.add_graph("g", "trail")
+    here.add_graph("last", "trail", 5)
+    here.add_graph("stranger", "unheard-of")
+    before = dump(here.engine)
+    outcome = call(*arguments)
+    assert outcome.exit_code == 2
+    assert says in " ".join(outcome.err.split())
+    assert not outcome.out
+    assert dump(here.engine) == before
+
+
+def test_3_what_the_graphs_state_forbids(here: Cluster) -> None:
+    failed(here)
+    before = dump(here.engine)
+    for verb in ("pause", "resume", "cancel"):
+        outcome = call(verb, "g", *(["--yes"] if verb == "cancel" else []))
+        assert outcome.exit_code == 3
+        assert f"cannot {verb}" in outcome.err
+    assert dump(here.engine) == before
+    assert call("retry", "g").exit_code == 0  # no worker: it waits
+    outcome = call("migrate", "g", "--inline")
+    assert outcome.exit_code == 3
+    assert "owns the graph" in outcome.err
+    assert call("release", "g", "--yes").exit_code == 3
+
+
+def test_4_a_database_out_of_reach_and_its_password_is_not_shown() -> None:
+    for arguments in (
+        ("graphs",),
+        ("status", "g"),
+        ("migrate", "g"),
+        ("watch",),
+        ("db", "upgrade"),
+        ("recover",),
+    ):
+        outcome = spawn(*arguments, env=NOWHERE)
+        assert outcome.exit_code == 4
+        assert "Postgres at postgresql+psycopg2://me:***@127.0.0.1:1/graphs does not answer" in outcome.err
+        assert "Check DATABASE_URL" in outcome.err
+        assert "hush-hush" not in outcome.out + outcome.err
+        assert "Traceback" not in outcome.err
+
+
+def test_4_a_broker_out_of_reach_is_told_soon(here: Cluster) -> None:
+    here.add_graph("g", "trail")
+    env = {**here.environment, "CELERY_BROKER_URL": NOWHERE["CELERY_BROKER_URL"]}
+    outcome = spawn("migrate", "g", env=env)
+    assert outcome.exit_code == 4
+    assert "the broker at redis://:***@127.0.0.1:1/0 does not answer" in outcome.err
+    assert "hush-hush" not in outcome.err
+    assert not rows(here.engine, "SELECT * FROM migrations")
+
+
+def test_4_a_result_backend_out_of_reach(here: Cluster) -> None:
+    here.add_graph("g", "trail")
+    env = {**here.environment, "CELERY_RESULT_BACKEND": NOWHERE["CELERY_RESULT_BACKEND"]}
+    outcome = spawn("migrate", "g", env=env)
+    assert outcome.exit_code == 4
+    assert "the result backend at redis://:***@127.0.0.1:1/1 does not answer" in outcome.err
+    assert here.queue_length() == 0
+
+
+def test_0_a_retry_is_recorded_although_the_broker_is_away(here: Cluster) -> None:
+    failed(here)
+    outcome = spawn("retry", "g", env={**here.environment, "CELERY_BROKER_URL": NOWHERE["CELERY_BROKER_URL"]})
+    assert outcome.exit_code == 0
+    assert "recovery sends it within 30 s" in outcome.err
+    assert migration_of(here.engine, "g").status == "running"
+
+
+def test_4_tables_of_another_release(empty_database_url: str) -> None:
+    env = {"DATABASE_URL": empty_database_url}
+    outcome = spawn("graphs", env=env)
+    assert outcome.exit_code == 4
+    assert "our tables are missing" in outcome.err
+    assert "graph-migrator db upgrade" in outcome.err
+    first = spawn("db", "upgrade", env=env)
+    assert (first.exit_code, first.out.startswith("The schema went from nothing to")) == (0, True)
+    assert spawn("db", "upgrade", env=env).out.endswith("already.\n")
+    assert spawn("graphs", env=env).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ({"DATABASE_URL": "not a url"}, "DATABASE_URL"),
+        ({"DATABASE_URL": "postgresql://u:hush-hush@host:port/db"}, "DATABASE_URL"),
+        ({"DATABASE_URL": "mysql://u:hush-hush@host/db"}, "DATABASE_URL"),
+        ({"GRAPH_MIGRATOR_DEADLINE_SECONDS": "hush-hush"}, "GRAPH_MIGRATOR_DEADLINE_SECONDS"),
+    ],
+)
+def test_2_a_malformed_setting_is_named_and_not_shown(env: dict[str, str], says: str) -> None:
+    outcome = spawn("graphs", env=env)
+    assert outcome.exit_code == 2
+    assert says in outcome.err
+    assert "hush-hush" not in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_2_a_type_that_cannot_be_loaded_is_named(here: Cluster) -> None:
+    outcome = spawn("types", env={**here.environment, "GRAPH_MIGRATOR_TYPES": "no.such:thing"})
+    assert outcome.exit_code == 2
+    assert "no.such:thing" in outcome.err
+
+
+def test_debug_shows_the_traceback() -> None:
+    outcome = spawn("--debug", "graphs", env=NOWHERE)
+    assert outcome.exit_code == 1
+    assert "Traceback" in outcome.err
+
+
+# ── pipes ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_pipe_gets_no_colours_even_where_the_environment_asks_for_them(here: Cluster) -> None:
+    failed(here)
+    env = {**here.environment, "FORCE_COLOR": "1", "TTY_COMPATIBLE": "1"}
+    for arguments in (
+        ("graphs",),
+        ("status", "g"),
+        ("history", "g"),
+        ("types",),
+        ("watch", "g"),
+        ("doctor",),
+    ):
+        outcome = spawn(*arguments, env=env)
+        assert outcome.out
+        assert ESCAPE not in outcome.out
+
+
+def test_a_reader_that_goes_away_is_no_traceback(here: Cluster) -> None:
+    here.add_graph("g", "trail", nodes=20_000)
+    piped = subprocess.run(
+        f"{sys.executable} -m tasks.cli export g | head -c 10",
+        shell=True, env={"PATH": "/usr/bin:/bin", **here.environment}, cwd=ROOT, capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert b"Traceback" not in piped.stderr
+
+
+def test_export_and_import_again_is_the_same_graph(here: Cluster, tmp_path: Path) -> None:
+    here.add_graph("g", "trail", edges=[("e", "n0000", "n0001")])
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    assert call("export", "g", first).exit_code == 0
+    assert call("import", first, "--slug", "h", "--type", "trail", "--version", 1).exit_code == 0
+    assert call("export", "h", second).exit_code == 0
+    assert first.read_bytes() == second.read_bytes()
+    assert call("import", first, "--slug", "h", "--type", "trail", "--version", 1).exit_code == 2
+
+
+# ── lists ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_graphs_are_filtered_and_paged(here: Cluster) -> None:
+    for n in range(5):
+        here.add_graph(f"t{n}", "trail", 5 if n == 0 else 1)
+    here.add_graph("b0", "batched_trail", 3)
+    failed(here, "x")
+
+    def slugs(*options: object) -> list[str]:
+        return [g["slug"] for g in call("graphs", *options, "--json").json()]
+
+    assert slugs() == ["b0", "t0", "t1", "t2", "t3", "t4", "x"]
+    assert slugs("--type", "batched_trail") == ["b0"]
+    assert slugs("--behind") == ["t1", "t2", "t3", "t4", "x"]
+    assert slugs("--state", "failed") == ["x"]
+    assert slugs("--state", "idle", "--behind") == ["t1", "t2", "t3", "t4"]
+    page = call("graphs", "--limit", 4)
+    assert "More may follow: --after t2" in page.err
+    assert slugs("--after", "t2", "--limit", 4) == ["t3", "t4", "x"]
+    assert call("graphs", "--after", "x").err == "No more graphs.\n"
+    assert call("graphs", "--state", "nonsense").exit_code == 2
+
+
+def test_a_slug_that_looks_like_markup_is_shown_as_it_is(here: Cluster) -> None:
+    here.add_graph("g", "trail")
+    call("migrate", "g", "--to", 2, "--inline", "--reason", "[red]because[/]")
+    assert "[red]because[/]" in call("history", "g").out
+
+
+# ── watch ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_watch_says_that_nothing_is_being_migrated(here: Cluster) -> None:
+    here.add_graph("g", "trail")
+    outcome = call("watch")
+    assert (outcome.exit_code, outcome.out) == (0, "Nothing is being migrated.\n")
+    assert "never migrated" in call("watch", "g").out
+
+
+def test_watch_ends_with_the_migrations_outcome(here: Cluster) -> None:
+    failed(here)
+    assert call("watch", "g").exit_code == 1
+    call("release", "g", "--yes")
+    assert call("watch", "g").exit_code == 0
+
+
+# ── questions ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_destructive_commands_say_what_they_will_do_and_take_no_for_an_answer(here: Cluster) -> None:
+    failed(here)
+    before = dump(here.engine)
+    outcome = call("release", "g", answer="n\n")
+    assert outcome.exit_code == 1
+    assert "Release g at v2? Its migration (failed) is given up and writers get in." in outcome.err
+    assert "Nothing was changed." in outcome.err
+    silent = call("release", "g", answer="")
+    assert silent.exit_code == 2
+    assert "--yes" in silent.err
+    assert call("retry", "--all-failed", answer="n\n").exit_code == 1
+    assert dump(here.engine) == before
+    assert call("release", "g", answer="y\n").exit_code == 0
+    assert graph_row(here.engine, "g").migration_id is None
+
+
+def test_retry_all_failed_when_nothing_failed(here: Cluster) -> None:
+    assert call("retry", "--all-failed").out == "No migration has failed.\n"
+    assert call("retry", "--all-failed", "--json").json() == []
+
+
+def test_retry_all_failed_retries_each(here: Cluster) -> None:
+    for slug in ("a", "b"):
+        failed(here, slug)
+    outcome = call("retry", "--all-failed", "--yes")
+    assert outcome.exit_code == 0
+    assert "2 retried, 0 refused" in outcome.out
+    assert {migration_of(here.engine, slug).status for slug in "ab"} == {"running"}
+
+
+def test_lock_and_unlock(here: Cluster) -> None:
+    here.add_graph("g", "trail")
+    assert "read-only for its owner" in call("lock", "g").out
+    assert "`graph-migrator unlock g`" in call("status", "g").out
+    assert "writable again" in call("unlock", "g").out
+
+
+def test_recover_sweeps_once(here: Cluster) -> None:
+    assert call("recover").out == "0 sent, 0 lost, 0 rung, 0 settled, 0 given_up, 0 answered\n"
+
+
+# ── a worker is there ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_migrate_wait_prints_each_hop_and_ends_with_the_outcome(here: Cluster) -> None:
+    here.start_worker(concurrency=1)
+    failed(here)  # an older story, which must not be told again
+    outcome = spawn("migrate", "g", "--to", 3, "--wait", env=here.environment)
+    assert outcome.exit_code == 0
+    assert re.findall(r"v\d→v\d (\w+): (\w+)", outcome.out) == [("second", "succeeded")]
+    assert "g: succeeded, v1→v3" in outcome.out
+
+    here.add_graph("h", "trail")
+    here.tell("fail", "h", "second", "no luck")
+    outcome = spawn("migrate", "h", "--wait", "--json", env=here.environment)
+    assert outcome.exit_code == 1
+    assert outcome.json()["status"] == "failed"
+    assert "no luck" in outcome.err
+    sent = call("migrate", "h", "--to", 1)
+    assert "Follow it with `graph-migrator watch h`" in sent.out
+    until(lambda: graph_row(here.engine, "h").version == 1, "h walked back")
+
+
+# ── completion, new-type, env ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script_of_that_shell(shell: str) -> None:
+    outcome = call("completion", shell)
+    assert outcome.exit_code == 0
+    assert "_GRAPH_MIGRATOR_COMPLETE" in outcome.out
+
+
+def test_bash_takes_the_completion_script() -> None:
+    script = call("completion", "bash").out
+    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_env_without_a_dev_that_runs(tmp_path: Path) -> None:
+    outcome = call("env", "--folder", tmp_path)
+    assert outcome.exit_code == 1
+    assert "no `graph-migrator dev` runs" in outcome.err
+
+
+def test_a_new_types_own_test_passes(tmp_path: Path) -> None:
+    folder = tmp_path / "pkg"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    assert call("new-type", "my-people", "--folder", folder).exit_code == 0
+    again = call("new-type", "my-people", "--folder", folder)
+    assert again.exit_code == 2
+    assert "is left as it is" in again.err
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", str(folder)],
+        cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}:{tmp_path}"},
+        capture_output=True, text=True, timeout=110,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "3 passed" in done.stdout

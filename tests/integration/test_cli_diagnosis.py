@@ -1,0 +1,327 @@
+"""`status` names what holds a graph up; `doctor` finds what is wrong with a deployment; `guard` mends some of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import psycopg2
+import pytest
+from sqlalchemy import text
+
+from core import checkup
+from core.checkup import Level
+from core.embedded import Redis
+from core.migrations import begin_migration
+from core.sessions import without_values
+from core.store.executor import Executors
+from tasks import runtime
+from tests.acceptance.cluster import Cluster
+from tests.integration.console import call, spawn
+from tests.rows import graph_row
+from tests.waiting import until
+
+
+@pytest.fixture
+def here(tmp_path: Path, database_url: str, redis_server: Redis) -> Iterator[Cluster]:
+    with Cluster(tmp_path, database_url=database_url, redis=redis_server) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def session(here: Cluster) -> Iterator[Any]:
+    """An application's session."""
+    raw = psycopg2.connect(
+        here.database_url, application_name="billing", options="-c search_path=graph_migrator"
+    )
+    yield raw
+    raw.close()
+
+
+def execute(raw: Any, statement: str, *values: Any) -> None:
+    with raw.cursor() as cursor:
+        cursor.execute(statement, values or None)
+
+
+def reasons(slug: str) -> dict[str, str]:
+    found = call("status", slug, "--json").json()["reasons"]
+    return {each["kind"]: f"{each['what']} {each['way_out'] or ''}" for each in found}
+
+
+def begin(here: Cluster, slug: str, graph_type: str = "trail", **options: Any) -> None:
+    """A graph whose migration has begun, and nobody works on it."""
+    here.add_graph(slug, graph_type, **options)
+    with runtime.executors().borrow() as executor:
+        begin_migration(executor, slug)
+
+
+# ── why is it not moving? ──────────────────────────────────────────────────────────────────────────
+
+
+def test_no_worker_on_the_queue(here: Cluster) -> None:
+    begin(here, "g")
+    told = reasons("g")
+    assert "celery -A tasks worker -Q migrations" in told["no-worker"]
+    assert "Recovery rings again in" in told["deadline"]
+    here.start_worker("other", arguments=("-Q", "elsewhere"))
+    assert "(1 serve other queues)" in reasons("g")["no-worker"]
+
+
+def test_workers_that_do_not_know_the_type_or_have_other_code(here: Cluster) -> None:
+    begin(here, "g")
+    here.start_worker("bare", env={"GRAPH_MIGRATOR_TYPES": "examples.knowledge:knowledge"})
+    assert "none of them knows the type 'trail'" in reasons("g")["unknown-type"]
+    doctor = {f["found"]: f for f in call("doctor", "--json").json()}
+    assert doctor["'trail' is known here, and no worker knows it"]["level"] == "wrong"
+
+
+def test_the_broker_is_out_of_reach(here: Cluster) -> None:
+    begin(here, "g")
+    outcome = spawn(
+        "status", "g", env={**here.environment, "CELERY_BROKER_URL": "redis://:hush@127.0.0.1:1/0"}
+    )
+    assert outcome.exit_code == 0
+    assert "The broker is out of reach" in outcome.out
+    assert "hush" not in outcome.out + outcome.err
+
+
+def test_another_session_holds_the_lock(here: Cluster, session: Any) -> None:
+    begin(here, "g")
+    graph = graph_row(here.engine, "g").id
+    execute(session, "SELECT pg_advisory_lock(lock_key(%s)) /* 'hush' */", str(graph))
+    told = reasons("g")["lock-held"]
+    assert f"pid {session.info.backend_pid} (billing, postgres@127.0.0.1) since 20" in told
+    assert "idle in transaction, last ran: SELECT pg_advisory_lock(lock_key('…'))" in told
+    assert "hush" not in told
+    assert str(graph) not in told
+
+
+def test_writers_keep_a_migration_from_beginning(here: Cluster, session: Any) -> None:
+    here.add_graph("g", "trail")
+    execute(session, "UPDATE nodes SET properties = '{\"a\": \"hush\"}' WHERE id = 'n0000'")
+    waiting = psycopg2.connect(here.database_url, options="-c search_path=graph_migrator", async_=False)
+    try:
+        from threading import Thread
+
+        graph = graph_row(here.engine, "g").id
+        waiter = Thread(target=execute, args=(waiting, "SELECT pg_advisory_lock(lock_key(%s))", str(graph)))
+        waiter.start()
+        told = until(lambda: reasons("g").get("writers-not-drained"), "the waiting begin seen")
+        assert "billing" in told
+        assert "hush" not in told
+        session.rollback()
+        waiter.join(20)
+    finally:
+        waiting.close()
+
+
+def test_a_worker_is_on_it_then_paused_then_failed(here: Cluster) -> None:
+    worker = here.start_worker(concurrency=1)
+    begin(here, "g")
+    hold = here.tell("hold", "g", "first")
+    call("recover")
+    with here.engine.begin() as connection:  # ring now, not in half a minute
+        connection.execute(text("UPDATE migrations SET deadline = now() - interval '1 s'"))
+    here.pid_in("g", "first")
+    assert "graph-migrator" in reasons("g")["working"]
+    assert "on w1@localhost" in call("status", "g").out
+    begin(here, "h")
+    from core.migrations import load_dispatch
+    from tasks.migrate import send
+
+    for slug in ("h", "h"):
+        with runtime.executors().borrow() as executor:
+            send(load_dispatch(executor, graph_row(here.engine, slug).migration_id))
+    told = until(lambda: reasons("h").get("queue"), "the queue seen")
+    assert "messages wait in the queue before 1 workers" in told
+    call("pause", "g")
+    hold.unlink()
+    until(lambda: call("status", "g", "--json").json()["migration"]["status"] == "paused", "paused")
+    assert "graph-migrator resume g" in reasons("g")["paused"]
+    assert worker.is_alive
+
+
+def test_a_graph_that_nothing_owns(here: Cluster) -> None:
+    here.add_graph("old", "trail")
+    here.add_graph("new", "trail", 5)
+    here.add_graph("strange", "unheard-of")
+    call("lock", "new")
+    assert "graph-migrator migrate old" in reasons("old")["behind"]
+    assert "graph-migrator unlock new" in reasons("new")["owner-locked"]
+    assert "GRAPH_MIGRATOR_TYPES" in reasons("strange")["unknown-type-here"]
+
+
+def test_a_hop_half_done(here: Cluster) -> None:
+    here.add_graph("g", "batched_trail", nodes=25)
+    from core import killpoints, run_graph_migration
+
+    def fail_late(point: str) -> None:
+        if point == "batch_committed":
+            raise RuntimeError("out of luck")
+
+    killpoints.hook = fail_late
+    try:
+        with pytest.raises(RuntimeError):
+            run_graph_migration(here.engine, "g")
+    finally:
+        killpoints.hook = None
+    assert "after 10 rows: the graph's rows are of two shapes" in reasons("g")["failed"]
+    assert call("release", "g", "--yes").exit_code == 3
+    assert call("release", "g", "--yes", "--force").exit_code == 0
+    assert "graph-migrator retry g" in reasons("g")["half-done"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "shown"),
+    [
+        ("UPDATE t SET a = 'it''s me', b = 42 WHERE c1 = $1", "UPDATE t SET a = '…', b = … WHERE c1 = $1"),
+        ("SELECT $$secret$$, $x$secret$x$, 'cut of", "SELECT '…', '…', '…'"),
+        ("SELECT 1.5e3,\n  -7", "SELECT …e3, -…"),
+    ],
+)
+def test_statements_are_shown_without_values(statement: str, shown: str) -> None:
+    assert "secret" not in without_values(statement)
+    if "e3" not in statement:
+        assert without_values(statement) == shown
+
+
+# ── doctor ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def findings(*, level: Level | None = None) -> list[dict[str, Any]]:
+    return [f for f in call("doctor", "--json").json() if level is None or f["level"] == level]
+
+
+def test_a_healthy_deployment(here: Cluster) -> None:
+    here.start_worker(concurrency=1)
+    outcome = call("doctor")
+    assert outcome.exit_code == 0, outcome.out
+    assert {f["check"] for f in findings()} == {
+        "database", "pooling", "clock", "client_connection_check_interval", "schema", "guard", "sessions", "graphs",
+        "types", "broker", "results", "workers", "worker-types",
+    }  # fmt: skip
+    assert findings(level=Level.WRONG) == []
+
+
+def test_everything_out_of_reach_is_named_with_a_remedy_and_no_password() -> None:
+    env = {
+        "DATABASE_URL": "postgresql://me:hush@127.0.0.1:1/g",
+        "CELERY_BROKER_URL": "redis://:hush@127.0.0.1:1/0",
+        "CELERY_RESULT_BACKEND": "redis://:hush@127.0.0.1:1/1",
+    }
+    outcome = spawn("doctor", "--json", env=env)
+    assert outcome.exit_code == 1
+    wrong = [f for f in outcome.json() if f["level"] == "wrong"]
+    assert [f["check"] for f in wrong] == ["database", "broker", "results"]
+    assert all(f["remedy"] for f in wrong)
+    assert "hush" not in outcome.out + outcome.err
+
+
+def test_missing_tables_and_missing_workers(here: Cluster, empty_database_url: str) -> None:
+    outcome = spawn("doctor", "--json", env={**here.environment, "DATABASE_URL": empty_database_url})
+    assert outcome.exit_code == 1
+    wrong = {f["check"]: f["remedy"] for f in outcome.json() if f["level"] == "wrong"}
+    assert wrong.keys() == {"schema", "workers"}
+    assert "db upgrade" in wrong["schema"]
+
+
+def test_a_disabled_trigger_a_new_partition_and_their_remedy(here: Cluster) -> None:
+    with here.engine.begin() as connection:
+        for statement in (
+            "CREATE TABLE public.orders (graph_id uuid NOT NULL, id int, PRIMARY KEY (graph_id, id)) "
+            "PARTITION BY RANGE (id)",
+            "CREATE TABLE public.orders_1 PARTITION OF public.orders FOR VALUES FROM (0) TO (10)",
+        ):
+            connection.execute(text(statement.replace("RANGE (id)", "RANGE (id)")))
+    assert call("guard", "install", "public.orders").exit_code == 0
+    assert not [f for f in findings(level=Level.WRONG) if f["check"] == "guard"]
+    with here.engine.begin() as connection:
+        connection.execute(
+            text("CREATE TABLE public.orders_2 PARTITION OF public.orders FOR VALUES FROM (10) TO (20)")
+        )
+        connection.execute(text("ALTER TABLE nodes DISABLE TRIGGER graph_migrator_guard_update"))
+    wrong = {f["found"]: f["remedy"] for f in findings(level=Level.WRONG) if f["check"] == "guard"}
+    assert wrong["public.orders: no guard on public.orders_2"] == (
+        "`graph-migrator guard install public.orders --column graph_id`"
+    )
+    assert (
+        "ENABLE ALWAYS TRIGGER"
+        in wrong["graph_migrator.nodes: graph_migrator.nodes: graph_migrator_guard_update is off"]
+    )
+    assert "no guard on public.orders_2" in call("guard", "list").out
+    call("guard", "install", "public.orders")
+    assert [f["found"][:20] for f in findings(level=Level.WRONG) if f["check"] == "guard"] == [
+        "graph_migrator.nodes"
+    ]
+    assert call("guard", "remove", "public.orders", answer="n\n").exit_code == 1
+    assert "public.orders" in call("guard", "list").out
+    assert call("guard", "remove", "public.orders", "--yes").exit_code == 0
+    assert "public.orders" not in call("guard", "list").out
+
+
+def test_idle_lock_holders_and_prepared_transactions(here: Cluster, session: Any) -> None:
+    graph = here.add_graph("g", "trail")
+    execute(session, "SELECT pg_advisory_lock(lock_key(%s))", str(graph))
+    session.commit()
+    other = psycopg2.connect(here.database_url)
+    try:
+        execute(other, "CREATE TABLE public.t (a int)")
+        execute(other, "PREPARE TRANSACTION 'left behind'")
+    finally:
+        other.close()
+    try:
+        with here.engine.connect() as connection:
+            found = list(checkup.sessions(connection, idle=0))
+    finally:
+        session.rollback()
+        session.autocommit = True
+        execute(session, "ROLLBACK PREPARED 'left behind'")
+    assert [f.level for f in found] == [Level.WRONG, Level.WARNING]
+    assert f"g: pid {session.info.backend_pid} (billing) has held its lock, idle" in found[0].found
+    assert "'left behind'" in found[1].found
+
+
+def test_graphs_that_nobody_recovers(here: Cluster) -> None:
+    begin(here, "g")
+    with here.engine.begin() as connection:
+        connection.execute(text("UPDATE migrations SET deadline = now() - interval '1 h'"))
+    with here.engine.connect() as connection:
+        found = list(checkup.graphs(connection))
+    assert [f.level for f in found] == [Level.WRONG]
+
+
+def test_a_transaction_pooling_proxy_is_noticed(here: Cluster) -> None:
+    """The proxy's one rule: a backend is a connection's from the first statement to the commit."""
+    free = [1, 2]
+
+    def connect() -> Any:
+        held: list[int] = []
+
+        def run(_: str) -> None:
+            if not held:
+                held.append(free.pop(0))
+
+        def commit() -> None:
+            free.insert(0, held.pop())
+
+        proxied = MagicMock()
+        cursor = proxied.cursor.return_value.__enter__.return_value
+        cursor.execute.side_effect = run
+        cursor.fetchone.side_effect = lambda: (held[0],)
+        proxied.commit.side_effect = commit
+        return proxied
+
+    assert checkup.pooling(connect).level is Level.WRONG
+    assert checkup.pooling(lambda: here.engine.raw_connection()).level is Level.OK
+
+
+def test_executors_leave_nothing_to_find(here: Cluster) -> None:
+    executors = Executors(here.engine)
+    here.add_graph("g", "trail")
+    with executors.borrow() as executor:
+        begin_migration(executor, "g")
+    with here.engine.connect() as connection:
+        assert [f.level for f in checkup.sessions(connection, idle=0)] == [Level.OK]
+    executors.close()

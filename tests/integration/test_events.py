@@ -1,0 +1,276 @@
+"""Events follow commits: each one is true when it is told, and none is told of what was rolled back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from core import (
+    GraphType,
+    HopContext,
+    Node,
+    Nodes,
+    events,
+    execute_migration,
+    operations,
+    run_graph_migration,
+)
+from core.migrations import Caller, Dispatch, begin_migration
+from core.recovery import sweep, sweeping
+from core.registry import register
+from core.settings import settings
+from core.store.executor import Executors
+from tests.rows import add_graph, one
+
+told: list[events.Event] = []
+
+
+@pytest.fixture(autouse=True)
+def _listening() -> Iterator[None]:
+    told.clear()
+    stop = events.subscribe(told.append)
+    yield
+    stop()
+
+
+@pytest.fixture
+def kind(monkeypatch: pytest.MonkeyPatch) -> GraphType:
+    monkeypatch.setenv("GRAPH_MIGRATOR_BATCH_TARGET_SECONDS", "0.000001")  # batches stay at two
+    settings.cache_clear()
+    kind = GraphType("told")
+
+    @kind.hop(1, 2)
+    def mark(ctx: HopContext) -> None:
+        """Mark every node."""
+        ctx.execute("UPDATE nodes SET properties = '{\"m\": 1}' WHERE graph_id = :graph_id")
+
+    @kind.hop(2, 3, over=Nodes(), batch_size=2)
+    def walk(ctx: HopContext, nodes: list[Node]) -> None:
+        """Walk the nodes by twos."""
+        for node in nodes:
+            node.properties["w"] = 1
+
+    @kind.hop(3, 4, when=lambda ctx: False)
+    def never(ctx: HopContext) -> None:
+        """Never needed."""
+
+    @kind.hop(4, 5)
+    def fails(ctx: HopContext) -> None:
+        """Fail."""
+        raise ValueError("by design")
+
+    register(kind)
+    return kind
+
+
+def names() -> list[str]:
+    return [event.name for event in told]
+
+
+def the(name: str) -> Any:
+    (event,) = (event for event in told if event.name == name)
+    return event
+
+
+def test_a_migration_tells_its_story_in_order(engine: Engine, kind: GraphType) -> None:
+    graph_id = add_graph(engine, "g", "told", nodes=5)
+    report = run_graph_migration(engine, "g", 4, caller=Caller(requested_by="me", reason="why not"))
+    assert names() == [
+        "migration_begun",
+        "hop_started",
+        "hop_succeeded",
+        "hop_started",
+        "hop_progressed",
+        "hop_progressed",
+        "hop_succeeded",
+        "hop_started",
+        "hop_succeeded",
+        "migration_finished",
+    ]
+    begun, finished = the("migration_begun"), the("migration_finished")
+    assert begun.fields() == {
+        "migration_id": report.migration_id,
+        "graph_id": graph_id,
+        "graph": "g",
+        "graph_type": "told",
+        "at": begun.at,
+        "from_version": 1,
+        "to_version": 4,
+        "hops": 3,
+        "requested_by": "me",
+        "reason": "why not",
+    }
+    succeeded = [event for event in told if isinstance(event, events.HopSucceeded)]
+    assert [(e.hop, e.rows_changed, e.skipped) for e in succeeded] == [
+        ("mark", 5, False),
+        ("walk", 5, False),
+        ("never", 0, True),
+    ]
+    progressed = [event for event in told if isinstance(event, events.HopProgressed)]
+    assert [(e.done, e.total, e.rows_changed) for e in progressed] == [(2, 5, 2), (4, 5, 2)]
+    assert (finished.status, finished.version, finished.hops, finished.attempts) == ("succeeded", 4, 3, 3)
+    assert finished.rows_changed == 10
+    assert finished.seconds == report.seconds
+
+
+def test_every_event_is_told_after_its_commit(engine: Engine, kind: GraphType) -> None:
+    """Whoever looks when it is told something finds it in Postgres, from a connection of its own."""
+    seen: list[Any] = []
+
+    def look(event: events.Event) -> None:
+        row = one(
+            engine,
+            "SELECT g.version, m.status, (SELECT status FROM hop_attempts a WHERE a.migration_id = m.id "
+            "ORDER BY id DESC LIMIT 1) FROM graphs g, migrations m WHERE m.id = :id",
+            id=event.migration_id,
+        )
+        seen.append((event.name, *row))
+
+    stop = events.subscribe(look)
+    add_graph(engine, "g", "told", version=3)
+    with pytest.raises(ValueError, match="by design"):
+        run_graph_migration(engine, "g", 5)
+    stop()
+    assert seen == [
+        ("migration_begun", 3, "queued", None),
+        ("hop_started", 3, "running", "running"),
+        ("hop_succeeded", 4, "running", "skipped"),
+        ("hop_started", 4, "running", "running"),
+        ("hop_failed", 4, "failed", "failed"),
+        ("migration_finished", 4, "failed", "failed"),
+    ]
+    failed, finished = the("hop_failed"), the("migration_finished")
+    assert (failed.error_type, failed.error_message, failed.retry_in) == (
+        "ValueError",
+        "by design",
+        None,
+    )
+    assert (finished.status, finished.error_type, finished.version) == ("failed", "ValueError", 4)
+
+
+def test_nothing_is_told_in_a_callers_transaction(engine: Engine, kind: GraphType) -> None:
+    add_graph(engine, "g", "told")
+    with engine.connect() as connection, connection.begin() as transaction:
+        execute_migration(connection, "g", 3)
+        transaction.rollback()
+    assert told == []
+
+
+def test_a_subscriber_that_raises_breaks_nothing(
+    engine: Engine, kind: GraphType, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(event: events.Event) -> None:
+        raise RuntimeError("out of order")
+
+    stop = events.subscribe(broken)
+    add_graph(engine, "g", "told", nodes=5)
+    with caplog.at_level(logging.ERROR, "graph_migrator.events"):
+        report = run_graph_migration(engine, "g", 3)
+    stop()
+    assert report.status == "succeeded"
+    assert len(told) == len(caplog.records) > 5
+    assert "hop_started was not told to" in caplog.text
+
+
+def test_nobody_listens_any_more_after_unsubscribing() -> None:
+    heard: list[events.Event] = []
+    stop = events.subscribe(heard.append)
+    stop()
+    stop()
+    assert events.anybody_listens()  # the fixture does
+    assert heard == []
+
+
+def test_operators_verbs_are_told_once_they_are_committed(
+    engine: Engine, executors: Executors, kind: GraphType
+) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def look(event: events.Event) -> None:
+        status = one(engine, "SELECT status FROM migrations WHERE id = :id", id=event.migration_id).status
+        seen.append((event.name, status))
+
+    stop = events.subscribe(look)
+    add_graph(engine, "g", "told", version=3)
+    with executors.borrow() as executor:
+        begun = begin_migration(executor, "g", 5)
+        assert isinstance(begun, Dispatch)
+        operations.pause(executor, "g", Caller(requested_by="op"))
+        operations.resume(executor, "g")
+        operations.cancel(executor, "g")
+    stop()
+    assert seen == [
+        ("migration_begun", "queued"),
+        ("migration_asked", "pausing"),
+        ("migration_paused", "paused"),
+        ("migration_taken_up", "running"),
+        ("migration_asked", "cancelling"),
+        ("migration_finished", "cancelled"),
+    ]
+    asked = [event for event in told if isinstance(event, events.MigrationAsked)]
+    assert [(e.verb, e.requested_by) for e in asked] == [("pause", "op"), ("cancel", None)]
+    assert (the("migration_taken_up").verb, the("migration_taken_up").dispatch) == ("resume", 2)
+    assert (the("migration_finished").status, the("migration_finished").version) == ("cancelled", 3)
+
+
+def test_a_failed_migration_is_told_retried_and_released(
+    engine: Engine, executors: Executors, kind: GraphType
+) -> None:
+    add_graph(engine, "g", "told", version=4)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="by design"):
+            run_graph_migration(engine, "g", 5)
+    with executors.borrow() as executor:
+        operations.retry(executor, "g", Caller(requested_by="op"))
+        operations.release(executor, "g", force=True)
+    taken_up = [event for event in told if isinstance(event, events.MigrationTakenUp)]
+    assert [(e.verb, e.dispatch, e.requested_by) for e in taken_up] == [
+        ("migrate", 2, None),
+        ("retry", 3, "op"),
+    ]
+    finished = [event for event in told if isinstance(event, events.MigrationFinished)]
+    assert [e.status for e in finished] == ["failed", "failed", "released"]
+
+
+def test_another_target_tells_that_the_failed_migration_is_released(
+    engine: Engine, executors: Executors, kind: GraphType
+) -> None:
+    add_graph(engine, "g", "told", version=3)
+    with pytest.raises(ValueError, match="by design"):
+        run_graph_migration(engine, "g", 5)
+    told.clear()
+    with executors.borrow() as executor:
+        begin_migration(executor, "g", 4)
+    assert names() == ["migration_finished"]  # it stands at 4 already
+    assert the("migration_finished").status == "released"
+
+
+def test_a_dead_executor_is_told_by_who_finds_it(
+    engine: Engine, executors: Executors, kind: GraphType
+) -> None:
+    add_graph(engine, "g", "told", version=3)
+    with executors.borrow() as executor:
+        begun = begin_migration(executor, "g", 4)
+    assert isinstance(begun, Dispatch)
+    for lost in (1, 2, 3):
+        with executors.borrow() as executor:
+            facts = executor.call("look", begun.migration_id, 4, lost)
+            executor.call(
+                "open_hop", begun.migration_id, facts.graph_id, facts.status, lost, None, 3, 4, "never",
+                begun.steps[0].fingerprint, "w", 1, None, 0, 30,
+            )  # fmt: skip
+            executor.close()
+        told.clear()
+        with sweeping(engine) as sweeper:
+            assert sweeper is not None
+            sweep(sweeper)
+        last = "migration_recovered" if lost < 3 else "migration_finished"
+        assert names() == ["hop_lost", last]
+        assert the("hop_lost").found_by == "recovery"
+        if lost < 3:
+            assert (the(last).because, the(last).dispatch) == ("lost", lost + 1)
+    assert the("migration_finished").error_type == "core.errors.HopCrashedRepeatedly"

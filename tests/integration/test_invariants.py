@@ -1,0 +1,329 @@
+"""The invariants of docs/explanation.md, by their numbers. The comments name the fence each one guards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import psycopg2
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from core import history, killpoints, operations, registry
+from core.decisions import Ignored, Later
+from core.errors import HopCodeChanged
+from core.graph_types import GraphType
+from core.hop_context import HopContext
+from core.hop_runs import Applied, Failed, run_hop
+from core.in_process import follow
+from core.migrations import Dispatch, begin_migration
+from core.recovery import sweep
+from core.settings import settings
+from core.store.executor import Executors
+from core.store.failures import sqlstate
+from tasks.cli.explaining import explain
+from tasks.fleet import Fleet
+from tests.integration.scripted import Killed, Script
+from tests.rows import add_graph, attempts, graph_row, migration_of, properties, rows
+
+
+@pytest.fixture(autouse=True)
+def _no_hook() -> Iterator[None]:
+    yield
+    killpoints.hook = None
+
+
+def begin(executors: Executors, graph: str, target: int) -> Dispatch:
+    with executors.borrow() as executor:
+        begun = begin_migration(executor, graph, target)
+    assert isinstance(begun, Dispatch)
+    return begun
+
+
+def trail(engine: Engine, slug: str) -> list[str]:
+    """What the first node's list of hops says."""
+    return list(next(iter(properties(engine, slug).values())).get("trail", []))
+
+
+@pytest.mark.usefixtures("script")
+@pytest.mark.parametrize("point", ["hop_after_data", "hop_before_commit"])
+def test_invariant_1_data_version_and_audit_row_are_one_commit(
+    engine: Engine, executors: Executors, point: str
+) -> None:
+    # Fence: one transaction around data and finish_hop (core/hops.py).
+    add_graph(engine, "g", "plain")
+    dispatch = begin(executors, "g", 3)
+    seen = []
+
+    def look_then_die(at: str) -> None:
+        if at == point:
+            seen.append((graph_row(engine, "g").version, trail(engine, "g"), attempts(engine, "g")))
+            raise Killed
+
+    killpoints.hook = look_then_die
+    with pytest.raises(Killed):
+        run_hop(executors, dispatch.messages()[0])
+    nothing = (1, [], [("one", "running")])
+    assert seen == [nothing]
+    assert (graph_row(engine, "g").version, trail(engine, "g"), attempts(engine, "g")) == nothing
+    killpoints.hook = None
+    # A second try brings all three at once.
+    assert isinstance(run_hop(executors, dispatch.messages()[0]), Applied)
+    assert (graph_row(engine, "g").version, trail(engine, "g")) == (2, ["one"])
+    assert attempts(engine, "g") == [("one", "lost"), ("one", "succeeded")]
+
+
+@pytest.mark.usefixtures("script")
+def test_invariant_1_the_version_is_fenced_by_the_one_it_comes_from(
+    engine: Engine, executors: Executors
+) -> None:
+    # Fence: `AND version = p_from` in finish_hop.
+    add_graph(engine, "g", "plain")
+    dispatch = begin(executors, "g", 3)
+    first = dispatch.messages()[0]
+    with executors.borrow() as executor:
+        facts = executor.call("look", first.migration_id, first.to_version, 1)
+        opened = executor.call(
+            "open_hop", first.migration_id, facts.graph_id, "queued", 1, None, 2, 3, "two", "f", "w", 1, None, 0, 30.0
+        )  # fmt: skip
+        with pytest.raises(psycopg2.Error) as caught:
+            executor.call(
+                "finish_hop", opened.attempt_id, first.migration_id, facts.graph_id, 2, 3, "succeeded", 0, None,
+                False, False,
+            )  # fmt: skip
+        assert caught.value.pgcode == "GM001"
+        executor.close()
+    assert graph_row(engine, "g").version == 1
+
+
+@pytest.mark.usefixtures("script")
+def test_invariant_2_only_the_session_with_lock_and_name_writes(engine: Engine, executors: Executors) -> None:
+    # Fence: `executes` and the try-lock in admit().
+    add_graph(engine, "g", "plain")
+    dispatch = begin(executors, "g", 2)
+    change = text("UPDATE nodes SET label = 'stolen'")
+    owner = {"m": str(dispatch.migration_id)}
+
+    def write_as(name: bool, lock: bool) -> str | None:
+        with engine.connect() as connection:
+            if name:
+                connection.execute(text("SELECT set_config('graph_migrator.executor', :m, false)"), owner)
+            if lock:
+                connection.execute(
+                    text("SELECT pg_advisory_xact_lock(graph_migrator.lock_key(id)) FROM graphs")
+                )
+            with suppress(DBAPIError) as _, connection.begin_nested():
+                connection.execute(change)
+                return None
+            try:
+                connection.execute(change)
+            except DBAPIError as error:
+                return sqlstate(error)
+        return None
+
+    other = engine.connect()
+    other.execute(text("SELECT pg_advisory_lock(graph_migrator.lock_key(id)) FROM graphs"))
+    assert write_as(name=True, lock=False) == "GM001"  # the name alone
+    other.execute(text("SELECT pg_advisory_unlock_all()"))
+    other.close()
+    assert write_as(name=False, lock=True) == "55006"  # the lock alone
+    assert write_as(name=True, lock=True) is None
+
+
+@pytest.mark.usefixtures("script")
+def test_invariant_2_a_lost_session_takes_lock_and_data_with_it(engine: Engine, executors: Executors) -> None:
+    # Fence: session lock on the connection that writes; require_executor in finish_hop.
+    add_graph(engine, "g", "plain")
+    dispatch = begin(executors, "g", 2)
+
+    def lose_the_session(at: str) -> None:
+        if at == "hop_after_data":
+            killpoints.hook = None
+            with engine.begin() as connection:
+                connection.execute(
+                    text(
+                        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' "
+                        "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+                    )
+                )
+
+    killpoints.hook = lose_the_session
+    outcome = run_hop(executors, dispatch.messages()[0])
+    assert isinstance(outcome, Later)
+    assert trail(engine, "g") == []
+    assert attempts(engine, "g") == [("one", "failed")]
+    follow(executors, dispatch)
+    assert trail(engine, "g") == ["one"]
+
+
+@pytest.mark.usefixtures("script")
+def test_invariant_3_the_claim_guards_the_graph_from_begin_to_the_last_commit(
+    engine: Engine, executors: Executors
+) -> None:
+    # Fence: the claim is read before any lock in admit().
+    add_graph(engine, "g", "plain")
+    refused = []
+
+    def try_to_write() -> None:
+        with engine.connect() as connection:
+            try:
+                connection.execute(text("UPDATE nodes SET label = 'slipped in'"))
+            except DBAPIError as error:
+                refused.append(sqlstate(error))
+
+    dispatch = begin(executors, "g", 4)
+    try_to_write()  # nobody holds the lock here
+    for message in dispatch.messages()[:-1]:
+        run_hop(executors, message)
+        try_to_write()
+    assert refused == ["55006"] * 3
+    run_hop(executors, dispatch.messages()[-1])
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE nodes SET label = 'let in'"))
+
+
+@pytest.mark.usefixtures("script")
+def test_invariant_4_postgres_alone_is_enough_to_go_on(engine: Engine, executors: Executors) -> None:
+    # Fence: begin commits the plan and a deadline; recovery reads both.
+    add_graph(engine, "g", "plain")
+    begin(executors, "g", 4)  # every message is lost
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE migrations SET deadline = now() - interval '1 second'"))
+    with executors.borrow() as executor:
+        rung = sweep(executor).to_send
+    assert [d.number for d in rung] == [1]
+    assert follow(executors, rung[0]).version == 4
+    assert trail(engine, "g") == ["one", "two", "three"]
+
+
+@pytest.mark.usefixtures("script")
+def test_invariant_5_a_message_is_good_for_its_dispatch(engine: Engine, executors: Executors) -> None:
+    # Fence: the comparison of dispatches in decide_hop.
+    add_graph(engine, "g", "plain")
+    old = begin(executors, "g", 3)
+    with executors.borrow() as executor:
+        operations.pause(executor, "g")
+        _, new = operations.resume(executor, "g")
+    assert new is not None
+    assert new.number == old.number + 1
+    assert isinstance(run_hop(executors, old.messages()[0]), Ignored)
+    assert trail(engine, "g") == []
+    assert follow(executors, new).version == 3
+    assert trail(engine, "g") == ["one", "two"]
+
+
+@pytest.mark.usefixtures("script")
+def test_invariant_5_a_write_is_good_for_its_attempt(engine: Engine, executors: Executors) -> None:
+    # Fence: `AND status = 'running'` in finish_hop.
+    add_graph(engine, "g", "plain")
+    dispatch = begin(executors, "g", 2)
+
+    def give_the_attempt_up(at: str) -> None:
+        if at == "hop_after_data":
+            killpoints.hook = None
+            with engine.begin() as connection:
+                connection.execute(text("UPDATE hop_attempts SET status = 'lost', finished_at = now()"))
+
+    killpoints.hook = give_the_attempt_up
+    outcome = run_hop(executors, dispatch.messages()[0])
+    assert isinstance(outcome, Ignored)
+    assert (graph_row(engine, "g").version, trail(engine, "g")) == (1, [])
+    assert migration_of(engine, "g").status == "running"
+
+
+def test_invariant_6_every_attempt_leaves_a_row_that_never_changes(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    # Fence: open_hop commits before the data; the triggers on hop_attempts.
+    add_graph(engine, "g", "plain")
+    dispatch = begin(executors, "g", 2)
+
+    def die(at: str) -> None:
+        if at == "hop_in_data":
+            killpoints.hook = None
+            raise Killed
+
+    killpoints.hook = die
+    with pytest.raises(Killed):
+        run_hop(executors, dispatch.messages()[0])
+    script.on["one"] = lambda _: 1 / 0
+    with executors.borrow() as executor:
+        (again,) = sweep(executor).to_send
+    assert isinstance(run_hop(executors, again.messages()[0]), Failed)
+    script.on.clear()
+    with executors.borrow() as executor:
+        _, retried = operations.retry(executor, "g")
+    assert retried is not None
+    follow(executors, retried)
+    assert attempts(engine, "g") == [("one", "lost"), ("one", "failed"), ("one", "succeeded")]
+    for change in (
+        "UPDATE hop_attempts SET worker = 'nobody'",
+        "DELETE FROM hop_attempts",
+        "TRUNCATE hop_attempts",
+    ):
+        with engine.connect() as connection, pytest.raises(DBAPIError, match="are never"):
+            connection.execute(text(change))
+    assert len(rows(engine, "SELECT * FROM hop_attempts WHERE finished_at IS NOT NULL")) == 3
+
+
+def test_invariant_7_nothing_runs_that_was_not_planned(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    # Fence: line 11 of decide_hop.
+    add_graph(engine, "g", "plain")
+    dispatch = begin(executors, "g", 2)
+    other = GraphType("plain")
+
+    @other.hop(1, 2)
+    def one(ctx: HopContext) -> None:
+        script.invoked.append("other code")
+
+    registry.register(other)
+    message = dispatch.messages()[0]
+    for _ in range(settings().max_code_mismatches):
+        assert isinstance(run_hop(executors, message), Later)
+    outcome = run_hop(executors, message)
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, HopCodeChanged)
+    assert script.invoked == []
+    assert attempts(engine, "g") == []
+
+
+def test_invariant_8_the_state_is_always_named(engine: Engine, executors: Executors, script: Script) -> None:
+    # Fence: history.graph_state and the explanations know every state.
+    add_graph(engine, "g", "plain")
+    named: list[tuple[str | None, str | None]] = []
+
+    def name_it() -> None:
+        state = history.graph_state(engine, "g")
+        told = explain(state, [], Fleet())
+        assert told
+        assert all(reason.what for reason in told)
+        named.append((state.graph.read_only, state.graph.status))
+
+    name_it()
+    dispatch = begin(executors, "g", 3)
+    name_it()
+    run_hop(executors, dispatch.messages()[0])
+    name_it()
+    with executors.borrow() as executor:
+        operations.pause(executor, "g")
+        name_it()
+        _, again = operations.resume(executor, "g")
+    script.on["two"] = lambda _: 1 / 0
+    assert again is not None
+    run_hop(executors, again.messages()[0])
+    name_it()
+    with executors.borrow() as executor:
+        operations.release(executor, "g")
+        operations.set_read_only(executor, "g", on=True)
+    name_it()
+    assert named == [
+        (None, None),
+        ("migrating", "queued"),
+        ("migrating", "running"),
+        ("migrating", "paused"),
+        ("error", "failed"),
+        ("owner", None),
+    ]

@@ -1,0 +1,543 @@
+"""Operators' verbs follow the edges of the state machine, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from core import operations, registry
+from core.decisions import Ignored, Limits
+from core.errors import (
+    GraphBusy,
+    GraphHalfDone,
+    HopCodeChanged,
+    IllegalTransition,
+    MigrationCancelled,
+    MigrationReleased,
+    UnknownGraph,
+)
+from core.hop_context import HopContext
+from core.hop_runs import Applied, Failed, run_hop
+from core.in_process import follow, run_graph_migration
+from core.migrations import Caller, Dispatch, begin_migration
+from core.operations import VerbReport
+from core.settings import settings
+from core.statuses import edge_pairs
+from core.store.executor import Executor, Executors
+from core.store.locks import take_lock
+from tests.integration.scripted import Script
+from tests.rows import add_graph, advisory_locks, attempts, dump, graph_row, migration_of, properties, rows
+
+Verb = Callable[[Executor, str, Caller], Any]
+
+VERBS: dict[str, Verb] = {
+    "pause": operations.pause,
+    "cancel": operations.cancel,
+    "resume": operations.resume,
+    "retry": operations.retry,
+    "release": operations.release,
+    "release --force": lambda executor, graph, caller: operations.release(
+        executor, graph, caller, force=True
+    ),
+    "release --whole": lambda executor, graph, caller: operations.release(
+        executor, graph, caller, whole=True
+    ),
+}
+STATES = [
+    "free",
+    "queued",
+    "running",
+    "pausing",
+    "paused",
+    "cancelling",
+    "failed",
+    "succeeded",
+    "cancelled",
+    "released",
+]
+
+# Where a verb leads: the status afterwards, where nobody executes the migration.
+LEGAL: dict[tuple[str, str], str] = {
+    ("pause", "queued"): "paused",
+    ("pause", "running"): "paused",
+    ("cancel", "queued"): "cancelled",
+    ("cancel", "running"): "cancelled",
+    ("cancel", "pausing"): "cancelling",  # its executor is still there
+    ("cancel", "paused"): "cancelled",
+    ("resume", "pausing"): "running",
+    ("resume", "paused"): "running",
+    ("retry", "failed"): "running",
+    ("release", "failed"): "released",
+    ("release", "paused"): "released",
+    ("release --whole", "failed"): "released",
+    ("release --whole", "paused"): "released",
+    ("release --force", "queued"): "released",
+    ("release --force", "running"): "released",
+    ("release --force", "failed"): "released",
+    ("release --force", "paused"): "released",
+}
+# A lock that is held has to be given back first; see test_a_forced_release_waits_for_the_lock.
+BUSY = {("release --force", "pausing"), ("release --force", "cancelling")}
+
+
+def begin(executors: Executors, slug: str, target: int | None = None) -> Dispatch:
+    with executors.borrow() as executor:
+        begun = begin_migration(executor, slug, target)
+    assert isinstance(begun, Dispatch)
+    return begun
+
+
+def do(executors: Executors, verb: str, slug: str, task_id: str | None = None, **options: Any) -> Any:
+    """Carry a verb out, on a session of its own; of a verb that may send a chain, the report alone."""
+    with executors.borrow() as executor:
+        done = VERBS[verb](executor, slug, Caller(task_id, requested_by="ann"), **options)
+    return done[0] if isinstance(done, tuple) else done
+
+
+@contextmanager
+def lock_held(engine: Engine, slug: str) -> Iterator[Executor]:
+    """Somebody holds a graph's lock, as an executor does in the middle of a hop."""
+    holder = Executor.connect(engine)
+    assert take_lock(holder, graph_row(engine, slug).id, seconds=5)
+    try:
+        yield holder
+    finally:
+        holder.close()
+
+
+def fail(_: HopContext) -> None:
+    raise ValueError("half-way")
+
+
+@contextmanager
+def in_state(
+    engine: Engine, executors: Executors, script: Script, state: str, slug: str = "g"
+) -> Iterator[None]:
+    """A graph v2 of four, one hop of its migration applied, in a state that was reached by the code itself."""
+    add_graph(engine, slug, "plain", version=1 if state == "queued" else 2)
+    with ExitStack() as stack:
+        if state == "free":
+            pass
+        elif state == "succeeded":
+            run_graph_migration(executors, slug, 3)
+        elif state == "failed":
+            script.on["three"] = fail
+            with pytest.raises(ValueError, match="half-way"):
+                run_graph_migration(executors, slug, 4)
+            script.on.clear()
+        else:
+            dispatch = begin(executors, slug, 4)
+            if state != "queued":
+                assert run_hop(executors, dispatch.messages()[0]) == Applied()
+            if state in {"pausing", "cancelling"}:
+                stack.enter_context(lock_held(engine, slug))
+            verb = {"pausing": "pause", "paused": "pause", "cancelling": "cancel", "cancelled": "cancel"}.get(
+                state
+            )
+            if state == "released":
+                verb = "release --force"
+            if verb:
+                do(executors, verb, slug)
+        assert state == "free" or migration_of(engine, slug).status == state
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _short_patience(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPH_MIGRATOR_WRITER_DRAIN_SECONDS", "0.05")
+    settings.cache_clear()
+
+
+# ── every pair of a verb and a state ────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_each_verb_follows_its_edge_or_is_refused_with_the_present_state(
+    engine: Engine, executors: Executors, script: Script, state: str
+) -> None:
+    for number, verb in enumerate(VERBS):
+        slug = f"g{number}"
+        with in_state(engine, executors, script, state, slug):
+            before = dump(engine)
+            if (verb, state) in LEGAL:
+                report = do(executors, verb, slug, task_id=f"{verb} {state}")
+                assert isinstance(report, VerbReport)
+                assert (report.graph, migration_of(engine, slug).status) == (slug, LEGAL[verb, state])
+                assert report.migration_id == migration_of(engine, slug).id
+                continue
+            if (verb, state) in BUSY:
+                with pytest.raises(GraphBusy, match=f"{slug}: its lock is held by pid"):
+                    do(executors, verb, slug)
+            else:
+                with pytest.raises(IllegalTransition) as refusal:
+                    do(executors, verb, slug)
+                owned = state in {"queued", "running", "pausing", "paused", "cancelling", "failed"}
+                shown = state if owned else "not migrating"
+                assert refusal.value.graph == slug
+                assert refusal.value.status == shown
+                assert f"is {shown}; that needs " in str(refusal.value)
+                assert "Nothing was changed" in str(refusal.value)
+                assert state not in refusal.value.allowed
+            assert dump(engine) == before, verb
+    executors.close()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_on_an_unknown_graph_is_refused(engine: Engine, executors: Executors, verb: str) -> None:
+    with pytest.raises(UnknownGraph, match="nobody"):
+        do(executors, verb, "nobody")
+
+
+@pytest.mark.parametrize("verb", ["pause", "cancel", "resume"])
+def test_a_verb_that_names_another_migration_is_refused(
+    engine: Engine, executors: Executors, script: Script, verb: str
+) -> None:
+    """A message that comes late does not hit the graph's next migration."""
+    with in_state(engine, executors, script, "paused" if verb == "resume" else "running"):
+        mine = migration_of(engine, "g").id
+        before = dump(engine)
+        other = graph_row(engine, "g").id
+        with pytest.raises(IllegalTransition, match=f"under migration {mine}"):
+            do(executors, verb, "g", migration_id=other)
+        assert dump(engine) == before
+        do(executors, verb, "g", migration_id=mine)
+
+
+def test_every_edge_of_the_table_is_walked(engine: Engine, executors: Executors, script: Script) -> None:
+    """No edge is there for nothing: each one is followed by a verb, a hop, or a sweep."""
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE public.walked (old text, new text)"))
+        connection.execute(
+            text(
+                "CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS "
+                "'BEGIN INSERT INTO public.walked VALUES (OLD.status, NEW.status); RETURN NULL; END'"
+            )
+        )
+        connection.execute(
+            text(
+                "CREATE TRIGGER note AFTER UPDATE OF status ON migrations FOR EACH ROW "
+                "WHEN (OLD.status <> NEW.status) EXECUTE FUNCTION public.note()"
+            )
+        )
+    slugs = iter(f"s{number}" for number in range(100))
+    with in_state(engine, executors, script, "succeeded", next(slugs)):
+        pass
+    for verb, state in LEGAL:
+        slug = next(slugs)
+        with in_state(engine, executors, script, state, slug):
+            do(executors, verb, slug)
+    for state in ("pausing", "cancelling"):  # their executor ends, and gives the lock back
+        slug = next(slugs)
+        with in_state(engine, executors, script, state, slug), engine.connect() as connection:
+            connection.execute(text("SELECT terminate_holders(:id)"), {"id": graph_row(engine, slug).id})
+            do(executors, "release --force", slug)
+    for verb in ("pause", "cancel"):  # asked for in the last hop, which succeeds or fails
+        for outcome in (lambda _: None, fail):
+            slug = next(slugs)
+            add_graph(engine, slug, "plain")
+
+            def ask(ctx: HopContext, verb: str = verb, outcome: Any = outcome) -> None:
+                do(executors, verb, ctx.graph.slug)
+                outcome(ctx)
+
+            script.on["one"] = ask
+            if outcome is fail:
+                with pytest.raises(ValueError, match="half-way"):
+                    run_graph_migration(executors, slug, 2)
+            else:
+                run_graph_migration(executors, slug, 2)
+            script.on.clear()
+    slug = next(slugs)
+    add_graph(engine, slug, "plain")
+    dispatch = begin(executors, slug)
+    registry.reset()
+    outcome = run_hop(executors, dispatch.messages()[0], limits=Limits(code_mismatches=0))
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, HopCodeChanged)
+    walked = {(old, new) for old, new in rows(engine, "SELECT * FROM public.walked")}
+    assert walked == {(str(old), str(new)) for old, new in edge_pairs()}
+
+
+# ── what comes of it ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_paused_migration_ignores_the_messages_it_had_sent_and_goes_on_under_a_new_dispatch(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    add_graph(engine, "g", "plain")
+    old = begin(executors, "g", 4)
+    run_hop(executors, old.messages()[0])
+    do(executors, "pause", "g")
+    for message in old.messages():
+        assert isinstance(run_hop(executors, message), Ignored)
+    with executors.borrow() as executor:
+        report, new = operations.resume(executor, "g")
+    assert (report.dispatch, migration_of(engine, "g").dispatch) == (2, 2)
+    assert new is not None
+    assert [(step.from_version, step.to_version) for step in new.steps] == [(2, 3), (3, 4)]
+    for message in old.messages():
+        assert isinstance(run_hop(executors, message), Ignored)
+    assert follow(executors, new).version == 4
+    assert script.invoked == ["one", "two", "three"]
+
+
+def test_resume_of_a_migration_that_has_not_stopped_yet_needs_no_lock_and_no_new_chain(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    with in_state(engine, executors, script, "pausing"), executors.borrow() as executor:
+        report, dispatch = operations.resume(executor, "g")
+    assert (report.status, report.dispatch, dispatch) == ("running", 1, None)
+
+
+def test_pause_and_cancel_of_a_running_hop_take_effect_at_its_end(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    for verb, status in (("pause", "paused"), ("cancel", "cancelled")):
+        add_graph(engine, verb, "plain")
+        script.on["one"] = lambda ctx: do(executors, ctx.graph.slug, ctx.graph.slug)
+        dispatch = begin(executors, verb, 4)
+        assert run_hop(executors, dispatch.messages()[0]) == Applied()
+        assert migration_of(engine, verb).status in {"pausing", "cancelling"}
+        run_hop(executors, dispatch.messages()[1])
+        assert (migration_of(engine, verb).status, graph_row(engine, verb).version) == (status, 2)
+        assert attempts(engine, verb) == [("one", "succeeded")]
+
+
+def test_a_cancelled_call_is_answered_with_where_the_graph_stands(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    add_graph(engine, "g", "plain")
+    dispatch = begin(executors, "g", 4)
+    run_hop(executors, dispatch.messages()[0])
+    do(executors, "cancel", "g")
+    outcome = run_hop(executors, dispatch.messages()[1])
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, MigrationCancelled)
+    assert outcome.error.args == ("g", 2)
+    assert graph_row(engine, "g").migration_id is None
+
+
+def test_a_released_graph_is_writable_at_its_version_and_late_messages_do_nothing(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    with in_state(engine, executors, script, "failed"):
+        old = rows(engine, "SELECT id FROM migrations")[0][0]
+        do(executors, "release", "g")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE nodes SET label = 'Written'"))
+    from core.decisions import HopMessage
+
+    outcome = run_hop(executors, HopMessage(old, 3, 4, 1))
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, MigrationReleased)
+    assert graph_row(engine, "g").version == 3
+
+
+def test_a_retry_plans_anew_with_the_code_that_is_there_now(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    with in_state(engine, executors, script, "failed"):
+        with engine.begin() as connection:  # as if it had been planned with other code
+            connection.execute(
+                text("UPDATE migrations SET plan = replace(plan::text, 'three', 'old')::jsonb")
+            )
+        with executors.borrow() as executor:
+            _, dispatch = operations.retry(executor, "g")
+    assert dispatch is not None
+    assert [step.name for step in dispatch.steps] == ["three"]
+    assert follow(executors, dispatch).version == 4
+
+
+# ── force, whole, half done ─────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def half_way(engine: Engine, executors: Executors, script: Script) -> Iterator[None]:
+    """A failed migration that stands half-way through a batched hop of 25 rows."""
+    add_graph(engine, "g", "batched", nodes=25)
+    script.on["walk"] = lambda ctx: len(script.batches) == 2 and fail(ctx)
+    with pytest.raises(ValueError, match="half-way"):
+        run_graph_migration(executors, "g")
+    script.clear()
+    yield
+
+
+def test_a_half_done_graph_is_released_by_force_only_and_remembers_it(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    with half_way(engine, executors, script):
+        before = dump(engine)
+        with pytest.raises(GraphHalfDone) as refusal:
+            do(executors, "release", "g")
+        assert refusal.value.args == ("g", "walk", 1, 2, 10)
+        assert dump(engine) == before
+        report = do(executors, "release --force", "g")
+    assert "half done" in report.message
+    half = graph_row(engine, "g").half_done
+    assert (half["hop"], half["cursor"], half["done"], half["target"]) == ("walk", ["n0009"], 10, 3)
+    assert (migration_of(engine, "g").status, graph_row(engine, "g").migration_id) == ("released", None)
+
+
+def test_a_graph_forced_loose_half_done_is_finished_by_a_retry(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    with half_way(engine, executors, script):
+        do(executors, "release --force", "g")
+        with executors.borrow() as executor:
+            report, dispatch = operations.retry(executor, "g", Caller("retry-1"))
+            again, nothing = operations.retry(executor, "g", Caller("retry-1"))
+    assert (again, nothing) == (report, None)
+    assert dispatch is not None
+    assert dispatch.task_id is None  # the verb's own answer is its report, not the migration's
+    assert follow(executors, dispatch).version == 3
+    assert [values["trail"] for values in properties(engine, "g").values()] == [["walk", "arrive"]] * 25
+    assert graph_row(engine, "g").half_done is None
+    assert len(rows(engine, "SELECT * FROM migrations")) == 2
+
+
+def test_a_graph_forced_loose_half_done_is_declared_whole_by_an_operator(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    with half_way(engine, executors, script):
+        do(executors, "release --force", "g")
+    for verb in ("release", "release --force"):
+        with pytest.raises(GraphHalfDone):
+            do(executors, verb, "g")
+    do(executors, "release --whole", "g")
+    assert graph_row(engine, "g").half_done is None
+    assert run_graph_migration(executors, "g", 2).version == 2
+
+
+def test_a_half_done_hop_whose_code_changed_goes_on_only_where_the_operator_says_so(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    with half_way(engine, executors, script):
+        with engine.begin() as connection:
+            connection.execute(
+                text("UPDATE migrations SET plan = jsonb_set(plan, '{0,fingerprint}', '\"other code\"')")
+            )
+        before = dump(engine)
+        with pytest.raises(GraphHalfDone):
+            do(executors, "retry", "g")
+        assert dump(engine) == before
+        with executors.borrow() as executor:
+            _, dispatch = operations.retry(executor, "g", accept_new_code=True)
+    assert dispatch is not None
+    assert follow(executors, dispatch).version == 3
+
+
+def test_a_forced_release_waits_for_the_lock_and_ends_its_holder_only_when_told_to(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    add_graph(engine, "g", "plain")
+    dispatch = begin(executors, "g", 4)
+    with lock_held(engine, "g") as holder:
+        before = dump(engine)
+        with pytest.raises(GraphBusy, match="its lock is held by pid"):
+            do(executors, "release --force", "g")
+        assert dump(engine) == before
+        with executors.borrow() as executor:
+            operations.release(executor, "g", force=True, terminate=True)
+        with pytest.raises(Exception, match=r"terminating connection|closed"):
+            holder.call("try_sweep")
+    assert migration_of(engine, "g").status == "released"
+    assert isinstance(run_hop(executors, dispatch.messages()[0]), Failed)
+    assert script.invoked == []
+    assert advisory_locks(engine) == []
+
+
+def test_an_executor_that_was_forced_off_its_graph_settles_nothing(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    """Its hop is in the middle of its data when an operator ends its session and releases the graph."""
+    add_graph(engine, "g", "plain")
+
+    def lose(ctx: HopContext) -> None:
+        with executors.borrow() as executor:
+            operations.release(executor, "g", force=True, terminate=True)
+
+    script.on["two"] = lose
+    with pytest.raises(MigrationReleased):
+        run_graph_migration(executors, "g", 4)
+    assert attempts(engine, "g") == [("one", "succeeded"), ("two", "lost")]
+    assert (graph_row(engine, "g").version, migration_of(engine, "g").status) == (2, "released")
+    assert {tuple(values["trail"]) for values in properties(engine, "g").values()} == {("one",)}
+
+
+# ── a verb that comes twice ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("verb", "state"), LEGAL)
+def test_a_verb_delivered_twice_acts_once(
+    engine: Engine, executors: Executors, script: Script, verb: str, state: str
+) -> None:
+    with in_state(engine, executors, script, state):
+        first = do(executors, verb, "g", task_id="call-1")
+        after = dump(engine)
+        assert do(executors, verb, "g", task_id="call-1") == first
+        assert dump(engine) == after
+        request = rows(engine, "SELECT verb, requested_by FROM requests WHERE task_id = 'call-1'")
+        assert request == [(verb.split()[0], "ann")]
+
+
+def test_a_verb_delivered_again_after_its_state_has_passed_does_not_act_again(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    add_graph(engine, "g", "plain")
+    begin(executors, "g", 4)
+    do(executors, "pause", "g", task_id="pause-1")
+    do(executors, "resume", "g", task_id="resume-1")
+    do(executors, "pause", "g", task_id="pause-1")
+    assert migration_of(engine, "g").status == "running"
+    do(executors, "pause", "g", task_id="pause-2")
+    do(executors, "resume", "g", task_id="resume-1")
+    assert migration_of(engine, "g").status == "paused"
+
+
+def test_a_verb_that_was_refused_does_not_act_when_its_message_comes_again(
+    engine: Engine, executors: Executors, script: Script, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import pause_migration, runtime
+
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    settings.cache_clear()
+    runtime.engine.cache_clear()
+    runtime.executors.cache_clear()
+    add_graph(engine, "g", "plain")
+    try:
+        for _ in range(2):
+            result = pause_migration.apply(("g",), task_id="pause-1")
+            with pytest.raises(IllegalTransition, match="not migrating"):
+                result.get()
+            if not rows(engine, "SELECT * FROM migrations"):
+                begin(executors, "g", 4)
+        assert migration_of(engine, "g").status == "queued"
+    finally:
+        runtime.executors().close()
+        runtime.engine.cache_clear()
+        runtime.executors.cache_clear()
+
+
+# ── the owner's lock ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_owners_lock_keeps_writers_off_and_migrations_not(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    add_graph(engine, "g", "plain")
+    with executors.borrow() as executor:
+        assert operations.set_read_only(executor, "g", on=True).message == "read-only for its owner"
+        assert operations.set_read_only(executor, "g", on=True).message == "read-only for its owner already"
+    with pytest.raises(Exception, match="its owner locked it"), engine.begin() as connection:
+        connection.execute(text("UPDATE nodes SET label = 'x'"))
+    assert run_graph_migration(executors, "g", 2).version == 2
+    with executors.borrow() as executor:
+        assert operations.set_read_only(executor, "g", on=False).message == "writable again"
+        with pytest.raises(UnknownGraph):
+            operations.set_read_only(executor, "nobody", on=True)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE nodes SET label = 'x'"))

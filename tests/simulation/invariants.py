@@ -1,0 +1,147 @@
+"""What must hold after every commit, and what must hold in the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.statuses import APPLIED, LIVE, MigrationStatus, edge_pairs
+
+OWNING = LIVE | {MigrationStatus.FAILED}
+
+SNAPSHOT = """
+SELECT json_build_object(
+    'graph', (SELECT json_build_object('version', g.version, 'claim', g.migration_id, 'half', g.half_done,
+                                       'dated', g.changed_at IS NOT NULL) FROM graphs g WHERE g.id = $1),
+    'migrations', (SELECT coalesce(json_agg(json_build_object('id', m.id, 'status', m.status,
+            'dispatch', m.dispatch, 'from', m.from_version, 'to', m.to_version, 'task', m.task_id,
+            'plan', m.plan, 'error', m.error_type) ORDER BY m.created_at), '[]')
+        FROM migrations m WHERE m.graph_id = $1),
+    'attempts', (SELECT coalesce(json_agg(json_build_object('id', a.id, 'migration', a.migration_id,
+            'from', a.from_version, 'to', a.to_version, 'dispatch', a.dispatch, 'status', a.status,
+            'batches', a.batches, 'transient', a.transient) ORDER BY a.id), '[]')
+        FROM hop_attempts a WHERE a.graph_id = $1),
+    'checkpoints', (SELECT coalesce(json_agg(json_build_object('migration', c.migration_id,
+            'to', c.to_version, 'cursor', c.cursor)), '[]')
+        FROM migrations m JOIN checkpoints c ON c.migration_id = m.id WHERE m.graph_id = $1),
+    'trails', (SELECT json_object_agg(n.id, n.properties->'trail') FROM nodes n WHERE n.graph_id = $1))
+"""
+
+REQUESTS = """
+SELECT r.task_id, r.verb, r.migration_id, r.outcome, m.status, m.task_id, r.answered_at IS NOT NULL
+FROM requests r LEFT JOIN migrations m ON m.id = r.migration_id WHERE r.graph_id = %s ORDER BY r.created_at
+"""
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise Violation(what)
+
+
+def check(now: dict[str, Any], before: dict[str, Any] | None, *, mended: bool) -> None:
+    """What holds after every commit.
+
+    Raises:
+        Violation: Says what does not.
+    """
+    _check_claim(now)
+    _check_data(now, mended=mended)
+    running = [a for a in now["attempts"] if a["status"] == "running"]
+    _require(len(running) <= 1, f"two running rows: {running}")
+    if before is not None:
+        _check_history(now, before)
+
+
+def _check_claim(now: dict[str, Any]) -> None:
+    owners = [m["id"] for m in now["migrations"] if m["status"] in OWNING]
+    claim = now["graph"]["claim"]
+    statuses = [(m["id"][:4], m["status"]) for m in now["migrations"]]
+    _require(owners == ([claim] if claim else []), f"the claim is {claim}, the migrations are {statuses}")
+    _require(not (claim and now["graph"]["half"]), "claimed, and yet said to be loose half done")
+
+
+def _check_data(now: dict[str, Any], *, mended: bool) -> None:
+    """The rows have the shape of the graph's version: each applied hop is in each trail once, in order."""
+    applied = [f"{a['from']}>{a['to']}" for a in now["attempts"] if a["status"] in APPLIED]
+    at = "1"
+    for entry in applied:
+        _require(entry.startswith(f"{at}>"), f"hops were applied in this order: {applied}")
+        at = entry.partition(">")[2]
+    version = now["graph"]["version"]
+    _require(str(version) == at, f"the graph is at v{version} after {applied}")
+    half = _half(now)
+    for node, trail in now["trails"].items():
+        expected = [*applied]
+        if half is not None and node <= half[0]:
+            expected.append(half[1])
+        _require(
+            trail == expected or (mended and half is not None and trail == applied),
+            f"node {node} has {trail} instead of {expected} at v{version} (half done: {half})",
+        )
+
+
+def _half(now: dict[str, Any]) -> tuple[str, str] | None:
+    """How far a batched hop is: the last node that has the new shape, and the entry it bears."""
+    half = now["graph"]["half"]
+    if half is not None:
+        return half["cursor"][0], f"{half['from_version']}>{half['to_version']}"
+    for checkpoint in now["checkpoints"]:
+        if checkpoint["migration"] == now["graph"]["claim"]:
+            migration = next(m for m in now["migrations"] if m["id"] == checkpoint["migration"])
+            step = next(s for s in migration["plan"] if s["to_version"] == checkpoint["to"])
+            return checkpoint["cursor"][0], f"{step['from_version']}>{step['to_version']}"
+    return None
+
+
+def _check_history(now: dict[str, Any], before: dict[str, Any]) -> None:
+    attempts = {a["id"]: a for a in now["attempts"]}
+    for old in before["attempts"]:
+        new = attempts.get(old["id"])
+        _require(new is not None, f"attempt {old} is not there any more")
+        if old["status"] != "running":
+            _require(new == old, f"a finished attempt changed: {old} became {new}")
+    migrations = {m["id"]: m for m in now["migrations"]}
+    for old in before["migrations"]:
+        new = migrations[old["id"]]
+        _require(new["dispatch"] >= old["dispatch"], f"the dispatch shrank: {old} became {new}")
+        if new["status"] != old["status"]:
+            edge = (MigrationStatus(old["status"]), MigrationStatus(new["status"]))
+            _require(edge in edge_pairs(), f"no such edge: {edge[0]} → {edge[1]}")
+
+
+def check_end(now: dict[str, Any], locks: list[Any], requests: list[Any], results: Any) -> None:
+    """What holds when all is quiet.
+
+    Raises:
+        Violation: Says what does not.
+    """
+    for migration in now["migrations"]:
+        status = MigrationStatus(migration["status"])
+        _require(
+            status.is_settled or status is MigrationStatus.PAUSED,
+            f"migration {migration['id']} is {status} for ever",
+        )
+    _require(not [a for a in now["attempts"] if a["status"] == "running"], "a running row is left")
+    _require(
+        now["graph"]["dated"], "the last change of version was never dated: writers are kept out for ever"
+    )
+    _require(not locks, f"advisory locks are left: {locks}")
+    for task_id, verb, migration_id, outcome, status, latest, answered in requests:
+        state = results.state(task_id)
+        told = f"{verb} request {task_id} ({outcome or status})"
+        if verb != "migrate" or migration_id is None:
+            expected = "FAILURE" if "error" in (outcome or {}) else "SUCCESS"
+            _require(state == expected, f"{told} was answered with {state}")
+        elif MigrationStatus(status).is_settled:
+            expected = "SUCCESS" if status == "succeeded" else "FAILURE"
+            # A caller whose migration failed has its answer; that another call took it up again is no news to it.
+            allowed = {expected} if task_id == latest else {expected, "FAILURE"}
+            _require(state in allowed, f"{told} was answered with {state}")
+            if state == "SUCCESS":
+                _require(results.value(task_id) == "succeeded", f"{told} got {results.value(task_id)}")
+        else:
+            continue
+        _require(answered, f"{told} is not marked as answered: recovery looks it up for ever")

@@ -1,0 +1,77 @@
+"""The graph types of the simulation. Every hop writes its name to each node's trail, so that a second run shows.
+
+There are two releases of each type, "A" and "B", with different fingerprints and the same effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from core import GraphType, HopContext, Node, Nodes
+
+NODES: Final = ("n1", "n2", "n3", "n4", "n5")
+BATCH: Final = 2
+NEWEST: Final = {"plain": 4, "batched": 3}
+
+
+class Shaky(Exception):
+    """An error that the hops name in ``retry_on``."""
+
+
+meddle: Callable[[HopContext], None] | None = None
+"""Set by the simulation; called inside every hop, where it may raise."""
+
+
+def releases() -> dict[str, dict[str, GraphType]]:
+    """Both releases: types by name."""
+    return {code: {"plain": _plain(code), "batched": _batched(code)} for code in "AB"}
+
+
+def _plain(code: str) -> GraphType:
+    kind = GraphType("plain")
+    for version in (1, 2, 3):
+        _declare(kind, code, version, batched=False)
+    return kind
+
+
+def _batched(code: str) -> GraphType:
+    kind = GraphType("batched")
+    _declare(kind, code, 1, batched=True)
+    _declare(kind, code, 2, batched=False)
+    return kind
+
+
+def _declare(kind: GraphType, code: str, version: int, *, batched: bool) -> None:
+    def whole(entry: str) -> Callable[[HopContext], None]:
+        def hop(ctx: HopContext) -> None:
+            assert code
+            _meddle(ctx)
+            ctx.execute(
+                "UPDATE nodes SET properties = jsonb_set(properties, '{trail}', properties->'trail' || "
+                "to_jsonb(CAST(:entry AS text))) WHERE graph_id = :graph_id",
+                {"entry": entry},
+            )
+
+        return hop
+
+    def in_batches(entry: str) -> Callable[[HopContext, list[Node]], None]:
+        def hop(ctx: HopContext, nodes: list[Node]) -> None:
+            assert code
+            _meddle(ctx)
+            for node in nodes:
+                node.properties["trail"].append(entry)
+
+        return hop
+
+    make: Any = in_batches if batched else whole
+    forward, back = make(f"{version}>{version + 1}"), make(f"{version + 1}>{version}")
+    forward.__name__ = f"step_{version}"
+    over = Nodes() if batched else None
+    hop = kind.hop(version, version + 1, over=over, batch_size=BATCH, retry_on=Shaky)(forward)
+    hop.reverse(back)
+
+
+def _meddle(ctx: HopContext) -> None:
+    if meddle is not None:
+        meddle(ctx)

@@ -1,0 +1,31 @@
+"""Thousands of interleavings of crashes, lost messages, operators and deploys; see `make simulate` for more."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.embedded import Postgres
+from core.killpoints import POINTS
+from tests.simulation.explorer import run
+from tests.simulation.runs import explore_together, make_database, make_platform
+
+RUNS = 1_500
+
+
+@pytest.mark.timeout(400)
+def test_whatever_happens_nothing_is_lost_done_twice_or_left_unexplained(postgres: Postgres) -> None:
+    tally = explore_together(postgres, [f"test:{i}" for i in range(RUNS)], jobs=3)
+    assert tally.failure is None, f"\n{tally.failure}"
+    assert tally.runs == RUNS
+    never = [point for point in POINTS if not tally.points[point] or not tally.points[f"*{point}"]]
+    assert not never, f"no run passed, or none was struck at: {never}"
+
+
+def test_a_seed_gives_the_same_run_again(postgres: Postgres) -> None:
+    platform = make_platform(make_database(postgres, "simulated_twice"))
+    with platform.running():
+        for number in range(30):
+            once, twice = run(platform, f"same:{number}"), run(platform, f"same:{number}")
+            assert once.trace == twice.trace
+            assert once.choices == twice.choices
+    platform.close()

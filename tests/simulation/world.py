@@ -1,0 +1,639 @@
+"""The simulated world: processes that run the real core, a broker, a clock that only moves when told to.
+
+Everything between Celery and the core that `tasks/` does is done here in the same order: what is published,
+what is stored in the result store, what is put back.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, Protocol
+from unittest.mock import patch
+from uuid import UUID, uuid4
+
+import psycopg2
+import psycopg2.errors
+from sqlalchemy import Engine, event
+
+from core import killpoints, migrations, operations, recovery, registry
+from core.decisions import HopMessage, Ignored, Later
+from core.errors import GraphBusy, GraphMigratorError
+from core.hop_context import HopContext
+from core.hop_runs import Applied, Failed, Worker
+from core.hop_runs import run_hop as run_one_hop
+from core.migrations import Caller, Dispatch
+from core.reports import MigrationReport
+from core.settings import settings
+from core.statuses import Verb
+from core.store.engine import make_engine
+from core.store.executor import Executors
+from core.store.failures import Failure, classify
+from tests.simulation import kinds
+from tests.simulation.actors import Actor, Killed, Stage, current
+from tests.simulation.broker import Message, Results, Step
+from tests.simulation.connections import Link, Server
+from tests.simulation.invariants import REQUESTS, SNAPSHOT, Violation, check, check_end
+
+SETTINGS = {
+    "GRAPH_MIGRATOR_WRITER_DRAIN_SECONDS": "5",
+    "GRAPH_MIGRATOR_MAX_LOST_ATTEMPTS": "3",
+    "GRAPH_MIGRATOR_MAX_TRANSIENT_TRIES": "4",
+    "GRAPH_MIGRATOR_MAX_CODE_MISMATCHES": "2",
+    "GRAPH_MIGRATOR_BATCH_TARGET_SECONDS": "0.000001",  # batches stay as small as they are declared
+}
+
+
+class Chooser(Protocol):
+    """Decides what happens at a point that an actor passes."""
+
+    def at(self, actor: Actor, point: str, link: Link | None, last: Callable[[], Any] | None) -> str:
+        """One of go, switch, die, linger, lose, terminate, in_flight."""
+        ...
+
+    def in_hop(self, actor: Actor) -> str:
+        """One of go, error, shaky, serialization."""
+        ...
+
+    def put_back(self, message: Message) -> bool:
+        """Whether the broker delivers the message of a killed process again."""
+        ...
+
+
+class Process:
+    """A worker's process, or a person's command: its code, its sessions, and what it does just now."""
+
+    def __init__(self, world: World, name: str, code: str = "A") -> None:
+        self.world = world
+        self.name = name
+        self.code = code
+        self.links: list[Link] = []
+        self.generation = 0
+        self.executors = Executors(world.engine)
+        self.actor: Actor | None = None
+        self.message: Message | None = None
+
+    @property
+    def idle(self) -> bool:
+        return self.actor is None or self.actor.done
+
+    def cut(self, **how: Any) -> None:
+        """All its sessions end; it lives on."""
+        for link in [*self.links]:
+            link.cut(**how)
+
+    def kill(self, *, lingers: bool = False) -> None:
+        """It is gone, with all it knew. A new one starts in its place."""
+        self.generation += 1
+        self.cut(lingers=lingers)
+        self.links = []
+        self.executors = Executors(self.world.engine)
+        message, self.message = self.message, None
+        if message is not None and self.world.chooser.put_back(message):
+            self.world.queue.append(message)
+
+
+class Platform:
+    """What all worlds share: a database with our schema, its sessions, and an engine."""
+
+    def __init__(self, url: str) -> None:
+        self.server = Server(url)
+        self.server.query("SET deadlock_timeout = '20ms'")
+        ((database,),) = self.server.query("SELECT current_database()")
+        self.server.query(f"ALTER DATABASE {database} SET deadlock_timeout = '20ms'")
+        self.server.query(f"PREPARE snapshot (uuid) AS {SNAPSHOT}")
+        self.releases = kinds.releases()
+        self.world: World | None = None
+        self.engine = self._make_engine(url)
+        self.worlds = 0
+
+    def _make_engine(self, url: str) -> Engine:
+        engine = make_engine(url, use_native_hstore=False)
+        engine.connect().close()  # SQLAlchemy asks the server for its version once
+        # From here on connections are ours; what SQLAlchemy registers on real ones, the core has registered.
+        engine.pool.dispatch.connect.clear()
+
+        @event.listens_for(engine, "do_connect")
+        def _connect(*_: Any) -> Any:
+            actor = current()
+            assert self.world is not None
+            assert actor is not None
+            return Link(self.world, actor.process)
+
+        return engine
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Simulated time and settings, for this process, until it is left."""
+        clock = SimpleNamespace(monotonic=migrations.time.monotonic, sleep=lambda _seconds: self._yield())
+        with (
+            patch.dict(os.environ, SETTINGS),
+            patch.object(migrations, "time", clock),
+            patch.object(killpoints, "hook", lambda point: self.world and self.world.at(point)),
+            patch.object(kinds, "meddle", lambda ctx: self.world and self.world.in_hop(ctx)),
+        ):
+            settings.cache_clear()
+            try:
+                yield
+            finally:
+                settings.cache_clear()
+                registry.reset()
+
+    def _yield(self) -> None:
+        actor = current()
+        if actor is not None and not actor.calm:
+            actor.switch()
+
+    def clean(self) -> None:
+        """Forget all graphs there ever were."""
+        tables = ("graphs", "nodes", "edges", "migrations", "hop_attempts", "checkpoints", "requests")
+        guarded = ("graphs", "nodes", "edges", "migrations", "hop_attempts")
+        self.server.query(
+            "BEGIN; "
+            + "".join(f"ALTER TABLE {table} DISABLE TRIGGER USER; " for table in guarded)
+            + f"TRUNCATE {', '.join(tables)}; "
+            + "".join(f"ALTER TABLE {table} ENABLE TRIGGER USER; " for table in guarded)
+            + "".join(
+                f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}; "
+                for table, name in self.server.query(
+                    "SELECT tgrelid::regclass::text, tgname FROM pg_trigger WHERE tgenabled = 'A' "
+                    "AND tgrelid::regclass::text = ANY (%s)",
+                    list(guarded),
+                )
+            )
+            + "COMMIT"
+        )
+
+    def close(self) -> None:
+        self.server.close()
+        self.engine.dispose()
+
+
+class World:
+    """One run: one graph, some processes, a broker, a result store."""
+
+    def __init__(self, platform: Platform, kind: str, chooser: Chooser, *, workers: int = 2) -> None:
+        self.platform = platform
+        platform.world = self
+        self.server = platform.server
+        self.engine = platform.engine
+        self.chooser = chooser
+        self.kind = kind
+        self.stage = Stage(self.server, self._unexpected)
+        self.queue: list[Message] = []
+        self.results = Results()
+        self.lingering: list[tuple[Any, Callable[[], Any] | None]] = []
+        self.points: Counter[str] = Counter()
+        self.trace: list[str] = []
+        self.violation: Violation | None = None
+        self.mended = False
+        self.before: dict[str, Any] | None = None
+        self.ends: set[tuple[str, str]] = set()
+        self._ids = itertools.count(1)
+        self.workers = [Process(self, f"w{i}") for i in range(1, workers + 1)]
+        self.graph_id = self._make_graph()
+
+    def _make_graph(self) -> UUID:
+        self.platform.worlds += 1
+        self.slug = f"g{self.platform.worlds}"
+        graph_id = uuid4()
+        self.server.query(
+            "INSERT INTO graphs (id, slug, graph_type, version) VALUES (%s, %s, %s, 1)",
+            str(graph_id), self.slug, self.kind,
+        )  # fmt: skip
+        self.server.query(
+            "INSERT INTO nodes (graph_id, id, label, properties) "
+            "SELECT %s, unnest(%s), 'Node', '{\"trail\": []}'", str(graph_id), list(kinds.NODES),
+        )  # fmt: skip
+        return graph_id
+
+    # ── the points that actors pass ─────────────────────────────────────────────────────────────────
+
+    def at(self, point: str, link: Link | None = None, last: Callable[[], Any] | None = None) -> None:
+        """An actor passes a point: let it go on, or not."""
+        actor = current()
+        if actor is None:
+            return
+        if link is None:
+            self.points[point] += 1
+        actor.point = point
+        if actor.calm:
+            return
+        if self.violation is not None:
+            raise Killed
+        what = self.chooser.at(actor, point, link, last)
+        if what == "go":
+            return
+        if what == "switch":
+            self.note(f"{actor} is held up {_at(point)}")
+            actor.switch()
+            return
+        self.points[f"*{point}"] += 1
+        if what in {"die", "linger"}:
+            self.note(f"{actor} dies {_at(point)}" + (", its sessions linger" if what == "linger" else ""))
+            actor.process.kill(lingers=what == "linger")
+            actor.doomed = True
+            raise Killed
+        if what == "lose":
+            self.note(f"{actor} loses its connection {_at(point)}")
+            actor.process.cut()
+        elif what == "terminate":
+            self.note(f"{actor}'s session is terminated {_at(point)}")
+            for each in actor.process.links:
+                each.terminate()
+        else:
+            assert what == "in_flight"
+            assert link is not None
+            self.note(f"{actor} loses its connection {_at(point)}, which is in flight")
+            link.cut(lingers=True, last=last)
+
+    def in_hop(self, ctx: HopContext) -> None:
+        """A hop's code runs: it may raise."""
+        actor = current()
+        assert actor is not None
+        what = "go" if actor.calm else self.chooser.in_hop(actor)
+        if what == "go":
+            return
+        self.note(f"{actor}: the hop raises ({what})")
+        if what == "error":
+            raise ValueError("the hop has a bug")
+        if what == "shaky":
+            raise kinds.Shaky("try again")
+        ctx.connection.exec_driver_sql("DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$")
+
+    def observe(self) -> None:
+        """Check what holds after every commit."""
+        if self.violation is not None:
+            return
+        now = self.snapshot()
+        try:
+            check(now, self.before, mended=self.mended)
+        except Violation as violation:
+            self.violation = violation
+        self.before = now
+        self.ends |= {(m["id"], m["status"]) for m in now["migrations"]}
+
+    def snapshot(self) -> dict[str, Any]:
+        """All there is about the graph."""
+        found: dict[str, Any] = self.server.query("EXECUTE snapshot (%s)", str(self.graph_id))[0][0]
+        return found
+
+    def note(self, what: str) -> None:
+        """Write a line of the trace."""
+        self.trace.append(what.replace(f"/{self.slug}", "").replace(self.slug, "graph"))
+
+    def _unexpected(self, actor: Actor, error: BaseException) -> None:
+        if self.violation is None:
+            self.violation = Violation(f"{actor} ended with {type(error).__name__}: {error}")
+            self.violation.__cause__ = error
+
+    # ── what the scheduler can do ───────────────────────────────────────────────────────────────────
+
+    def start(self, process: Process, name: str, body: Callable[[], Any]) -> Actor:
+        """Let a process do something; it does not run yet."""
+        actor = Actor(self.stage, name, process, body)
+        process.actor = actor
+        self.stage.actors.append(actor)
+        return actor
+
+    def resume(self, actor: Actor) -> None:
+        """Let an actor go on until it stops."""
+        if registry._registered != self.platform.releases[actor.process.code]:
+            registry._registered.clear()
+            registry._registered.update(self.platform.releases[actor.process.code])
+        self.stage.resume(actor)
+
+    def publish(self, message: Message) -> None:
+        self.queue.append(message)
+
+    def deliver(self, message: Message, process: Process, *, keep: bool = False) -> Actor:
+        """Hand a message to a worker's process. `keep`: it is delivered again, too."""
+        if not keep:
+            self.queue.remove(message)
+        process.message = message
+        self.note(f"{process.name} takes {message}" + (" (it stays in the queue, too)" if keep else ""))
+        return self.start(
+            process, f"{process.name}: {message.task}", lambda: self._carry_out(process, message)
+        )
+
+    def kill(self, actor: Actor, *, lingers: bool = False) -> None:
+        """Kill a process from outside, while its actor is held up."""
+        self.note(f"{actor} is killed {_at(actor.point)}" + (", its sessions linger" if lingers else ""))
+        self.points[f"*{actor.point}"] += 1
+        actor.process.kill(lingers=lingers)
+        actor.doomed = True
+        self.stage.resume(actor)
+
+    def end_lingering(self) -> None:
+        """A session whose client is gone notices it; what it had in hand is done."""
+        real, last = self.lingering.pop(0)
+        if last is not None:
+            try:
+                if real.autocommit:
+                    with real.cursor() as cursor:
+                        cursor.execute("SET lock_timeout = '20ms'")
+                last()
+            except (psycopg2.Error, Killed) as error:
+                self.note(f"what was in flight failed: {type(error).__name__}")
+        self.server.give_back(real)
+        self.observe()
+        self.stage.settle()
+
+    def time_passes(self) -> None:
+        """An hour, for every deadline."""
+        self.server.query(
+            "UPDATE migrations SET deadline = deadline - interval '1 h' WHERE id IN "
+            "(SELECT id FROM migrations WHERE graph_id = %s AND finished_at IS NULL FOR NO KEY UPDATE SKIP LOCKED)",
+            str(self.graph_id),
+        )
+
+    def next_id(self, stem: str) -> str:
+        return f"{stem}{next(self._ids)}/{self.slug}"
+
+    # ── what tasks/ does ────────────────────────────────────────────────────────────────────────────
+
+    def call(self, task: str, **arguments: Any) -> Message:
+        """Somebody calls a task with ``.delay()``."""
+        message = Message(self.next_id(f"{task}-"), task, arguments)
+        self.note(f"somebody sends {message}")
+        self.publish(message)
+        return message
+
+    def send(self, dispatch: Dispatch) -> None:
+        """tasks.migrate.send: publish the chain; its last task bears the caller's id."""
+        if dispatch.steps:
+            self.publish(self._chain(dispatch))
+
+    def _chain(self, dispatch: Dispatch) -> Message:
+        ids = [self.next_id("hop-") for _ in dispatch.steps]
+        if dispatch.task_id is not None:
+            ids[-1] = dispatch.task_id
+        steps = tuple(
+            Step(m.from_version, m.to_version, id_) for m, id_ in zip(dispatch.messages(), ids, strict=True)
+        )
+        return Message(ids[0], "run_hop", {}, dispatch.migration_id, dispatch.number, steps)
+
+    def _carry_out(self, process: Process, message: Message) -> Any:
+        if message.task == "run_hop":
+            outcome = self._run_hop(process, message)
+        elif message.task == "migrate_graph":
+            outcome = self._migrate_graph(process, message)
+        else:
+            outcome = self._verb(process, message)
+        process.message = None
+        return outcome
+
+    def _migrate_graph(self, process: Process, message: Message) -> Any:
+        caller, target = Caller(message.id), message.arguments.get("target")
+        try:
+            try:
+                with process.executors.borrow() as executor:
+                    begun = migrations.begin_migration(executor, self.slug, target, caller=caller)
+                    if isinstance(begun, MigrationReport):
+                        migrations.record_outcome(executor, caller, self.slug, target, begun)
+            except GraphMigratorError as refusal:
+                with process.executors.borrow() as executor:
+                    migrations.record_outcome(executor, caller, self.slug, target, refusal)
+                raise
+        except Exception as error:
+            return self._ended_with(process, message, error)
+        if isinstance(begun, Dispatch):
+            self.publish(self._chain(begun))
+            killpoints.reach("begin_dispatched")
+        elif isinstance(begun, MigrationReport):
+            self.results.store(message.id, "SUCCESS", begun.status)
+        self.note(f"{process.name}: {_told(begun)}")
+        return begun
+
+    def _ended_with(self, process: Process, message: Message, error: Exception) -> Any:
+        """What Celery does with a task that raises: its state is FAILURE, or it is sent once more."""
+        if isinstance(error, GraphMigratorError | ValueError | kinds.Shaky | ConnectionError):  # a hop's, too
+            self.note(f"{process.name}: {type(error).__name__}")
+            self.results.store(message.id, "FAILURE", error)
+            return error
+        if classify(error) is Failure.PERMANENT:
+            raise error
+        self.note(f"{process.name}: again later: {type(error).__name__}")
+        self.publish(message)
+        return Later(1, str(error))
+
+    def _run_hop(self, process: Process, message: Message) -> Any:
+        hop = message.chain[0]
+        assert message.migration_id is not None
+        outcome = run_one_hop(
+            process.executors,
+            HopMessage(message.migration_id, hop.from_version, hop.to_version, message.dispatch),
+            worker=Worker(process.name, 1, message.id),
+        )
+        self.note(f"{process.name}: {_told(outcome)}")
+        match outcome:
+            case Applied(report):
+                following = message.next
+                if following is not None:
+                    self.publish(following)
+                    killpoints.reach("hop_published")
+                else:
+                    self.results.store(message.id, "SUCCESS", report.status if report else None)
+                    killpoints.reach("hop_result_stored")
+            case Failed(error):
+                if not {(str(message.migration_id), end) for end in _FAILED} & self.ends:
+                    raise Violation(f"{message} told of a failure that is none: {error}")
+                for step in message.chain:
+                    self.results.store(step.id, "FAILURE", error)
+            case Later():
+                self.publish(message)
+            case Ignored(why, must_not_occur):
+                if must_not_occur:
+                    raise Violation(f"what must not occur: {why}")
+        return outcome
+
+    def _verb(self, process: Process, message: Message) -> Any:
+        caller = Caller(message.id)
+        try:
+            try:
+                with process.executors.borrow() as executor:
+                    report, dispatch = self.verb(executor, message.task, message.arguments, caller)
+            except GraphMigratorError as refusal:
+                with process.executors.borrow() as executor:
+                    verb = Verb(message.task)
+                    migrations.record_outcome(executor, caller, self.slug, None, refusal, verb=verb)
+                raise
+        except Exception as error:
+            return self._ended_with(process, message, error)
+        if dispatch is not None:
+            self.send(dispatch)
+        self.note(f"{process.name}: {report.message}")
+        self.results.store(message.id, "SUCCESS", report)
+        return report
+
+    def verb(self, executor: Any, verb: str, arguments: dict[str, Any], caller: Caller) -> Any:
+        """An operator's verb, as a task or as a command."""
+        if verb == "retry":
+            return operations.retry(executor, self.slug, caller, **arguments)
+        if verb == "resume":
+            return operations.resume(executor, self.slug, caller)
+        if verb == "release":
+            if arguments.get("whole"):
+                self._mend()
+            return operations.release(executor, self.slug, caller, **arguments), None
+        asked = {"pause": operations.pause, "cancel": operations.cancel}[verb]
+        return asked(executor, self.slug, caller), None
+
+    def command(self, verb: str, process: Process | None = None, **arguments: Any) -> Actor:
+        """An operator at a command line: no message, no task id."""
+        process = process or Process(self, self.next_id("operator-"))
+        self.note(f"{process.name}: {verb} {arguments or ''}")
+
+        def act() -> Any:
+            actor = current()
+            assert actor is not None
+            actor.calm += bool(arguments.get("whole"))  # people mend and declare with nobody else about
+            try:
+                with process.executors.borrow() as executor:
+                    report, dispatch = self.verb(executor, verb, arguments, Caller())
+            except Exception as error:
+                if isinstance(error, GraphMigratorError) or classify(error) is not Failure.PERMANENT:
+                    self.note(f"{process.name}: {type(error).__name__}")
+                    return error
+                raise
+            if dispatch is not None:
+                self.send(dispatch)
+            self.note(f"{process.name}: {report.message}")
+            return report
+
+        return self.start(process, f"{process.name} ({verb})", act)
+
+    def _mend(self) -> None:
+        """People undo the half of a hop that a graph was forced loose with."""
+        self.mended = True
+        try:
+            self.server.query("SET lock_timeout = '20ms'")
+            self._take_back_half_a_hop()
+        except psycopg2.errors.LockNotAvailable:
+            raise GraphBusy(self.slug, "somebody") from None
+        finally:
+            self.server.query("RESET lock_timeout")
+
+    def _take_back_half_a_hop(self) -> None:
+        self.server.query(
+            "UPDATE nodes n SET properties = jsonb_set(n.properties, '{trail}', (n.properties->'trail') - -1) "
+            "FROM graphs g WHERE g.id = %s AND n.graph_id = g.id AND g.half_done IS NOT NULL "
+            "AND n.id <= g.half_done->'cursor'->>0 "
+            "AND n.properties->'trail'->>(-1) = (g.half_done->>'from_version') || '>' || (g.half_done->>'to_version')",
+            str(self.graph_id),
+        )
+
+    def sweep(self) -> Actor:
+        """A worker's recovery thread sweeps: tasks.recover.sweep_once."""
+        process = Process(self, self.next_id("recovery-"))
+        self.note(f"{process.name} sweeps")
+
+        def act() -> Any:
+            try:
+                return self._sweep(process)
+            except Exception as error:
+                if classify(error) is Failure.PERMANENT:
+                    raise
+                self.note(f"{process.name} did not finish: {type(error).__name__}")
+                return error
+
+        return self.start(process, process.name, act)
+
+    def _sweep(self, process: Process) -> Any:
+        with recovery.sweeping(self.engine) as executor:
+            if executor is None:
+                return None
+            done = recovery.sweep(executor)
+            for dispatch in done.to_send:
+                self.note(f"{process.name} sends dispatch {dispatch.number}")
+                self.send(dispatch)
+            if done.settled or done.given_up:
+                self.note(f"{process.name} settled {done.settled}, gave up {done.given_up}")
+            outcomes = recovery.unanswered(executor, grace=0)
+            for outcome in outcomes:
+                failed = isinstance(outcome.result, Exception)
+                state = "FAILURE" if failed else "SUCCESS"
+                if self.results.state(outcome.task_id) != state:
+                    self.note(f"{process.name} answers {outcome.task_id} with {state}")
+                    value = outcome.result
+                    told = value.status if isinstance(value, MigrationReport) else _status_in(value)
+                    self.results.store(outcome.task_id, state, told)
+            if outcomes:
+                recovery.mark_answered(executor, outcomes)
+            return done, len(outcomes)
+
+    # ── the end ─────────────────────────────────────────────────────────────────────────────────────
+
+    def check_end(self) -> None:
+        """Check what holds when all is quiet.
+
+        Raises:
+            Violation: Says what does not.
+        """
+        self.raise_violation()
+        for process in self.workers:
+            if process.executors._idle and not process.idle:
+                raise Violation(f"{process.name} is still at work")
+        locks = self.server.query(
+            "SELECT l.pid, l.classid, l.objid, l.mode FROM pg_locks l WHERE l.locktype = 'advisory' "
+            "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+        requests = self.server.query(REQUESTS, str(self.graph_id))
+        check_end(self.snapshot(), locks, requests, self.results)
+
+    def raise_violation(self) -> None:
+        if self.violation is not None:
+            raise self.violation
+
+    def tear_down(self) -> None:
+        """End all actors and sessions, whatever state they are in."""
+        for actor in [*self.stage.actors]:
+            if actor.done:
+                continue
+            pid = actor.pid if actor.blocked else None
+            actor.doomed = True
+            if pid is not None:
+                actor.process.generation += 1
+                self.server.terminate_pid(pid)
+            else:
+                actor.process.kill()
+            actor.baton.release()
+            self.stage.returned.acquire()
+        for real, _ in self.lingering:
+            self.server.give_back(real)
+        self.lingering.clear()
+        for process in self.workers:
+            process.kill()
+        self.platform.world = None
+
+
+_FAILED = ("failed", "cancelled", "released")
+
+
+def _at(point: str) -> str:
+    return point if point.startswith(("before ", "after ")) else f"at {point}"
+
+
+def _status_in(value: Any) -> Any:
+    return value.get("status") if isinstance(value, dict) else value
+
+
+def _told(outcome: Any) -> str:
+    match outcome:
+        case Applied(report):
+            return "applied" if report is None else f"the end: {report.status}"
+        case Failed(error):
+            return f"failed: {type(error).__name__}: {error}"
+        case Ignored(why):
+            return f"ignored: {why}"
+        case Later(_, why):
+            return f"again later: {why}"
+        case Dispatch():
+            return f"sends dispatch {outcome.number} of {len(outcome.steps)} hops"
+        case MigrationReport():
+            return f"nothing to do: {outcome.status}"
+    return str(outcome)
