@@ -1,0 +1,1 @@
+"""Graph types that run, and the demo."""
