@@ -1,0 +1,1 @@
+"""Measurements against the alternatives: ``make bench``. What was found stands in docs/benchmarks.md."""

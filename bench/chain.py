@@ -1,0 +1,304 @@
+"""Many small migrations: 300 graphs x 3 small hops through two worker processes, against the alternatives.
+
+    python -m bench.chain
+
+All contenders commit the same three hops a migration. Rounds are interleaved; workers stay up between them.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import psutil
+
+from bench.database import connect, make_graphs, server
+from bench.results import at_least, at_most
+from core.embedded import Redis
+from core.store.schema import upgrade
+
+_PLAIN = """
+CREATE TABLE public.plain_graphs (id uuid PRIMARY KEY, version integer NOT NULL);
+CREATE TABLE public.plain_nodes (LIKE graph_migrator.nodes INCLUDING ALL)
+"""
+_MAKE_PLAIN = """
+INSERT INTO public.plain_graphs SELECT id, 1 FROM unnest(%(ids)s::uuid[]) id;
+INSERT INTO public.plain_nodes SELECT id, 'n' || i, 'Person', '{"name": "Ada Lovelace", "born": 1815}'
+    FROM unnest(%(ids)s::uuid[]) id, generate_series(1, 10) i
+"""
+
+
+@dataclass
+class Contender:
+    """One way to carry migrations: how to send one, and its processes."""
+
+    name: str
+    send: Callable[[str], None]
+    command: list[str] | None = None
+    processes: int = 1
+    environment: dict[str, str] = field(default_factory=dict)
+    ready: str = "ready"
+    ours: bool = False
+    running: list[subprocess.Popen[str]] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+    commits: list[float] = field(default_factory=list)
+
+
+def run(quick: bool = False) -> list[dict[str, Any]]:
+    """Rates, CPU and unloaded latency of all contenders."""
+    graphs, rounds = (60, 2) if quick else (300, 4)
+    with ExitStack() as stack:
+        postgres, redis = stack.enter_context(server()), stack.enter_context(Redis())
+        upgrade(postgres.url)
+        os.environ |= {
+            "DATABASE_URL": postgres.url,
+            "CELERY_BROKER_URL": redis.url,
+            "CELERY_RESULT_BACKEND": redis.url.removesuffix("/0") + "/1",
+            "GRAPH_MIGRATOR_TYPES": "bench.types:TYPES",
+            "BENCH_DATABASE": postgres.url,
+            "BENCH_DBOS": postgres.url_of("dbos"),
+        }
+        race = _Race(connect(postgres.url))
+        contenders = _contenders(postgres.url)
+        for contender in contenders:
+            stack.callback(_stop, contender)
+        for turn in range(rounds):
+            # All workers idle would share the two cores with the one that is measured: one at a time.
+            for contender in contenders if turn % 2 == 0 else contenders[::-1]:
+                _start(contender)
+                race.run(contender, 12 if turn else 24, record=False)
+                race.run(contender, graphs)
+                race.latency(contender, 8 if quick else 12)
+                _stop(contender)
+        for c in contenders:
+            print(
+                f"chain: {c.name:28} {statistics.median(c.rates):6.1f} migrations/s "
+                f"({min(c.rates):.0f} to {max(c.rates):.0f}), unloaded p50 {_ms(c.latencies):5.1f} ms, "
+                f"{statistics.median(c.cpu):5.1f} ms CPU, {statistics.median(c.commits):4.1f} commits a migration",
+                flush=True,
+            )  # fmt: skip
+        return _lines({c.name: c for c in contenders})
+
+
+def _lines(by_name: dict[str, Contender]) -> list[dict[str, Any]]:
+    ours, bare = by_name["graph-migrator"], by_name["bare Celery chain"]
+    best = max(
+        (c for n, c in by_name.items() if n.startswith("DBOS")), key=lambda c: statistics.median(c.rates)
+    )
+
+    def rate(against: Contender) -> list[float]:
+        return [a / b for a, b in zip(ours.rates, against.rates, strict=True)]
+
+    return [
+        at_least("Chain: migrations/s / bare Celery chain of 4 tasks", rate(bare), 0.95),
+        at_least("Chain: migrations/s / Procrastinate", rate(by_name["Procrastinate"]), 1.0),
+        at_least(f"Chain: migrations/s / best {best.name}", rate(best), 1.9),
+        at_most(
+            "Chain: CPU of the workers / bare Celery chain",
+            [a / b for a, b in zip(ours.cpu, bare.cpu, strict=True)],
+            1.15,
+        ),
+        at_most(
+            "Chain: unloaded p50 / bare Celery chain",
+            [a / b for a, b in zip(_medians(ours), _medians(bare), strict=True)],
+            1.15,
+        ),
+    ]
+
+
+def _ms(seconds: list[float]) -> float:
+    return statistics.median(seconds) * 1e3
+
+
+def _medians(contender: Contender) -> list[float]:
+    each = len(contender.latencies) // len(contender.rates)
+    return [
+        statistics.median(contender.latencies[i : i + each]) for i in range(0, len(contender.latencies), each)
+    ]
+
+
+# ── contenders ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _contenders(url: str) -> list[Contender]:
+    from bench import peers
+    from tasks import migrate_graph
+
+    admin = connect(url)
+    with admin.cursor() as cursor:
+        cursor.execute("CREATE DATABASE dbos")
+        cursor.execute(_PLAIN)
+    admin.close()
+    bare, jobs = peers.bare_app(), peers.procrastinate_app()
+    _install_procrastinate(jobs)
+    sync_jobs = _sync_procrastinate(url)
+    celery = [sys.executable, "-m", "celery"]
+    options = ["worker", "-c", "2", "--loglevel", "INFO"]
+
+    def loop(graph: str) -> None:
+        for hop in peers.HOPS:
+            peers.commit_hop(graph, hop)
+
+    client: list[Any] = []
+
+    def dbos(graph: str) -> None:
+        if not client:
+            client.append(peers.dbos_client())
+        client[0].enqueue({"queue_name": "bench", "workflow_name": "migrate", "app_version": "bench"}, graph)
+
+    def dbos_contender(concurrency: int) -> Contender:
+        return Contender(
+            f"DBOS ({concurrency} at a time)",
+            dbos,
+            [sys.executable, "-m", "bench.peers", f"dbos-{concurrency}"],
+            2,
+        )
+
+    return [
+        Contender("plain loop", loop),
+        Contender(
+            "bare Celery chain", lambda graph: bare.send_task("bare.begin", [graph], queue="bare"),
+            [*celery, "-A", "bench.peers:app", *options, "-Q", "bare"], 1, {"BENCH_BARE": "1"}, ready=" ready.",
+        ),
+        Contender(
+            "graph-migrator", lambda graph: migrate_graph.delay(graph, 4),
+            [*celery, "-A", "tasks", *options, "-Q", "migrations"], ready=" ready.", ours=True,
+        ),
+        dbos_contender(1),
+        dbos_contender(4),
+        Contender("Procrastinate", sync_jobs, [sys.executable, "-m", "bench.peers", "procrastinate"], 2),
+    ]  # fmt: skip
+
+
+def _install_procrastinate(app: Any) -> None:
+    import asyncio
+
+    async def install() -> None:
+        async with app.open_async():
+            await app.schema_manager.apply_schema_async()
+
+    asyncio.run(install())
+
+
+def _sync_procrastinate(url: str) -> Callable[[str], None]:
+    import procrastinate
+
+    app = procrastinate.App(connector=procrastinate.SyncPsycopgConnector(conninfo=url))
+    app.open()
+    deferrer = app.configure_task("hop", queue="bench", allow_unknown=True)
+    return lambda graph: deferrer.defer(graph=graph, number=1)
+
+
+def _start(contender: Contender) -> None:
+    if contender.command is None:
+        return
+    for _ in range(contender.processes):
+        process = subprocess.Popen(
+            contender.command, env=os.environ | contender.environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        contender.running.append(process)
+        seen = []
+        for line in process.stdout or ():
+            seen.append(line)
+            if contender.ready in line:
+                break
+        else:
+            raise RuntimeError(f"{contender.name} did not start:\n{''.join(seen)}")
+        # Nobody reads a worker's log; but the pipe must not fill up.
+        subprocess.Popen(["cat"], stdin=process.stdout, stdout=subprocess.DEVNULL)
+
+
+def _stop(contender: Contender) -> None:
+    for process in contender.running:
+        process.terminate()
+    for process in contender.running:
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+    contender.running.clear()
+
+
+# ── the race ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Race:
+    def __init__(self, connection: Any) -> None:
+        self.cursor = connection.cursor()
+
+    def run(self, contender: Contender, count: int, *, record: bool = True) -> None:
+        """Send so many migrations at once and wait for the last one."""
+        ids = self._graphs(contender, count)
+        cpu, commits = _cpu_of(contender), self._commits()
+        began = time.perf_counter()
+        for graph in ids:
+            contender.send(graph)
+        self._wait(contender, ids, 0.02)
+        seconds = time.perf_counter() - began
+        if record:
+            contender.rates.append(count / seconds)
+            contender.cpu.append((_cpu_of(contender) - cpu) / count * 1e3)
+            time.sleep(1.1)  # the server's counters come late
+            contender.commits.append((self._commits() - commits) / count)
+
+    def latency(self, contender: Contender, count: int) -> None:
+        """One migration at a time, in an idle system."""
+        for graph in self._graphs(contender, count):
+            time.sleep(0.05)
+            began = time.perf_counter()
+            contender.send(graph)
+            self._wait(contender, [graph], 0.001)
+            contender.latencies.append(time.perf_counter() - began)
+
+    def _graphs(self, contender: Contender, count: int) -> list[str]:
+        if contender.ours:
+            return [str(i) for i in make_graphs(self.cursor, "bench-small", count)]
+        ids = [str(uuid4()) for _ in range(count)]
+        self.cursor.execute(_MAKE_PLAIN, {"ids": ids})
+        return ids
+
+    def _wait(self, contender: Contender, ids: list[str], pause: float) -> None:
+        table = "graph_migrator.graphs" if contender.ours else "public.plain_graphs"
+        give_up = time.monotonic() + 120
+        while time.monotonic() < give_up:
+            self.cursor.execute(
+                f"SELECT count(*) FROM {table} WHERE id = ANY(%s::uuid[]) AND version = 4", (ids,)
+            )
+            if self.cursor.fetchone()[0] == len(ids):
+                return
+            time.sleep(pause)
+        raise TimeoutError(f"{contender.name} did not finish {len(ids)} migrations")
+
+    def _commits(self) -> int:
+        self.cursor.execute("SELECT pg_stat_clear_snapshot()")
+        self.cursor.execute(
+            "SELECT sum(xact_commit) FROM pg_stat_database WHERE datname IN ('postgres', 'dbos')"
+        )
+        return int(self.cursor.fetchone()[0])
+
+
+def _cpu_of(contender: Contender) -> float:
+    """User and system seconds of the worker processes; of this one, where it does the work itself."""
+    roots = [psutil.Process(p.pid) for p in contender.running] or [psutil.Process()]
+    everyone = [
+        p for root in roots for p in (root, *(root.children(recursive=True) if contender.running else ()))
+    ]
+    return sum(sum(p.cpu_times()[:2]) for p in everyone)
+
+
+if __name__ == "__main__":
+    from bench.results import table
+
+    print(table(run("--quick" in sys.argv)))

@@ -1,0 +1,151 @@
+"""What the write guard costs: a guarded table against the same table without it, in interleaved rounds.
+
+    python -m bench.guard
+
+Both tables have the shape of `graph_migrator.nodes`: its keys, its second index and its foreign key. The
+one-row updates come once more with 5,000 advisory locks held elsewhere in the server.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg2
+
+from core.embedded import Postgres
+from core.store.engine import make_engine
+from core.store.guard import install_guard
+from core.store.schema import upgrade
+
+ROWS = 10_000
+_TABLE = """
+CREATE TABLE {name} (LIKE graph_migrator.nodes INCLUDING ALL) WITH (autovacuum_enabled = false);
+ALTER TABLE {name} ADD FOREIGN KEY (graph_id) REFERENCES graph_migrator.graphs (id) ON DELETE CASCADE
+"""
+_INSERT = """
+INSERT INTO {name} SELECT %s, 'n' || i, 'Person', jsonb_build_object('name', 'Ada Lovelace ' || i,
+    'born', 1815, 'place', 'London', 'notes', repeat('x', 80)) FROM generate_series(1, %s) i
+"""
+
+Run = Callable[[str], float]
+
+
+def run() -> list[dict[str, Any]]:
+    """Measure on a private server with fsync on.
+
+    Returns:
+        One entry for each line: the median over all rounds of guarded / unguarded, its quartiles as `low`
+        and `high`, the `reach` it is meant to stay under, and whether it does.
+    """
+    with Postgres(
+        settings={"shared_buffers": "512MB", "max_wal_size": "8GB", "checkpoint_timeout": "1h"}
+    ) as server:
+        upgrade(server.url)
+        return _measure(server.url)
+
+
+def _measure(url: str) -> list[dict[str, Any]]:
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    graph = str(uuid.uuid4())
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO graph_migrator.graphs (id, slug, graph_type, version) VALUES (%s, 'g', 'bench', 1)",
+            (graph,),
+        )
+        for name in ("plain", "guarded"):
+            cursor.execute(_TABLE.format(name=name))
+    engine = make_engine(url)
+    with engine.begin() as owner:
+        install_guard(owner, "guarded")
+    engine.dispose()
+
+    def insert(name: str) -> float:
+        with connection.cursor() as cursor:
+            cursor.execute(f"DELETE FROM {name}")
+            cursor.execute(f"VACUUM {name}")
+            return _timed(lambda: cursor.execute(_INSERT.format(name=name), (graph, ROWS)))
+
+    def bulk(name: str) -> float:
+        update = f"UPDATE {name} SET properties = properties || '{{\"seen\": true}}' WHERE graph_id = %s"
+        with connection.cursor() as cursor:
+            cursor.execute(f"VACUUM {name}")
+            return _timed(lambda: cursor.execute(update, (graph,)))
+
+    def single(name: str) -> float:
+        update = f"UPDATE {name} SET label = 'Person' WHERE graph_id = %s AND id = %s"
+        with connection.cursor() as cursor:
+            return _timed(lambda: cursor.execute(update, (graph, f"n{random.randint(1, ROWS)}")))
+
+    def durable(on: bool) -> None:
+        with connection.cursor() as cursor:  # the disk's moods are no part of a bulk statement's cost
+            cursor.execute(f"SET synchronous_commit = {on}")
+
+    durable(False)
+    lines = [
+        _line("guard: insert of 10,000 rows", 1.06, 40, 1, insert),
+        _line("guard: update of 10,000 rows", 1.10, 40, 1, bulk),
+    ]
+    durable(True)
+    lines.append(_line("guard: update of one row, with its commit", 1.2, 40, 50, single))
+    with _advisory_locks(url, 5_000):
+        lines.append(_line("guard: update of one row, 5,000 advisory locks held", 1.2, 40, 50, single))
+    connection.close()
+    return lines
+
+
+def _line(name: str, reach: float, rounds: int, repeat: int, measure: Run) -> dict[str, Any]:
+    """Each round takes turns `repeat` times; its ratio is that of the two medians."""
+    for table in ("plain", "guarded"):
+        measure(table)
+    ratios = []
+    for number in range(rounds):
+        order = ("plain", "guarded") if number % 2 else ("guarded", "plain")
+        took: dict[str, list[float]] = {"plain": [], "guarded": []}
+        for _ in range(repeat):
+            for table in order:
+                took[table].append(measure(table))
+        ratios.append(statistics.median(took["guarded"]) / statistics.median(took["plain"]))
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {
+        "name": name,
+        "ratio": round(middle, 3),
+        "low": round(low, 3),
+        "high": round(high, 3),
+        "reach": reach,
+        "met": middle <= reach,
+    }
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    gc.disable()
+    start = time.perf_counter()
+    work()
+    took = time.perf_counter() - start
+    gc.enable()
+    return took
+
+
+@contextmanager
+def _advisory_locks(url: str, count: int) -> Iterator[None]:
+    other = psycopg2.connect(url)
+    try:
+        with other.cursor() as cursor:
+            cursor.execute("SELECT count(pg_advisory_lock(i)) FROM generate_series(1, %s) i", (count,))
+        yield
+    finally:
+        other.close()
+
+
+if __name__ == "__main__":
+    for line in run():
+        spread = f"({line['low']:.3f}-{line['high']:.3f})"
+        verdict = "met" if line["met"] else "not met"
+        print(f"{line['name']:<52} {line['ratio']:.3f} {spread}  reach {line['reach']}  {verdict}")
