@@ -1,0 +1,81 @@
+-- Least-privilege roles. Run it after `graph-migrator db upgrade`, and again after each, as a superuser or as
+-- the role that owns the tables:   psql "$DATABASE_URL" -f docs/roles.sql
+--
+--   graph_migrator_owner        makes and changes tables; nothing runs as it but `db upgrade` and `guard install`
+--   graph_migrator_worker       workers and operators: migrates; cannot drop, disable a trigger, delete an audit row
+--   graph_migrator_application  services: read and write graphs' data through the write guard, import, export
+--   graph_migrator_reader       dashboards: reads
+--
+-- They are groups without a login:   GRANT graph_migrator_worker TO my_worker_login;
+
+DO $$
+DECLARE
+    role text;
+BEGIN
+    FOREACH role IN ARRAY ARRAY['owner', 'worker', 'application', 'reader'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'graph_migrator_' || role) THEN
+            BEGIN
+                EXECUTE format('CREATE ROLE graph_migrator_%s NOLOGIN', role);
+            EXCEPTION WHEN duplicate_object OR unique_violation THEN
+                NULL;  -- another run was quicker: roles belong to the whole server
+            END;
+        END IF;
+    END LOOP;
+END $$;
+
+-- ── the owner has everything, and nobody else has anything that is not said below ──────────────────
+
+ALTER SCHEMA graph_migrator OWNER TO graph_migrator_owner;
+DO $$
+DECLARE
+    each record;
+BEGIN
+    FOR each IN SELECT c.oid::regclass AS name FROM pg_class c
+        WHERE c.relnamespace = 'graph_migrator'::regnamespace AND c.relkind IN ('r', 'p') LOOP
+        EXECUTE format('ALTER TABLE %s OWNER TO graph_migrator_owner', each.name);
+    END LOOP;
+    FOR each IN SELECT p.oid::regprocedure AS name FROM pg_proc p
+        WHERE p.pronamespace = 'graph_migrator'::regnamespace LOOP
+        EXECUTE format('ALTER FUNCTION %s OWNER TO graph_migrator_owner', each.name);
+    END LOOP;
+END $$;
+
+REVOKE ALL ON SCHEMA graph_migrator FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA graph_migrator
+    FROM PUBLIC, graph_migrator_worker, graph_migrator_application, graph_migrator_reader;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA graph_migrator
+    FROM PUBLIC, graph_migrator_worker, graph_migrator_application, graph_migrator_reader;
+GRANT USAGE ON SCHEMA graph_migrator
+    TO graph_migrator_worker, graph_migrator_application, graph_migrator_reader;
+SET search_path = graph_migrator, pg_catalog;
+
+-- ── the worker: rows of migrations are made and followed, never deleted ────────────────────────────
+
+GRANT SELECT ON ALL TABLES IN SCHEMA graph_migrator TO graph_migrator_worker;
+GRANT INSERT, UPDATE, DELETE ON nodes, edges, checkpoints TO graph_migrator_worker;
+GRANT INSERT, UPDATE ON migrations, hop_attempts, requests TO graph_migrator_worker;
+GRANT INSERT, UPDATE ON graphs TO graph_migrator_worker;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA graph_migrator TO graph_migrator_worker;
+
+-- ── the application: data through the guard; of a graph's row only what is its own ─────────────────
+
+GRANT SELECT ON graphs, nodes, edges TO graph_migrator_application;
+GRANT INSERT, UPDATE, DELETE ON nodes, edges TO graph_migrator_application;
+GRANT INSERT (id, slug, graph_type, version, owner_read_only, config, changed_at) ON graphs
+    TO graph_migrator_application;
+GRANT UPDATE (slug, owner_read_only, config, updated_at), DELETE ON graphs TO graph_migrator_application;
+GRANT EXECUTE ON FUNCTION write_guard(text, integer) TO graph_migrator_application;
+
+-- ── the reader ────────────────────────────────────────────────────────────────────────────────────
+
+GRANT SELECT ON ALL TABLES IN SCHEMA graph_migrator TO graph_migrator_reader;
+GRANT EXECUTE ON FUNCTION report(uuid), lock_key(uuid), lock_holders(text) TO graph_migrator_reader;
+
+RESET search_path;
+
+-- ── optional, and not everywhere to be had: what `status` and `release --terminate` are better with ──
+
+-- Who holds a lock, when it is another role: application, host, statement.
+GRANT pg_read_all_stats TO graph_migrator_worker;
+-- Ending a hung session of another role.
+GRANT pg_signal_backend TO graph_migrator_worker;
