@@ -26,8 +26,10 @@ def executors() -> Executors:
 
 @worker_process_init.connect
 def _start_afresh(**_: object) -> None:
-    # The parent's sockets are the parent's: two processes on one session read each other's results.
-    executors().forget()
+    # The parent's sockets are the parent's: two processes on one session read each other's results. And its
+    # engine may be locked by the recovery thread, which connects just now and which a child does not have.
+    executors.cache_clear()
+    engine.cache_clear()
 
 
 @worker_process_shutdown.connect

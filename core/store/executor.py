@@ -184,11 +184,6 @@ class Executors:
         for executor in idle:
             executor.close()
 
-    def forget(self) -> None:
-        """After a fork: the idle sessions belong to the parent; do not touch them."""
-        self._idle = []
-        self._mutex = threading.Lock()
-
 
 def _answers(executor: Executor) -> bool:
     """Whether an idle session is still there. Costs no round trip: an idle server says only goodbye."""

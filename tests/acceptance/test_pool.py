@@ -1,0 +1,87 @@
+"""What the forked processes of a worker's pool take over from its main process, and what they must not."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from core.embedded import Redis
+from tasks import migrate_graph
+from tests.acceptance.cluster import Cluster
+from tests.waiting import until
+
+SOON = 40
+FIRST_QUESTION = b"pg_catalog.version()"
+"""What SQLAlchemy asks the server on an engine's first connection, with the engine locked."""
+
+
+def test_a_process_forked_while_recovery_connects_runs_hops(
+    tmp_path: Path, database_url: str, redis_server: Redis
+) -> None:
+    """What is locked in the main process at that moment would stay locked in the new one for ever."""
+    with Gate(database_url) as gate, Cluster(tmp_path, database_url=gate.url, redis=redis_server) as cluster:
+        cluster.add_graph("novel", "trail")
+        with gate.closed_to(FIRST_QUESTION) as met:
+            worker = cluster.start_worker(concurrency=1)
+            until(met.is_set, "recovery connecting", seconds=SOON)
+            (first,) = worker.child_pids()
+            cluster.kill_child(first)
+            until(lambda: [p for p in worker.child_pids() if p != first], "a new process", seconds=SOON)
+
+        assert migrate_graph.delay("novel", 3).get(timeout=SOON).version == 3
+
+
+class Gate:
+    """Stands between clients and a Postgres, and can hold a question back."""
+
+    def __init__(self, database_url: str) -> None:
+        there = urlsplit(database_url)
+        self._there = ("127.0.0.1", there.port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        here = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.url = database_url.replace(f"127.0.0.1:{there.port}", here)
+        self._held_back = b""
+        self._met = threading.Event()
+        self._open = threading.Event()
+        self._ends: list[socket.socket] = []
+
+    @contextmanager
+    def closed_to(self, question: bytes) -> Iterator[threading.Event]:
+        """Hold back whoever asks this; the event tells that somebody did."""
+        self._held_back = question
+        try:
+            yield self._met
+        finally:
+            self._held_back = b""
+            self._open.set()
+
+    def __enter__(self) -> Gate:
+        threading.Thread(target=self._serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for end in (self._listener, *self._ends):
+            end.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._there)
+                self._ends += (client, server)
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                if self._held_back and self._held_back in data:
+                    self._met.set()
+                    self._open.wait()
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
