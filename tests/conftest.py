@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
+import sys
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import psycopg2
 import pytest
@@ -15,6 +19,30 @@ from core.settings import settings
 from core.store.engine import make_engine
 from core.store.executor import Executors
 from core.store.schema import upgrade
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """End the process of a test whose time limit could not end it.
+
+    The limit's alarm rings once, and is heard between two lines of Python: neither in a statement that waits
+    in the server for ever, nor while what the test has made is taken down.
+    """
+    marker = item.get_closest_marker("timeout")
+    limit = float(marker.args[0] if marker else item.config.getini("timeout"))
+    watchdog = threading.Timer(2 * limit, _end_this_process, [item.nodeid])
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        return (yield)
+    finally:
+        watchdog.cancel()
+
+
+def _end_this_process(test: str) -> None:
+    print(f"\n{test} does not end; this is where it waits:", file=sys.__stderr__, flush=True)
+    faulthandler.dump_traceback(file=sys.__stderr__ or 2)
+    os._exit(70)
 
 
 @pytest.fixture(scope="session")

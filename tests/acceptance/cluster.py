@@ -29,6 +29,7 @@ from sqlalchemy import Engine
 
 from core import registry
 from core.embedded import Postgres, Redis
+from core.embedded.server import end_with_parent
 from core.settings import settings
 from core.store.engine import make_engine
 from core.store.schema import upgrade
@@ -260,6 +261,7 @@ class Cluster:
                 cwd=ROOT,
                 env={**_inherited(), **self.environment, **(env or {})},
                 start_new_session=True,
+                preexec_fn=end_with_parent(signal.SIGKILL, None),
             )  # fmt: skip
         worker = Worker(name, process, log)
         self.workers.append(worker)

@@ -6,10 +6,13 @@ import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import psycopg2
 import pytest
 from celery.exceptions import TimeoutError
 from celery.result import AsyncResult
+from psycopg2.extras import wait_select
 from redis.exceptions import RedisError
 
 from core.embedded import Redis, Server
@@ -118,32 +121,66 @@ def test_postgres_is_away_for_a_while(stage: Stage, place: str, outage_seconds: 
 def test_a_commit_whose_answer_is_lost_is_believed(stage: Stage, place: str) -> None:
     slug, result = hold(stage, place)
     assert stage.postgres is not None
-    # A commit that waits for a standby which never comes is written, and its answer is not sent.
-    _set_standby(stage, "nobody")
-    stage.let_go()
-    until(
-        lambda: rows(
-            stage.engine,
-            "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE 'COMMIT%'",
-        ),
-        "the commit waiting for its answer",
-        seconds=PATIENT,
-    )
-    assert graph_row(stage.engine, slug).migration_id is not None  # nobody can see it yet
-    _set_standby(stage, "", reload=False)
-
-    stage.postgres.stop(signal.SIGQUIT)
+    with no_commit_is_answered(stage):
+        stage.let_go()
+        until(
+            lambda: rows(
+                stage.engine,
+                "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE 'COMMIT%'",
+            ),
+            "the commit waiting for its answer",
+            seconds=PATIENT,
+        )
+        assert graph_row(stage.engine, slug).migration_id is not None  # nobody can see it yet
+        stage.postgres.stop(signal.SIGQUIT)
     stage.postgres.start()
 
     assert outcome(result).status is MigrationStatus.SUCCEEDED
     stage.assert_exactly_once(slug)
 
 
-def _set_standby(stage: Stage, names: str, *, reload: bool = True) -> None:
-    with stage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
-        if reload:
+@contextmanager
+def no_commit_is_answered(stage: Stage) -> Iterator[None]:
+    """Commits wait for a standby that never comes: they are written, and nobody is told.
+
+    Not even a test's own are answered, so the server is put right again whatever happens inside.
+    """
+    assert stage.postgres is not None
+    standby = stage.postgres.folder / "data" / "postgresql.auto.conf"
+    before = standby.read_text()
+    try:
+        with stage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
             connection.exec_driver_sql("SELECT pg_reload_conf()")
+        # The server's processes hear of it one by one; a commit that is quicker would be answered.
+        until(lambda: _commit_is_unanswered(stage), "a commit waiting in vain", seconds=PATIENT)
+        yield
+    finally:
+        standby.write_text(before)
+        if stage.postgres.pid is not None:
+            rows(stage.engine, "SELECT pg_reload_conf()")
+
+
+def _commit_is_unanswered(stage: Stage) -> bool:
+    """Commit something that is nobody's, and see whether it waits."""
+    probe = psycopg2.connect(stage.database_url, async_=True)
+    try:
+        wait_select(probe)
+        probe.cursor().execute("SELECT pg_logical_emit_message(true, 'probe', '')")
+        pid = probe.info.backend_pid
+        (state,) = until(
+            lambda: rows(
+                stage.engine,
+                "SELECT wait_event = 'SyncRep' FROM pg_stat_activity "
+                "WHERE pid = :pid AND (wait_event = 'SyncRep' OR state = 'idle')",
+                pid=pid,
+            ),
+            "the probe's end",
+            seconds=PATIENT,
+        )
+        return bool(state[0])
+    finally:
+        probe.close()
 
 
 # ── the broker ──────────────────────────────────────────────────────────────────────────────────────

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from tests.simulation.world import Process
 
 
+PATIENT = 20.0
+"""Seconds that the server may take for anything; more, and somebody waits for ever."""
+
+
 class Killed(BaseException):
     """The actor's process has died. Not an `Exception`: nothing in the core may catch it."""
 
@@ -106,7 +110,10 @@ class Stage:
         self._settle()
 
     def _await(self, actor: Actor) -> None:
+        give_up = time.monotonic() + PATIENT
         while not self.returned.acquire(timeout=0.008):
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"{actor} does not come back from {actor.point}")
             pid = actor.pid
             if pid is not None and self.server.is_blocked(pid):
                 with self.mutex:
@@ -116,13 +123,16 @@ class Stage:
 
     def _settle(self) -> None:
         """Wait until each blocked actor is known to be blocked still, or to be through."""
+        give_up = time.monotonic() + PATIENT
         for actor in self.actors:
             while actor.blocked and (pid := actor.pid) is not None and not self.server.is_blocked(pid):
+                if time.monotonic() > give_up:
+                    raise TimeoutError(f"{actor} is not through, nor blocked, at {actor.point}")
                 _pause.wait(0.0005)
 
     def settle_one(self) -> None:
         """All are blocked, by each other or by a time-out: wait until the server lets one of them go."""
-        give_up = time.monotonic() + 20
+        give_up = time.monotonic() + PATIENT
         while not any(actor.runnable for actor in self.actors):
             if time.monotonic() > give_up:
                 raise TimeoutError(f"{[f'{actor} at {actor.point}' for actor in self.actors]} wait for ever")

@@ -34,7 +34,7 @@ from core.store.engine import make_engine
 from core.store.executor import Executors
 from core.store.failures import Failure, classify
 from tests.simulation import kinds
-from tests.simulation.actors import Actor, Killed, Stage, current
+from tests.simulation.actors import PATIENT, Actor, Killed, Stage, current
 from tests.simulation.broker import Message, Results, Step
 from tests.simulation.connections import Link, Server
 from tests.simulation.invariants import REQUESTS, SNAPSHOT, Violation, check, check_end
@@ -602,7 +602,8 @@ class World:
             else:
                 actor.process.kill()
             actor.baton.release()
-            self.stage.returned.acquire()
+            if not self.stage.returned.acquire(timeout=PATIENT):
+                raise TimeoutError(f"{actor} at {actor.point} does not end")
         for real, _ in self.lingering:
             self.server.give_back(real)
         self.lingering.clear()
