@@ -273,8 +273,10 @@ def _run(
                 raise _ConnectionLost(attempt) from second
             raise
     killpoints.reach("hop_committed")
-    report = load_report(executor, message.migration_id) if attempt.is_last else None
-    executor.leave(facts.graph_id, stamp=attempt.is_last)
+    report = None
+    if attempt.is_last:  # else the hop's own commit has given the lock back
+        told = executor.leave(facts.graph_id, stamp=True, migration_id=message.migration_id)
+        report = MigrationReport.model_validate(told)
     killpoints.reach("hop_left")
     telling.succeeded(executor, attempt, done, report)
     return Applied(report)

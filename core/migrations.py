@@ -147,7 +147,9 @@ def begin_migration(
                     "begin_migration", migration_id, facts.graph_id, kind.name, facts.version, goal,
                     [step.to_json() for step in plan.steps], releases, caller.task_id, target,
                     caller.requested_by, caller.reason, settings().deadline_seconds,
+                    not executor.in_callers_transaction,
                 )  # fmt: skip
+                facts.locked = False  # its commit has given the lock back
                 killpoints.reach("begin_committed")
                 begun = Dispatch(migration_id, facts.slug, kind.name, 1, caller.task_id, plan.steps)
                 telling.begun(executor, begun, facts, goal, caller, releases)

@@ -111,10 +111,23 @@ class Executor:
         begun = self._raw.status == STATUS_BEGIN
         return bool(begun and self._raw.info.transaction_status == TRANSACTION_STATUS_IDLE)
 
-    def leave(self, graph_id: UUID, *, stamp: bool = False) -> None:
-        """Give the graph's lock back and forget the token. `stamp` dates the change just committed."""
-        if self._owned:
-            self.call("leave", graph_id, stamp)
+    def leave(
+        self, graph_id: UUID, *, stamp: bool = False, migration_id: UUID | None = None
+    ) -> dict[str, Any] | None:
+        """Give the graph's lock back and forget the token.
+
+        Args:
+            graph_id: The graph.
+            stamp: Date the change just committed.
+            migration_id: Bring back the report of this migration.
+
+        Returns:
+            The report, as `MigrationReport` reads it.
+        """
+        if not self._owned:
+            return None
+        report: dict[str, Any] | None = self.call("leave", graph_id, stamp, migration_id).report
+        return report
 
     def cursor(self) -> Any:
         """A driver's cursor, for statements that are not a function of the protocol."""

@@ -128,8 +128,12 @@ BEGIN
 END $$;
 
 -- The end of a hop, in the transaction of its data: attempt, version and, at the target, the migration.
+-- In a transaction of our caller's (p_callers) nothing follows it, so there the change is dated at once.
+-- The fence has taken the graph's lock for this transaction as well. So before the target the session gives its
+-- own hold back here, and the commit itself lets the next hop in. If the commit fails, the token comes back with
+-- the rollback, and whoever has taken the graph meanwhile finds the attempt still running, and settles it.
 CREATE FUNCTION finish_hop(p_attempt bigint, p_migration uuid, p_graph uuid, p_from integer, p_to integer,
-    p_status text, p_rows bigint, p_done bigint, p_last boolean, p_stamp boolean,
+    p_status text, p_rows bigint, p_done bigint, p_last boolean, p_callers boolean,
     p_deadline double precision DEFAULT 30) RETURNS void
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
 DECLARE
@@ -144,7 +148,7 @@ BEGIN
             USING ERRCODE = 'GM001';
     END IF;
     UPDATE graphs SET version = p_to, updated_at = clock_timestamp(),
-           changed_at = CASE WHEN p_last AND NOT p_stamp THEN NULL ELSE clock_timestamp() END,
+           changed_at = CASE WHEN p_last AND NOT p_callers THEN NULL ELSE clock_timestamp() END,
            migration_id = CASE WHEN p_last THEN NULL ELSE migration_id END
         WHERE id = p_graph AND version = p_from AND migration_id = p_migration;
     GET DIAGNOSTICS touched = ROW_COUNT;
@@ -164,20 +168,33 @@ BEGIN
         -- After a long hop the deadline lies behind; the next hop has the full time to be taken.
         UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), rings = 0
             WHERE id = p_migration AND deadline < clock_timestamp() + make_interval(secs => p_deadline / 2);
+        IF NOT p_callers THEN
+            PERFORM give_up_lock(p_graph);
+        END IF;
     END IF;
+END $$;
+
+-- This session is nobody's executor any more. A lock that is held for the transaction as well falls with that.
+CREATE FUNCTION give_up_lock(p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    PERFORM set_config('graph_migrator.executor', '', false), pg_advisory_unlock(lock_key(p_graph));
 END $$;
 
 -- Gives the lock back. p_stamp dates the last change *after* its commit: a writer whose transaction began
 -- between the change and its commit has read old rows and must not write them into the new version.
-CREATE FUNCTION leave(p_graph uuid, p_stamp boolean) RETURNS boolean LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+-- Brings back what is to be told of p_migration, if that is asked for.
+CREATE FUNCTION leave(p_graph uuid, p_stamp boolean, p_migration uuid DEFAULT NULL, OUT report jsonb)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
 BEGIN
     IF p_stamp THEN
         PERFORM set_config('synchronous_commit', 'off', true);
         UPDATE graphs SET changed_at = clock_timestamp()
             WHERE id = p_graph AND changed_at IS NULL AND migration_id IS NULL;
     END IF;
-    PERFORM set_config('graph_migrator.executor', '', false);
-    RETURN pg_advisory_unlock(lock_key(p_graph));
+    IF p_migration IS NOT NULL THEN
+        report := report(p_migration);
+    END IF;
+    PERFORM give_up_lock(p_graph);
 END $$;
 
 -- A duplicate of the same message was refused while this one took the graph, and the caller has been told.
@@ -187,12 +204,13 @@ BEGIN
     RAISE EXCEPTION 'request % was answered meanwhile', p_request USING ERRCODE = 'serialization_failure';
 END $$;
 
--- Writes what begin_migration decided: the request, the migration and the claim, in one transaction.
+-- Writes what begin_migration decided: the request, the migration and the claim, in one transaction, at whose
+-- end the graph's lock is given back (p_leave).
 -- p_release names a failed migration that this one replaces. Where the graph was forced loose half-way,
 -- the new migration takes over its cursor.
 CREATE FUNCTION begin_migration(p_migration uuid, p_graph uuid, p_graph_type text, p_from integer,
     p_to integer, p_plan jsonb, p_release uuid, p_request text, p_target integer, p_by text, p_reason text,
-    p_deadline double precision) RETURNS void
+    p_deadline double precision, p_leave boolean DEFAULT false) RETURNS void
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
 DECLARE
     half jsonb;
@@ -227,6 +245,9 @@ BEGIN
         IF NOT FOUND THEN
             PERFORM answered_meanwhile(p_request);
         END IF;
+    END IF;
+    IF p_leave THEN
+        PERFORM pg_advisory_xact_lock(lock_key(p_graph)), give_up_lock(p_graph);
     END IF;
 END $$;
 
