@@ -24,6 +24,7 @@ from core.migrations import (
     enter,
     half_done,
     load_dispatch,
+    require_same_code,
     retry_migration,
 )
 from core.planning import Step, continue_plan, make_plan
@@ -161,7 +162,8 @@ def retry(
                 str(facts.claim) if facts.claim else None,
             )  # fmt: skip
         plan = make_plan(facts.slug, graph_type(facts.graph_type), facts.version, target)
-        _require_same_code(facts, plan.steps, accept_new_code=accept_new_code)
+        if not accept_new_code:
+            require_same_code(facts, plan.steps)
         steps = continue_plan([Step.from_json(s) for s in facts.plan], plan)
         with executor.transaction():
             dispatch = retry_migration(executor, facts, steps, caller, verb=Verb.RETRY)
@@ -362,7 +364,7 @@ def _finish_half_done(
     half = facts.half_done
     hop = graph_type(facts.graph_type).directed(half["from_version"], half["to_version"])
     if hop.fingerprint != half["fingerprint"] and not accept_new_code:
-        raise half_done(facts)
+        raise half_done(facts, code_changed=True)
     with executor.transaction():
         # Without its task id: that is this verb's, and no caller of `migrate_graph` waits for it.
         unnamed = Caller(None, caller.requested_by, caller.reason)
@@ -378,16 +380,6 @@ def _finish_half_done(
                 report.model_dump(mode="json"), caller.requested_by,
             )  # fmt: skip
     return report, begun
-
-
-def _require_same_code(facts: Any, steps: tuple[Step, ...], *, accept_new_code: bool) -> None:
-    """A half-done batched hop goes on with other code only where the operator says so."""
-    if facts.checkpoint is None or accept_new_code:
-        return
-    to = facts.checkpoint["to_version"]
-    planned = next(step["fingerprint"] for step in facts.plan if step["to_version"] == to)
-    if planned != next(step.fingerprint for step in steps if step.to_version == to):
-        raise half_done(facts)
 
 
 __all__ = ["VerbReport", "cancel", "pause", "release", "resume", "retry", "set_read_only"]

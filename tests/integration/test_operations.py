@@ -373,7 +373,8 @@ def test_a_half_done_graph_is_released_by_force_only_and_remembers_it(
         before = dump(engine)
         with pytest.raises(GraphHalfDone) as refusal:
             do(executors, "release", "g")
-        assert refusal.value.args == ("g", "walk", 1, 2, 10)
+        assert refusal.value.args == ("g", "walk", 1, 2, 10, False, False)
+        assert "release g --force" in refusal.value.message
         assert dump(engine) == before
         report = do(executors, "release --force", "g")
     assert "half done" in report.message
@@ -405,7 +406,7 @@ def test_a_graph_forced_loose_half_done_is_declared_whole_by_an_operator(
     with half_way(engine, executors, script):
         do(executors, "release --force", "g")
     for verb in ("release", "release --force"):
-        with pytest.raises(GraphHalfDone):
+        with pytest.raises(GraphHalfDone, match="release g --whole"):
             do(executors, verb, "g")
     do(executors, "release --whole", "g")
     assert graph_row(engine, "g").half_done is None
@@ -421,8 +422,10 @@ def test_a_half_done_hop_whose_code_changed_goes_on_only_where_the_operator_says
                 text("UPDATE migrations SET plan = jsonb_set(plan, '{0,fingerprint}', '\"other code\"')")
             )
         before = dump(engine)
-        with pytest.raises(GraphHalfDone):
+        with pytest.raises(GraphHalfDone, match="retry g --accept-new-code"):
             do(executors, "retry", "g")
+        with pytest.raises(GraphHalfDone, match="retry g --accept-new-code"):
+            run_graph_migration(executors, "g")  # calling again resumes, but not with other code
         assert dump(engine) == before
         with executors.borrow() as executor:
             _, dispatch = operations.retry(executor, "g", accept_new_code=True)
