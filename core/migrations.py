@@ -43,7 +43,7 @@ from core.settings import settings
 from core.statuses import MigrationStatus, Verb
 from core.store.executor import Executor
 from core.store.failures import sqlstate
-from core.store.locks import lock_holders
+from core.store.locks import lock_holders, one_try
 
 
 @dataclass(frozen=True)
@@ -197,13 +197,23 @@ def enter(executor: Executor, graph: str, task_id: str | None) -> Any:
     while True:
         wait_ms = max(1, min(2_000, int((give_up - time.monotonic()) * 1_000)))
         try:
-            return executor.call("enter", graph, task_id, wait_ms, not executor.in_callers_transaction)
+            with one_try(executor):
+                facts = executor.call("enter", graph, task_id, wait_ms, not executor.in_callers_transaction)
         except Exception as error:
-            if sqlstate(error) not in {"55P03", "40P01"} or executor.in_callers_transaction:
+            if sqlstate(error) not in {"55P03", "40P01"}:
                 raise
             if time.monotonic() >= give_up:
                 raise WritersNotDrained(graph, limit, lock_holders(executor, graph)) from None
+        else:
+            if facts.locked or facts.graph_id is None or facts.request_known or _is_owned(facts):
+                return facts
+            # The live migration that kept `enter` from locking has ended since: what it read is of no lock's.
+            continue
         time.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - jitter: lets writers that queue behind us pass
+
+
+def _is_owned(facts: Any) -> bool:
+    return facts.claim is not None and facts.status != MigrationStatus.FAILED
 
 
 def _answer_again(executor: Executor, facts: Any) -> Dispatch | MigrationReport | Ignored:

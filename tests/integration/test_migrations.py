@@ -19,6 +19,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import sessionmaker
 
 from core import operations, registry
+from core.dry_run import dry_run
 from core.errors import (
     CheckFailed,
     GraphHalfDone,
@@ -40,13 +41,13 @@ from core.graph_types import GraphType
 from core.hop_context import HopContext
 from core.in_process import execute_migration, follow, run_graph_migration
 from core.interchange import export_graph
-from core.migrations import Caller, Dispatch, begin_migration, load_report
+from core.migrations import Caller, Dispatch, begin_migration, enter, load_report
 from core.recovery import sweep
 from core.reports import MigrationReport
 from core.selectors import Nodes
 from core.settings import settings
 from core.statuses import AttemptStatus, MigrationStatus
-from core.store.executor import Executors
+from core.store.executor import Executor, Executors
 from core.writers import graph_writer
 from tests.integration.scripted import Flaky, Killed, Script, leave_mark
 from tests.rows import (
@@ -500,6 +501,32 @@ def test_a_writer_that_does_not_end_is_named_and_nothing_changed(
             run_graph_migration(executors, "g", 2)
         assert dump(engine) == before
     assert run_graph_migration(executors, "g", 2).version == 2
+
+
+def test_a_migration_that_ends_while_another_looks_is_not_entered_without_the_lock(
+    engine: Engine, executors: Executors
+) -> None:
+    """`enter` looks, leaves the lock of a live migration alone, and reads: it may have ended in between."""
+    add_graph(engine, "g", "plain")
+    with executors.borrow() as executor:
+        begin_migration(executor, "g", 3)
+    with ThreadPoolExecutor(1) as pool, engine.begin() as ends:
+        ends.execute(text("LOCK TABLE checkpoints"))  # which the second look reads
+        begins = pool.submit(_facts_of, engine, "g")
+        waits = "SELECT pid FROM pg_locks WHERE locktype = 'relation' AND NOT granted"
+        until(lambda: rows(engine, waits), "enter between its two looks")
+        ends.execute(text("SELECT graph_migrator.release(migration_id, id, NULL) FROM graphs"))
+        ends.commit()
+        facts = begins.result(30)
+    assert (facts.claim, facts.locked) == (None, True)
+
+
+def _facts_of(engine: Engine, slug: str) -> Any:
+    executor = Executor.connect(engine)
+    try:
+        return enter(executor, slug, None)
+    finally:
+        executor.close()
 
 
 # ── when, check, timeout ────────────────────────────────────────────────────────────────────────────
@@ -985,6 +1012,25 @@ def test_an_error_in_execute_migration_leaves_the_callers_transaction_usable(
         assert execute_migration(connection, graph_id, 2).version == 2
     assert attempts(engine, "g") == [("one", "succeeded")]
     assert trails(engine, "g") == {"one"}
+
+
+def test_execute_migration_waits_for_writers_like_begin_and_keeps_the_callers_settings(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph_id = add_graph(engine, "g", "plain")
+    monkeypatch.setenv("GRAPH_MIGRATOR_WRITER_DRAIN_SECONDS", "0.2")
+    settings.cache_clear()
+    with engine.begin() as connection:
+        connection.execute(text("SET LOCAL lock_timeout = '7s'"))
+        with engine.begin() as writer:
+            writer.execute(text("UPDATE nodes SET label = 'Late'"))
+            pid = writer.execute(text("SELECT pg_backend_pid()")).scalar_one()
+            with pytest.raises(WritersNotDrained, match=f"pid {pid}"):
+                execute_migration(connection, "g", 2)
+            with pytest.raises(WritersNotDrained, match=f"pid {pid}"):
+                dry_run(engine, graph_id)
+        assert execute_migration(connection, "g", 2).version == 2
+        assert connection.execute(text("SHOW lock_timeout")).scalar_one() == "7s"
 
 
 def test_execute_migration_refuses_like_begin(engine: Engine, executors: Executors) -> None:
