@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from core import telling
 from core.decisions import TakeUpAgain, decide_begin
-from core.errors import GraphBusy, IllegalTransition, UnknownGraph
+from core.errors import GraphBusy, IllegalTransition, InvalidRequest, UnknownGraph
 from core.hop_runs import limits_of_settings
 from core.migrations import (
     Caller,
@@ -126,7 +126,12 @@ def _unpause(executor: Executor, facts: Any, caller: Caller) -> VerbReport:
 
 
 def retry(
-    executor: Executor, graph: str, caller: Caller | None = None, *, accept_new_code: bool = False
+    executor: Executor,
+    graph: str,
+    caller: Caller | None = None,
+    *,
+    accept_new_code: bool = False,
+    migration_id: UUID | None = None,
 ) -> tuple[VerbReport, Dispatch | None]:
     """Take a failed migration up again where it stopped, with the code that is there now.
 
@@ -137,6 +142,7 @@ def retry(
         graph: Id or slug.
         caller: Who asks.
         accept_new_code: Go on with a batched hop that stands half-way although its code has changed.
+        migration_id: The migration that is meant; the verb is refused where the graph is under another one.
 
     Returns:
         What was done, and the chain to send.
@@ -153,6 +159,7 @@ def retry(
             raise UnknownGraph(graph)
         if facts.request_known:
             return _answered(facts.request_outcome), None
+        _require_meant(facts.slug, Verb.RETRY, facts.claim, facts.half_done, migration_id)
         if facts.half_done is not None:
             return _finish_half_done(executor, facts, caller, accept_new_code=accept_new_code)
         target = facts.to_version if facts.claim else facts.version
@@ -191,6 +198,7 @@ def release(
     force: bool = False,
     terminate: bool = False,
     whole: bool = False,
+    migration_id: UUID | None = None,
 ) -> VerbReport:
     """Give a migration up and the graph back to its writers, at the version it has.
 
@@ -201,6 +209,7 @@ def release(
         force: Also where it is live, or half-way through a batched hop; the graph then remembers that hop.
         terminate: End the session that holds the graph's lock, where it does not give it back in time.
         whole: The graph was forced loose before; its rows have been mended, declare it whole.
+        migration_id: The migration that is meant; the verb is refused where the graph is under another one.
 
     Raises:
         UnknownGraph: Nothing has this id or slug.
@@ -211,13 +220,13 @@ def release(
     caller = caller or Caller()
     edges = [EDGES["release"], EDGES["force_release"]] if force else [EDGES["release"]]
     with executor.transaction():  # what is refused now need not wait for a hop to end
-        facts = _look(executor, graph, caller, None, Verb.RELEASE)
+        facts = _look(executor, graph, caller, migration_id, Verb.RELEASE)
         if facts.known:
             return _answered(facts.known_outcome)
         if facts.half_done is None:
             _require(facts, Verb.RELEASE, *edges)
     with _locked(executor, graph, terminate=terminate) as graph_id, executor.transaction():
-        facts = _look(executor, graph, caller, None, Verb.RELEASE)
+        facts = _look(executor, graph, caller, migration_id, Verb.RELEASE)
         if facts.known:  # the same message, carried out meanwhile by another worker
             return _answered(facts.known_outcome)
         if facts.half_done is not None:
@@ -281,10 +290,19 @@ def _look(executor: Executor, graph: str, caller: Caller, migration_id: UUID | N
     facts = executor.call("look_for_operator", graph, caller.task_id)
     if facts.graph_id is None:
         raise UnknownGraph(graph)
-    if not facts.known and migration_id is not None and facts.migration_id != migration_id:
-        state = f"under migration {facts.migration_id}" if facts.migration_id else "not migrating"
-        raise IllegalTransition(facts.slug, verb, state, [f"migration {migration_id}"])
+    if not facts.known:
+        _require_meant(facts.slug, verb, facts.migration_id, facts.half_done, migration_id)
     return facts
+
+
+def _require_meant(
+    slug: str, verb: Verb, owner: UUID | None, half_done: dict[str, Any] | None, meant: UUID | None
+) -> None:
+    """A verb that comes late does not hit the graph's next migration."""
+    found = owner or (UUID(half_done["migration_id"]) if half_done else None)
+    if meant is not None and found != meant:
+        state = f"under migration {found}" if found else "not migrating"
+        raise IllegalTransition(slug, verb, state, [f"migration {meant}"])
 
 
 def _require(facts: Any, verb: Verb, *edges: Edge) -> None:
@@ -313,8 +331,10 @@ def _record(executor: Executor, caller: Caller, graph_id: UUID, facts: Any, repo
         )  # fmt: skip
 
 
-def _answered(outcome: dict[str, Any]) -> VerbReport:
+def _answered(outcome: dict[str, Any] | None) -> VerbReport:
     """What this very call was told before: its report, or its refusal."""
+    if outcome is None:
+        raise InvalidRequest("task_id", "this id was used for another verb")
     if "error" in outcome:
         raise own_error(outcome["error"]["type"], outcome["error"]["args"])
     return VerbReport.model_validate(outcome)

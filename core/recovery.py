@@ -32,6 +32,7 @@ from core.hop_runs import limits_of_settings
 from core.migrations import Dispatch, load_dispatch, load_report
 from core.reports import MigrationReport, own_error
 from core.settings import settings
+from core.store.disclosure import safe_message
 from core.store.executor import Executor
 from core.store.failures import Failure, classify
 
@@ -89,7 +90,9 @@ def sweep(executor: Executor, *, limits: Limits | None = None, most: int = 500) 
                 raise
             # Whatever is wrong with one must not keep recovery from those behind it.
             done.errors.append(error)
-            _log.exception("migration %s was not recovered: %s", migration_id, type(error).__name__)
+            _log.error(
+                "migration %s was not recovered: %s: %s", migration_id, name_of(error), safe_message(error)
+            )
     done.stamped = executor.call("stamp_graphs").stamp_graphs
     return done
 

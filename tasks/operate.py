@@ -95,7 +95,13 @@ def retry_migration(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Take a graph's failed migration up again where it stopped."""
 
     def verb(executor: Executor, given: dict[str, Any], caller: Caller) -> tuple[VerbReport, Dispatch | None]:
-        return operations.retry(executor, given["graph_id"], caller, accept_new_code=given["accept_new_code"])
+        return operations.retry(
+            executor,
+            given["graph_id"],
+            caller,
+            accept_new_code=given["accept_new_code"],
+            migration_id=_migration(given),
+        )
 
     return _carry_out(self, RetryArguments, args, kwargs, verb)
 
@@ -108,6 +114,9 @@ def release_graph(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
 
     def verb(executor: Executor, given: dict[str, Any], caller: Caller) -> tuple[VerbReport, None]:
         options = {name: given[name] for name in ("force", "terminate", "whole")}
-        return operations.release(executor, given["graph_id"], caller, **options), None
+        report = operations.release(
+            executor, given["graph_id"], caller, **options, migration_id=_migration(given)
+        )
+        return report, None
 
     return _carry_out(self, ReleaseArguments, args, kwargs, verb)
