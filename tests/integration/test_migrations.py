@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -304,6 +305,37 @@ def test_a_constraint_that_fails_at_commit_fails_the_hop(engine: Engine, script:
     assert attempts(engine, "g") == [("one", "succeeded"), ("two", "failed")]
     assert (graph_row(engine, "g").version, len(properties(engine, "g"))) == (2, 3)
     assert advisory_locks(engine) == []
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("raises", "says"),
+    [
+        (ValueError("a\x00b"), r"a\x00b"),
+        (OSError("no file bad-\udcff.csv"), r"no file bad-\udcff.csv"),  # as Python names what is not UTF-8
+        (CheckFailed("g", "one", "a\x00b \ud800"), r"a\x00b \ud800"),
+        (Mute("x"), "no message that can be shown"),
+    ],
+    ids=["NUL", "surrogate", "own error", "no message"],
+)
+def test_an_error_whose_words_cannot_be_stored_as_they_are_fails_the_hop_like_any_other(
+    engine: Engine, script: Script, raises: Exception, says: str
+) -> None:
+    add_graph(engine, "g", "plain")
+
+    def fail(_: HopContext) -> NoReturn:
+        raise raises
+
+    script.on["one"] = fail
+    with pytest.raises(Exception, match=re.escape(says)):
+        run_graph_migration(engine, "g", 2)
+    assert attempts(engine, "g") == [("one", "failed")]
+    assert migration_of(engine, "g").status == "failed"
+    assert says in one(engine, "SELECT error_message FROM hop_attempts").error_message
 
 
 def test_a_database_error_is_recorded_without_row_data(engine: Engine, script: Script) -> None:
