@@ -248,19 +248,23 @@ def release(
     return report
 
 
-def set_read_only(executor: Executor, graph: str, *, on: bool) -> VerbReport:
+def set_read_only(executor: Executor, graph: str, caller: Caller | None = None, *, on: bool) -> VerbReport:
     """Lock a graph against writers on its owner's behalf, or unlock it. Migrations are not held up by it.
 
     Raises:
         UnknownGraph: Nothing has this id or slug.
     """
-    row = executor.call("set_owner_read_only", graph, on)
-    if row.graph_id is None:
-        raise UnknownGraph(graph)
-    told = ("read-only for its owner" if on else "writable again") + (" already" if row.was == on else "")
-    return VerbReport(
-        graph=row.slug, verb="lock" if on else "unlock", migration_id=None, status=None, message=told
-    )
+    caller = caller or Caller()
+    verb = Verb.LOCK if on else Verb.UNLOCK
+    with executor.transaction():
+        facts = _look(executor, graph, caller, None, verb)
+        if facts.known:
+            return _answered(facts.known_outcome)
+        was = executor.call("set_owner_read_only", graph, on).was
+        told = ("read-only for its owner" if on else "writable again") + (" already" if was == on else "")
+        report = VerbReport(graph=facts.slug, verb=verb, migration_id=None, status=None, message=told)
+        _record(executor, caller, facts.graph_id, facts, report)
+    return report
 
 
 # ── common to the verbs ─────────────────────────────────────────────────────────────────────────────

@@ -182,7 +182,7 @@ def release(graph: str, force: bool, terminate: bool, whole: bool, yes: bool, as
 @json_option
 def lock(graph: str, as_json: bool) -> None:
     """Make GRAPH read-only on its owner's behalf. Migrations still run."""
-    _told(_carry_out(lambda e, _: operations.set_read_only(e, graph, on=True)), as_json=as_json)
+    _told(_carry_out(lambda e, c: operations.set_read_only(e, graph, c, on=True)), as_json=as_json)
 
 
 @click.command()
@@ -190,7 +190,7 @@ def lock(graph: str, as_json: bool) -> None:
 @json_option
 def unlock(graph: str, as_json: bool) -> None:
     """Take the owner's lock off GRAPH."""
-    _told(_carry_out(lambda e, _: operations.set_read_only(e, graph, on=False)), as_json=as_json)
+    _told(_carry_out(lambda e, c: operations.set_read_only(e, graph, c, on=False)), as_json=as_json)
 
 
 @click.command()

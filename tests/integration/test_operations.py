@@ -566,3 +566,16 @@ def test_an_owners_lock_keeps_writers_off_and_migrations_not(
             operations.set_read_only(executor, "nobody", on=True)
     with engine.begin() as connection:
         connection.execute(text("UPDATE nodes SET label = 'x'"))
+
+
+def test_a_lock_that_comes_again_does_not_lock_a_graph_that_was_unlocked_since(
+    engine: Engine, executors: Executors
+) -> None:
+    add_graph(engine, "g", "plain")
+    with executors.borrow() as executor:
+        locked = operations.set_read_only(executor, "g", Caller("lock-1", "ann"), on=True)
+        operations.set_read_only(executor, "g", Caller("unlock-1"), on=False)
+        assert operations.set_read_only(executor, "g", Caller("lock-1", "ann"), on=True) == locked
+    assert graph_row(engine, "g").owner_read_only is False
+    asked = rows(engine, "SELECT task_id, verb, requested_by FROM requests ORDER BY task_id")
+    assert asked == [("lock-1", "lock", "ann"), ("unlock-1", "unlock", None)]
