@@ -382,6 +382,22 @@ def test_a_hop_that_ends_its_own_transaction_is_refused(engine: Engine, script: 
         assert attempts(engine, slug) == [("guarded", "failed")]
 
 
+@pytest.mark.parametrize("statement", ["SET work_mem = '9MB'", "set session work_mem TO '9MB'", "RESET ALL"])
+def test_what_a_hop_would_leave_in_its_session_for_other_graphs_is_refused(
+    engine: Engine, executors: Executors, script: Script, statement: str
+) -> None:
+    add_graph(engine, "g", "plain")
+    script.on["one"] = lambda ctx: ctx.execute(statement)
+    with pytest.raises(ValueError, match="SET LOCAL"):
+        run_graph_migration(executors, "g", 2)
+    script.on["one"] = lambda ctx: ctx.execute("SET LOCAL work_mem = '9MB'")
+    script.on["two"] = lambda ctx: shown.append(ctx.execute("SHOW work_mem").scalar())
+    shown: list[Any] = []
+    assert run_graph_migration(executors, "g", 2).version == 2
+    assert run_graph_migration(executors, "g", 3).version == 3
+    assert shown == ["4MB"]
+
+
 def test_without_any_worker_this_process_recovers_its_own_migration(engine: Engine, script: Script) -> None:
     add_graph(engine, "alone", "plain")
 
