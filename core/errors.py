@@ -14,7 +14,7 @@
     ├── Refused                     exit 3: the call is fine, the graph's present state forbids it
     │   ├── MigrationInFlight
     │   ├── IllegalTransition       a verb does not apply to the migration's status
-    │   ├── GraphHalfDone           forced loose half-way through a batched hop
+    │   ├── GraphHalfDone           it stands, or was forced loose, half-way through a batched hop
     │   ├── GraphReadOnly           a writer met an owner's lock, a migration or a failure
     │   ├── GraphVersionMismatch    a writer was made for another version
     │   ├── WritersNotDrained       writers in flight did not finish in time
@@ -252,21 +252,36 @@ class IllegalTransition(Refused):
 
 @dataclass(eq=False, repr=False)
 class GraphHalfDone(Refused):
-    """The graph was forced loose half-way through a batched hop."""
+    """The graph stands, or was forced loose, half-way through a batched hop."""
 
     graph: str
     hop: str
     from_version: int
     to_version: int
     done: int
+    loose: bool
+    code_changed: bool = False
 
     @property
     def message(self) -> str:
+        where = "was forced loose" if self.loose else "a failed migration stands"
+        finish = f"finish it with `graph-migrator retry {self.graph}`"
+        if self.code_changed:
+            finish = (
+                "the hop's code has changed since, and the rows that are done are what the old code made of them: "
+                f"bring the old code back and {finish}, or go on with the new code, "
+                f"`graph-migrator retry {self.graph} --accept-new-code`"
+            )
+        give_up = (
+            "once you have mended the rows yourself, declare it whole with "
+            f"`graph-migrator release {self.graph} --whole`"
+            if self.loose
+            else f"give it up as it is with `graph-migrator release {self.graph} --force`"
+        )
         return (
-            f"{self.graph}: was forced loose half-way through {self.hop!r} (v{self.from_version}→"
-            f"v{self.to_version}, {self.done} rows done), so its rows are of two shapes. Nothing was changed. "
-            f"Finish it with `graph-migrator retry {self.graph}`, or, once you have mended the rows "
-            f"yourself, declare it whole with `graph-migrator release {self.graph} --whole`."
+            f"{self.graph}: {where} half-way through {self.hop!r} (v{self.from_version}→v{self.to_version}, "
+            f"{self.done} rows done), so its rows are of two shapes. Nothing was changed. "
+            f"{finish[0].upper()}{finish[1:]}; or {give_up}."
         )
 
 

@@ -18,6 +18,9 @@ _ENDS_TRANSACTION = re.compile(
     r"\s*(commit|end|abort|begin|start\s+transaction|prepare\s+transaction|rollback(?!\s+to\b))\b",
     re.IGNORECASE,
 )
+_SETS_THE_SESSION = re.compile(
+    r"\s*(set\s+(?!local\b|transaction\b|constraints\b)|reset\b|discard\b|listen\b|load\b)", re.IGNORECASE
+)
 _DML = re.compile(r"\s*(insert|update|delete|merge|with|copy)\b", re.IGNORECASE)
 
 
@@ -80,11 +83,16 @@ class HopContext:
             parameters: Values for the other parameters.
 
         Raises:
-            ValueError: The statement would end the hop's transaction.
+            ValueError: The statement would end the hop's transaction, or outlast it: the session runs other
+                graphs' hops afterwards.
         """
         if _ENDS_TRANSACTION.match(statement):
             raise ValueError(
                 "a hop must neither commit nor roll back: its transaction also moves the version"
+            )
+        if _SETS_THE_SESSION.match(statement):
+            raise ValueError(
+                "a hop must not change its session, which runs other graphs' hops afterwards; write SET LOCAL"
             )
         bound = dict(parameters or {})
         if _GRAPH_ID.search(statement):

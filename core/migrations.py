@@ -43,7 +43,7 @@ from core.settings import settings
 from core.statuses import MigrationStatus, Verb
 from core.store.executor import Executor
 from core.store.failures import sqlstate
-from core.store.locks import lock_holders
+from core.store.locks import lock_holders, one_try
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ def begin_migration(
                 return _nothing_to_do(facts)
             case TakeUpAgain():
                 plan = make_plan(facts.slug, kind, facts.version, goal)
+                require_same_code(facts, plan.steps)
                 steps = continue_plan([Step.from_json(s) for s in facts.plan], plan)
                 again = retry_migration(executor, facts, steps, caller, verb="migrate")
                 telling.taken_up(executor, facts, facts.claim, "migrate", again.number, caller)
@@ -198,13 +199,23 @@ def enter(executor: Executor, graph: str, task_id: str | None) -> Any:
     while True:
         wait_ms = max(1, min(2_000, int((give_up - time.monotonic()) * 1_000)))
         try:
-            return executor.call("enter", graph, task_id, wait_ms, not executor.in_callers_transaction)
+            with one_try(executor):
+                facts = executor.call("enter", graph, task_id, wait_ms, not executor.in_callers_transaction)
         except Exception as error:
-            if sqlstate(error) not in {"55P03", "40P01"} or executor.in_callers_transaction:
+            if sqlstate(error) not in {"55P03", "40P01"}:
                 raise
             if time.monotonic() >= give_up:
                 raise WritersNotDrained(graph, limit, lock_holders(executor, graph)) from None
+        else:
+            if facts.locked or facts.graph_id is None or facts.request_known or _is_owned(facts):
+                return facts
+            # The live migration that kept `enter` from locking has ended since: what it read is of no lock's.
+            continue
         time.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - jitter: lets writers that queue behind us pass
+
+
+def _is_owned(facts: Any) -> bool:
+    return facts.claim is not None and facts.status != MigrationStatus.FAILED
 
 
 def _answer_again(executor: Executor, facts: Any) -> Dispatch | MigrationReport | Ignored:
@@ -231,14 +242,31 @@ def _recorded_outcome(outcome: dict[str, Any] | None) -> MigrationReport:
     return MigrationReport.model_validate(outcome["report"])
 
 
-def half_done(facts: Any) -> GraphHalfDone:
+def require_same_code(facts: Any, steps: tuple[Step, ...]) -> None:
+    """A half-done batched hop goes on only with the code that began it, unless an operator accepts other code.
+
+    Raises:
+        GraphHalfDone: The code of the hop that stands half-way has changed.
+    """
+    if facts.checkpoint is None:
+        return
+    to = facts.checkpoint["to_version"]
+    began = next(step["fingerprint"] for step in facts.plan if step["to_version"] == to)
+    if began != next(step.fingerprint for step in steps if step.to_version == to):
+        raise half_done(facts, code_changed=True)
+
+
+def half_done(facts: Any, *, code_changed: bool = False) -> GraphHalfDone:
     """The refusal for a graph whose rows are of two shapes."""
     half = facts.half_done or {}
-    if not half:  # a failed migration stands half-way through a hop
+    loose = bool(half)
+    if not loose:  # a failed migration stands half-way through a hop
         to = facts.checkpoint["to_version"]
         step = next(s for s in facts.plan if s["to_version"] == to)
         half = {**step, "hop": step["name"], "done": facts.checkpoint["done"]}
-    return GraphHalfDone(facts.slug, half["hop"], half["from_version"], half["to_version"], half["done"])
+    return GraphHalfDone(
+        facts.slug, half["hop"], half["from_version"], half["to_version"], half["done"], loose, code_changed
+    )
 
 
 def _nothing_to_do(facts: Any) -> MigrationReport:

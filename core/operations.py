@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from core import telling
 from core.decisions import TakeUpAgain, decide_begin
-from core.errors import GraphBusy, IllegalTransition, UnknownGraph
+from core.errors import GraphBusy, IllegalTransition, InvalidRequest, UnknownGraph
 from core.hop_runs import limits_of_settings
 from core.migrations import (
     Caller,
@@ -24,6 +24,7 @@ from core.migrations import (
     enter,
     half_done,
     load_dispatch,
+    require_same_code,
     retry_migration,
 )
 from core.planning import Step, continue_plan, make_plan
@@ -125,7 +126,12 @@ def _unpause(executor: Executor, facts: Any, caller: Caller) -> VerbReport:
 
 
 def retry(
-    executor: Executor, graph: str, caller: Caller | None = None, *, accept_new_code: bool = False
+    executor: Executor,
+    graph: str,
+    caller: Caller | None = None,
+    *,
+    accept_new_code: bool = False,
+    migration_id: UUID | None = None,
 ) -> tuple[VerbReport, Dispatch | None]:
     """Take a failed migration up again where it stopped, with the code that is there now.
 
@@ -136,6 +142,7 @@ def retry(
         graph: Id or slug.
         caller: Who asks.
         accept_new_code: Go on with a batched hop that stands half-way although its code has changed.
+        migration_id: The migration that is meant; the verb is refused where the graph is under another one.
 
     Returns:
         What was done, and the chain to send.
@@ -152,6 +159,7 @@ def retry(
             raise UnknownGraph(graph)
         if facts.request_known:
             return _answered(facts.request_outcome), None
+        _require_meant(facts.slug, Verb.RETRY, facts.claim, facts.half_done, migration_id)
         if facts.half_done is not None:
             return _finish_half_done(executor, facts, caller, accept_new_code=accept_new_code)
         target = facts.to_version if facts.claim else facts.version
@@ -161,7 +169,8 @@ def retry(
                 str(facts.claim) if facts.claim else None,
             )  # fmt: skip
         plan = make_plan(facts.slug, graph_type(facts.graph_type), facts.version, target)
-        _require_same_code(facts, plan.steps, accept_new_code=accept_new_code)
+        if not accept_new_code:
+            require_same_code(facts, plan.steps)
         steps = continue_plan([Step.from_json(s) for s in facts.plan], plan)
         with executor.transaction():
             dispatch = retry_migration(executor, facts, steps, caller, verb=Verb.RETRY)
@@ -189,6 +198,7 @@ def release(
     force: bool = False,
     terminate: bool = False,
     whole: bool = False,
+    migration_id: UUID | None = None,
 ) -> VerbReport:
     """Give a migration up and the graph back to its writers, at the version it has.
 
@@ -199,6 +209,7 @@ def release(
         force: Also where it is live, or half-way through a batched hop; the graph then remembers that hop.
         terminate: End the session that holds the graph's lock, where it does not give it back in time.
         whole: The graph was forced loose before; its rows have been mended, declare it whole.
+        migration_id: The migration that is meant; the verb is refused where the graph is under another one.
 
     Raises:
         UnknownGraph: Nothing has this id or slug.
@@ -209,13 +220,13 @@ def release(
     caller = caller or Caller()
     edges = [EDGES["release"], EDGES["force_release"]] if force else [EDGES["release"]]
     with executor.transaction():  # what is refused now need not wait for a hop to end
-        facts = _look(executor, graph, caller, None, Verb.RELEASE)
+        facts = _look(executor, graph, caller, migration_id, Verb.RELEASE)
         if facts.known:
             return _answered(facts.known_outcome)
         if facts.half_done is None:
             _require(facts, Verb.RELEASE, *edges)
     with _locked(executor, graph, terminate=terminate) as graph_id, executor.transaction():
-        facts = _look(executor, graph, caller, None, Verb.RELEASE)
+        facts = _look(executor, graph, caller, migration_id, Verb.RELEASE)
         if facts.known:  # the same message, carried out meanwhile by another worker
             return _answered(facts.known_outcome)
         if facts.half_done is not None:
@@ -237,19 +248,23 @@ def release(
     return report
 
 
-def set_read_only(executor: Executor, graph: str, *, on: bool) -> VerbReport:
+def set_read_only(executor: Executor, graph: str, caller: Caller | None = None, *, on: bool) -> VerbReport:
     """Lock a graph against writers on its owner's behalf, or unlock it. Migrations are not held up by it.
 
     Raises:
         UnknownGraph: Nothing has this id or slug.
     """
-    row = executor.call("set_owner_read_only", graph, on)
-    if row.graph_id is None:
-        raise UnknownGraph(graph)
-    told = ("read-only for its owner" if on else "writable again") + (" already" if row.was == on else "")
-    return VerbReport(
-        graph=row.slug, verb="lock" if on else "unlock", migration_id=None, status=None, message=told
-    )
+    caller = caller or Caller()
+    verb = Verb.LOCK if on else Verb.UNLOCK
+    with executor.transaction():
+        facts = _look(executor, graph, caller, None, verb)
+        if facts.known:
+            return _answered(facts.known_outcome)
+        was = executor.call("set_owner_read_only", graph, on).was
+        told = ("read-only for its owner" if on else "writable again") + (" already" if was == on else "")
+        report = VerbReport(graph=facts.slug, verb=verb, migration_id=None, status=None, message=told)
+        _record(executor, caller, facts.graph_id, facts, report)
+    return report
 
 
 # ── common to the verbs ─────────────────────────────────────────────────────────────────────────────
@@ -279,10 +294,19 @@ def _look(executor: Executor, graph: str, caller: Caller, migration_id: UUID | N
     facts = executor.call("look_for_operator", graph, caller.task_id)
     if facts.graph_id is None:
         raise UnknownGraph(graph)
-    if not facts.known and migration_id is not None and facts.migration_id != migration_id:
-        state = f"under migration {facts.migration_id}" if facts.migration_id else "not migrating"
-        raise IllegalTransition(facts.slug, verb, state, [f"migration {migration_id}"])
+    if not facts.known:
+        _require_meant(facts.slug, verb, facts.migration_id, facts.half_done, migration_id)
     return facts
+
+
+def _require_meant(
+    slug: str, verb: Verb, owner: UUID | None, half_done: dict[str, Any] | None, meant: UUID | None
+) -> None:
+    """A verb that comes late does not hit the graph's next migration."""
+    found = owner or (UUID(half_done["migration_id"]) if half_done else None)
+    if meant is not None and found != meant:
+        state = f"under migration {found}" if found else "not migrating"
+        raise IllegalTransition(slug, verb, state, [f"migration {meant}"])
 
 
 def _require(facts: Any, verb: Verb, *edges: Edge) -> None:
@@ -311,8 +335,10 @@ def _record(executor: Executor, caller: Caller, graph_id: UUID, facts: Any, repo
         )  # fmt: skip
 
 
-def _answered(outcome: dict[str, Any]) -> VerbReport:
+def _answered(outcome: dict[str, Any] | None) -> VerbReport:
     """What this very call was told before: its report, or its refusal."""
+    if outcome is None:
+        raise InvalidRequest("task_id", "this id was used for another verb")
     if "error" in outcome:
         raise own_error(outcome["error"]["type"], outcome["error"]["args"])
     return VerbReport.model_validate(outcome)
@@ -362,7 +388,7 @@ def _finish_half_done(
     half = facts.half_done
     hop = graph_type(facts.graph_type).directed(half["from_version"], half["to_version"])
     if hop.fingerprint != half["fingerprint"] and not accept_new_code:
-        raise half_done(facts)
+        raise half_done(facts, code_changed=True)
     with executor.transaction():
         # Without its task id: that is this verb's, and no caller of `migrate_graph` waits for it.
         unnamed = Caller(None, caller.requested_by, caller.reason)
@@ -378,16 +404,6 @@ def _finish_half_done(
                 report.model_dump(mode="json"), caller.requested_by,
             )  # fmt: skip
     return report, begun
-
-
-def _require_same_code(facts: Any, steps: tuple[Step, ...], *, accept_new_code: bool) -> None:
-    """A half-done batched hop goes on with other code only where the operator says so."""
-    if facts.checkpoint is None or accept_new_code:
-        return
-    to = facts.checkpoint["to_version"]
-    planned = next(step["fingerprint"] for step in facts.plan if step["to_version"] == to)
-    if planned != next(step.fingerprint for step in steps if step.to_version == to):
-        raise half_done(facts)
 
 
 __all__ = ["VerbReport", "cancel", "pause", "release", "resume", "retry", "set_read_only"]

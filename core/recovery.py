@@ -32,7 +32,9 @@ from core.hop_runs import limits_of_settings
 from core.migrations import Dispatch, load_dispatch, load_report
 from core.reports import MigrationReport, own_error
 from core.settings import settings
+from core.store.disclosure import safe_message
 from core.store.executor import Executor
+from core.store.failures import Failure, classify
 
 _log = logging.getLogger("graph_migrator.recovery")
 
@@ -47,6 +49,7 @@ class Sweep:
     settled: int = 0
     given_up: int = 0
     stamped: int = 0
+    errors: list[Exception] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
@@ -80,7 +83,16 @@ def sweep(executor: Executor, *, limits: Limits | None = None, most: int = 500) 
         cursor.execute("SELECT graph_migrator.candidates(%s)", (most,))
         candidates = [row[0] for row in cursor.fetchall()]
     for migration_id in candidates:
-        recover_one(executor, migration_id, done, limits or limits_of_settings())
+        try:
+            recover_one(executor, migration_id, done, limits or limits_of_settings())
+        except Exception as error:
+            if classify(error) is Failure.LOST_CONNECTION:
+                raise
+            # Whatever is wrong with one must not keep recovery from those behind it.
+            done.errors.append(error)
+            _log.error(
+                "migration %s was not recovered: %s: %s", migration_id, name_of(error), safe_message(error)
+            )
     done.stamped = executor.call("stamp_graphs").stamp_graphs
     return done
 

@@ -170,3 +170,5 @@ class Verb(StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     RELEASE = "release"
+    LOCK = "lock"
+    UNLOCK = "unlock"

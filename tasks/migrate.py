@@ -81,7 +81,10 @@ def run_hop(self: Task, migration_id: str, from_version: int, to_version: int, d
     """Internal: one hop of a migration. A message is good for its dispatch only."""
     message = HopMessage(UUID(migration_id), from_version, to_version, dispatch)
     worker = Worker(self.request.hostname or "?", task_id=self.request.id)
-    outcome = run_one_hop(executors(), message, worker=worker)
+    try:
+        outcome = run_one_hop(executors(), message, worker=worker)
+    except Exception as hindrance:  # noqa: BLE001 - raised again, without values
+        raise tellable(hindrance) from None
     match outcome:
         case Applied(report):
             # Nobody but Flower looks at what an inner hop returns.

@@ -19,7 +19,14 @@ from core.store.executor import Executor
 from core.store.failures import Failure, classify
 from tasks.celery import app
 from tasks.migrate import send
-from tasks.results import CheckedTask, GraphArguments, ReleaseArguments, RetryArguments, checked
+from tasks.results import (
+    CheckedTask,
+    GraphArguments,
+    LockArguments,
+    ReleaseArguments,
+    RetryArguments,
+    checked,
+)
 from tasks.runtime import executors
 
 _VERBS = {
@@ -28,6 +35,8 @@ _VERBS = {
     "tasks.resume_migration": Verb.RESUME,
     "tasks.retry_migration": Verb.RETRY,
     "tasks.release_graph": Verb.RELEASE,
+    "tasks.lock_graph": Verb.LOCK,
+    "tasks.unlock_graph": Verb.UNLOCK,
 }
 _Verb = Callable[[Executor, dict[str, Any], Caller], tuple[VerbReport, Dispatch | None]]
 
@@ -95,7 +104,13 @@ def retry_migration(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Take a graph's failed migration up again where it stopped."""
 
     def verb(executor: Executor, given: dict[str, Any], caller: Caller) -> tuple[VerbReport, Dispatch | None]:
-        return operations.retry(executor, given["graph_id"], caller, accept_new_code=given["accept_new_code"])
+        return operations.retry(
+            executor,
+            given["graph_id"],
+            caller,
+            accept_new_code=given["accept_new_code"],
+            migration_id=_migration(given),
+        )
 
     return _carry_out(self, RetryArguments, args, kwargs, verb)
 
@@ -108,6 +123,29 @@ def release_graph(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
 
     def verb(executor: Executor, given: dict[str, Any], caller: Caller) -> tuple[VerbReport, None]:
         options = {name: given[name] for name in ("force", "terminate", "whole")}
-        return operations.release(executor, given["graph_id"], caller, **options), None
+        report = operations.release(
+            executor, given["graph_id"], caller, **options, migration_id=_migration(given)
+        )
+        return report, None
 
     return _carry_out(self, ReleaseArguments, args, kwargs, verb)
+
+
+@app.task(bind=True, base=CheckedTask, name="tasks.lock_graph", max_retries=None, arguments=LockArguments)
+def lock_graph(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Make a graph read-only on its owner's behalf. Migrations still run."""
+
+    def verb(executor: Executor, given: dict[str, Any], caller: Caller) -> tuple[VerbReport, None]:
+        return operations.set_read_only(executor, given["graph_id"], caller, on=True), None
+
+    return _carry_out(self, LockArguments, args, kwargs, verb)
+
+
+@app.task(bind=True, base=CheckedTask, name="tasks.unlock_graph", max_retries=None, arguments=LockArguments)
+def unlock_graph(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Take the owner's lock off a graph."""
+
+    def verb(executor: Executor, given: dict[str, Any], caller: Caller) -> tuple[VerbReport, None]:
+        return operations.set_read_only(executor, given["graph_id"], caller, on=False), None
+
+    return _carry_out(self, LockArguments, args, kwargs, verb)

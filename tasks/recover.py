@@ -38,9 +38,12 @@ def sweep_once() -> dict[str, int]:
         if executor is None:
             return {}
         done = recovery.sweep(executor)
-        for dispatch in done.to_send:  # committed, and no graph's lock is held any more
-            send(dispatch)
-        answered = answer_callers(executor)
+        outcomes = recovery.unanswered(executor)
+    # All is committed and no lock is held any more, the sweep's own neither: where the broker or the results are
+    # out of reach for this worker alone, it waits for them here, and another one sweeps.
+    for dispatch in done.to_send:
+        send(dispatch)
+    answered = answer_callers(outcomes)
     return {
         "sent": len(done.to_send),
         "lost": done.lost,
@@ -51,9 +54,12 @@ def sweep_once() -> dict[str, int]:
     }
 
 
-def answer_callers(executor: Executor) -> int:
-    """Store the results that settled requests lack, so that every `.get()` resolves."""
-    outcomes = recovery.unanswered(executor)
+def answer_callers(outcomes: list[recovery.Outcome]) -> int:
+    """Store the results that settled requests lack, so that every `.get()` resolves.
+
+    Returns:
+        How many were missing.
+    """
     if not outcomes:
         return 0
     stored = 0
@@ -64,7 +70,11 @@ def answer_callers(executor: Executor) -> int:
             if isinstance(outcome.result, Exception):
                 show_failure(outcome.task_id, outcome.result)
             stored += 1
-    recovery.mark_answered(executor, outcomes)
+    executor = Executor.connect(engine())
+    try:
+        recovery.mark_answered(executor, outcomes)
+    finally:
+        executor.close()
     return stored
 
 

@@ -63,8 +63,17 @@ class MigrateArguments(BaseModel):
     reason: _Text | None = Field(None, max_length=2_000)
 
 
+class LockArguments(BaseModel):
+    """The arguments of `lock_graph` and `unlock_graph`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    graph_id: _GraphName
+    requested_by: _Text | None = Field(None, max_length=200)
+
+
 class GraphArguments(BaseModel):
-    """The arguments of an operator's verb on one graph."""
+    """The arguments of an operator's verb on a graph's migration."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 
-from celery.signals import worker_process_init, worker_process_shutdown
+from celery.signals import worker_init, worker_process_init, worker_process_shutdown
 from sqlalchemy import Engine
 
+from core import checkup
 from core.settings import settings
+from core.store.disclosure import safe_message
 from core.store.engine import make_engine
 from core.store.executor import Executors
+
+_log = logging.getLogger("graph_migrator.runtime")
 
 
 @cache
@@ -22,6 +27,22 @@ def engine() -> Engine:
 def executors() -> Executors:
     """The sessions that run hops in this process."""
     return Executors(engine())
+
+
+@worker_init.connect
+def _refuse_a_pooling_proxy(**_: object) -> None:
+    """A worker that is given another backend for each transaction loses its locks without a word.
+
+    Raises:
+        SystemExit: It is behind a transaction-pooling proxy; it does not start.
+    """
+    try:
+        found = checkup.pooling(lambda: engine().raw_connection())
+    except Exception as error:  # noqa: BLE001 - Postgres is away: the worker waits for it, as it does later on
+        _log.warning("Postgres does not answer yet: %s", safe_message(error))
+        return
+    if found.level is checkup.Level.WRONG:
+        raise SystemExit(f"graph-migrator: {found.found}. {found.remedy}")
 
 
 @worker_process_init.connect

@@ -28,7 +28,11 @@ _LIBRARIES: Final = tuple(
 
 
 def safe_message(error: BaseException) -> str:
-    """The error's message without the values of rows and parameters."""
+    """The error's message without the values of rows and parameters, as a text that Postgres can store."""
+    return _storable(_without_values(error))
+
+
+def _without_values(error: BaseException) -> str:
     cause = driver_error(error)
     if cause is not None:
         return _of_postgres(cause)
@@ -47,8 +51,26 @@ def safe_message(error: BaseException) -> str:
         and not isinstance(error, GraphMigratorError)
         and _is_not_authored(error)
     ):
-        return _QUOTED.sub("'…'", str(error))
-    return str(error)
+        return _QUOTED.sub("'…'", _words(error))
+    return _words(error)
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a foreign __str__ may raise anything; the type is known still
+        return "it has no message that can be shown"
+
+
+def _storable(text: str) -> str:
+    """A text without what Postgres has no place for: NUL, and halves of surrogate pairs."""
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+def _storable_arguments(value: Any) -> Any:
+    if isinstance(value, str):
+        return _storable(value)
+    return [_storable_arguments(each) for each in value] if isinstance(value, list) else value
 
 
 def safe_args(error: BaseException) -> list[Any] | None:
@@ -56,9 +78,14 @@ def safe_args(error: BaseException) -> list[Any] | None:
 
     None where they may hold what the message must not, and the message alone does not build it.
     """
+    if isinstance(error, GraphMigratorError):
+        return [_storable_arguments(each) for each in error.args]
     message = safe_message(error)
-    if message == str(error):
-        return json_args(error)
+    if message == _words(error):
+        try:
+            return json_args(error)
+        except Exception:  # noqa: BLE001 - its __str__ raises; HopFailed speaks for it then
+            return None
     if driver_error(error) is not None:
         return None
     try:
@@ -93,7 +120,7 @@ def tellable(error: Exception) -> Exception:
     Raise it ``from None``: what caused it would be printed with it.
     """
     message = safe_message(error)
-    if driver_error(error) is None and message == str(error):
+    if driver_error(error) is None and message == _words(error):
         return error
     return RuntimeError(f"{name_of(error)}: {message}").with_traceback(error.__traceback__)
 

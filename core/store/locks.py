@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import UUID
 
 from core.store.executor import Executor
@@ -21,6 +23,22 @@ def take_lock(executor: Executor, graph_id: UUID, *, seconds: float) -> bool:
             return False
         raise
     return True
+
+
+@contextmanager
+def one_try(executor: Executor) -> Iterator[None]:
+    """Around a try to lock that may fail: in a caller's transaction it takes back nothing but itself.
+
+    The caller's `lock_timeout` is left as it was.
+    """
+    if not executor.in_callers_transaction:
+        yield
+        return
+    with executor.connection.begin_nested(), executor.cursor() as cursor:
+        cursor.execute("SELECT current_setting('lock_timeout')")
+        (theirs,) = cursor.fetchone()
+        yield
+        cursor.execute("SELECT set_config('lock_timeout', %s, true)", (theirs,))
 
 
 def lock_holders(executor: Executor, graph: str) -> list[str]:

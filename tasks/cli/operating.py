@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import click
 from kombu.exceptions import OperationalError as BrokerError
@@ -71,20 +72,24 @@ def retry(graph: str | None, all_failed: bool, accept_new_code: bool, yes: bool,
             as_json=as_json,
         )
         return
-    failed = [g.slug for g in reading.list_graphs(engine(), state="failed", limit=10_000)]
+    failed = {g.slug: g.migration_id for g in reading.list_graphs(engine(), state="failed", limit=10_000)}
     if not failed:
         if as_json:
             print_json([])
         else:
             click.echo("No migration has failed.")
         return
-    ask(f"Retry {len(failed)} failed migrations ({_some(failed)})?", yes=yes)
+    ask(f"Retry {len(failed)} failed migrations ({_some([*failed])})?", yes=yes)
     reports: list[VerbReport | dict[str, Any]] = []
     refused = 0
-    for slug in failed:
+    for slug, migration_id in failed.items():
 
-        def verb(executor: Executor, caller: Caller, slug: str = slug) -> tuple[VerbReport, Dispatch | None]:
-            return operations.retry(executor, slug, caller, accept_new_code=accept_new_code)
+        def verb(
+            executor: Executor, caller: Caller, slug: str = slug, meant: UUID | None = migration_id
+        ) -> tuple[VerbReport, Dispatch | None]:
+            return operations.retry(
+                executor, slug, caller, accept_new_code=accept_new_code, migration_id=meant
+            )
 
         try:
             report = _carry_out(verb)
@@ -114,14 +119,16 @@ def _some(slugs: list[str]) -> str:
 @json_option
 def cancel(graph: str, yes: bool, as_json: bool) -> None:
     """End GRAPH's migration at the next boundary. It stays at the version it has reached."""
+    meant = None
     if not yes:
         state = reading.graph_state(engine(), graph, count_rows=False)
+        meant = state.graph.migration_id  # the graph may be under another one by the time of the answer
         ask(
             f"Cancel the migration of {state.graph.slug}? It ends at its next boundary, at v{state.graph.version} "
             "or what it reaches until then; finished hops stay",
             yes=yes,
         )
-    _told(_carry_out(lambda e, c: operations.cancel(e, graph, c)), as_json=as_json)
+    _told(_carry_out(lambda e, c: operations.cancel(e, graph, c, migration_id=meant)), as_json=as_json)
 
 
 @click.command()
@@ -151,8 +158,10 @@ def release(graph: str, force: bool, terminate: bool, whole: bool, yes: bool, as
     """Give GRAPH's migration up and the graph back to its writers, at the version it has."""
     if terminate and not force:
         raise click.UsageError("--terminate goes with --force")
+    meant = None
     if not yes:
         state = reading.graph_state(engine(), graph, count_rows=False)
+        meant = state.graph.migration_id
         half = f", half-way through a hop after {state.checkpoint_done} rows" if state.checkpoint_done else ""
         ended = " The session that holds its lock is ended." if terminate else ""
         ask(
@@ -161,7 +170,9 @@ def release(graph: str, force: bool, terminate: bool, whole: bool, yes: bool, as
             yes=yes,
         )
     report = _carry_out(
-        lambda e, c: operations.release(e, graph, c, force=force, terminate=terminate, whole=whole)
+        lambda e, c: operations.release(
+            e, graph, c, force=force, terminate=terminate, whole=whole, migration_id=meant
+        )
     )
     _told(report, as_json=as_json)
 
@@ -171,7 +182,7 @@ def release(graph: str, force: bool, terminate: bool, whole: bool, yes: bool, as
 @json_option
 def lock(graph: str, as_json: bool) -> None:
     """Make GRAPH read-only on its owner's behalf. Migrations still run."""
-    _told(_carry_out(lambda e, _: operations.set_read_only(e, graph, on=True)), as_json=as_json)
+    _told(_carry_out(lambda e, c: operations.set_read_only(e, graph, c, on=True)), as_json=as_json)
 
 
 @click.command()
@@ -179,7 +190,7 @@ def lock(graph: str, as_json: bool) -> None:
 @json_option
 def unlock(graph: str, as_json: bool) -> None:
     """Take the owner's lock off GRAPH."""
-    _told(_carry_out(lambda e, _: operations.set_read_only(e, graph, on=False)), as_json=as_json)
+    _told(_carry_out(lambda e, c: operations.set_read_only(e, graph, c, on=False)), as_json=as_json)
 
 
 @click.command()

@@ -19,7 +19,15 @@ from core.errors import (
     UnknownTarget,
 )
 from core.reports import MigrationReport
-from tasks import app, cancel_migration, migrate_graph, pause_migration, resume_migration, retry_migration
+from tasks import (
+    app,
+    cancel_migration,
+    migrate_graph,
+    pause_migration,
+    resume_migration,
+    retry_migration,
+    unlock_graph,
+)
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.types_for_tests import DeliberateError
 from tests.rows import attempts, dump, graph_row, migration_of, properties, rows
@@ -206,10 +214,20 @@ def test_wire_names_and_the_queue_are_those_of_the_contract() -> None:
         "tasks.pause_migration",
         "tasks.resume_migration",
         "tasks.release_graph",
+        "tasks.lock_graph",
+        "tasks.unlock_graph",
         "tasks.recover_migrations",
     }
     for name in ours:
         assert app.amqp.router.route({}, name)["queue"].name == "migrations"
+
+
+def test_an_owner_locks_and_unlocks_a_graph_by_message(cluster: Cluster) -> None:
+    cluster.add_graph("owned", "trail")
+    told = app.send_task("tasks.lock_graph", args=["owned"], queue="migrations").get(timeout=SOON)
+    assert (told["verb"], graph_row(cluster.engine, "owned").owner_read_only) == ("lock", True)
+    unlock_graph.delay("owned").get(timeout=SOON)
+    assert graph_row(cluster.engine, "owned").owner_read_only is False
 
 
 def test_a_uuid_is_taken_as_it_is(cluster: Cluster) -> None:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+import click
 import pytest
 
 from core.embedded import Redis
+from tasks.cli import main
+from tasks.metrics import METRICS
+from tasks.serving import FLOWER_COLUMNS
 from tests.acceptance.cluster import ROOT, Cluster
 
-PAGES = ("README.md", "docs/tutorial.md", "docs/how-to.md")
+PAGES = (
+    "README.md", "docs/tutorial.md", "docs/how-to.md", "docs/write-guard.md", "docs/events.md", "docs/formats.md",
+    "docs/monitoring.md", "docs/operations.md", "docs/benchmarks.md",
+)  # fmt: skip
 
 RUN_ELSEWHERE = {
     "make demo": "tests/acceptance/test_demo.py",
@@ -25,6 +33,10 @@ RUN_ELSEWHERE = {
     "graph-migrator dev": "tests/acceptance/test_demo.py; here the cluster stands in for it",
     'eval "$(graph-migrator env)"': "the cluster's environment is set below",
     "export GRAPH_MIGRATOR_TYPES=people:people": "likewise",
+    "celery -A tasks worker -Q migrations -c 4": "tests/acceptance/test_deploys.py",
+    "celery -A tasks worker -Q migrations --metrics-port 9464": "tests/acceptance/test_metrics.py",
+    'FLOWER_BASIC_AUTH="operator:$FLOWER_PASSWORD" celery -A tasks flower --address=127.0.0.1 '
+    f"--tasks-columns={FLOWER_COLUMNS}": "tests/acceptance/test_flower.py",
 }
 
 PREAMBLE = """
@@ -100,12 +112,43 @@ def test_every_block_of_the_documents_runs(reader: tuple[Path, dict[str, str]]) 
             case "python":
                 ran += run_python(block, folder, environment)
             case "json":
-                assert [json.loads(line) for line in block.text.splitlines()]
+                ran += run_import(block, folder, environment)
+            case "sh" | "":
+                for command in re.sub(r"\\\n\s*", "", block.text).splitlines():
+                    require_command(re.sub(r"\s+#.*", "", command), block.page)
+            case "promql":
+                named = set(re.findall(r"graph_migrator_\w+", block.text))
+                assert named
+                assert named <= METRICS.keys()
             case "toml":
                 assert tomllib.loads(block.text)
             case other:
                 raise AssertionError(f"{block.page}: a block of {other!r} that nobody runs")
     assert ran > 15
+
+
+def run_import(block: Block, folder: Path, environment: dict[str, str]) -> int:
+    """A graph of a page is imported; the README's own is imported by the README."""
+    if block.page == "README.md":
+        return 0
+    slug = f"of-{block.page[5:-3]}-{len(block.text)}"
+    kind = "jsonl" if block.text.startswith('{"kind"') else "json"
+    file = folder / f"{slug}.{kind}"
+    file.write_text(block.text)
+    command = f"graph-migrator import {file} --slug {slug} --type people --version 1"
+    run(["bash", "-c", command], folder, environment, block.page)
+    return 1
+
+
+def require_command(command: str, page: str) -> None:
+    """What a page shows for other places than this is there, and run by the test that is named."""
+    match command.split():
+        case ["make", target, *_]:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE), command
+        case ["python", "-m", module]:
+            assert find_spec(module), command
+        case _:
+            assert (ROOT / RUN_ELSEWHERE.get(command, "")).is_file(), f"{page}: nobody runs {command!r}"
 
 
 def run_python(block: Block, folder: Path, environment: dict[str, str]) -> int:
@@ -128,6 +171,38 @@ def run_python(block: Block, folder: Path, environment: dict[str, str]) -> int:
 def run(command: list[str], folder: Path, environment: dict[str, str], page: str) -> None:
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, f"{page}: {command[-1]}\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_page_with_code_is_run() -> None:
+    pages = ("README.md", *(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")))
+    assert {page for page in pages if blocks(page)} == set(PAGES)
+
+
+def shown_commands() -> Iterator[tuple[str, str]]:
+    """Every `graph-migrator …` that a sentence of a page or a message of the code shows, and where."""
+    pages = (ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md"))
+    code = (path for folder in ("core", "tasks", "examples") for path in (ROOT / folder).rglob("*.py"))
+    for path in (*pages, *code):
+        for command in re.findall(r'`graph-migrator ([^`"\n]+)`', path.read_text("utf-8")):
+            yield command, str(path.relative_to(ROOT))
+
+
+def test_every_command_that_a_sentence_shows_is_one_that_can_be_given() -> None:
+    found = sorted(set(shown_commands()))
+    assert len(found) > 40
+    for command, where in found:
+        words = shlex.split(command)
+        group, name = main, "graph-migrator"
+        while isinstance(group, click.Group) and words and words[0] in group.commands:
+            name = words.pop(0)
+            group = group.commands[name]
+        if words[:1] == ["COMMAND"] or "--debug" in words:
+            words = [word for word in words if word != "COMMAND"]
+        try:
+            _, left, _ = group.make_parser(click.Context(group, info_name=name)).parse_args(words)
+        except click.UsageError as error:
+            raise AssertionError(f"{where}: `graph-migrator {command}`: {error.message}") from None
+        assert left == [], f"{where}: `graph-migrator {command}` has too many words: {left}"
 
 
 def test_the_generated_pages_are_what_the_code_says() -> None:

@@ -18,7 +18,14 @@ import tasks
 from core.embedded import Redis
 from core.errors import GraphMigratorError, InvalidRequest, WrongUsage
 from core.interchange import import_graph
-from tasks.results import GraphArguments, MigrateArguments, ReleaseArguments, RetryArguments, checked
+from tasks.results import (
+    GraphArguments,
+    LockArguments,
+    MigrateArguments,
+    ReleaseArguments,
+    RetryArguments,
+    checked,
+)
 from tests.acceptance.cluster import Cluster
 from tests.integration.console import call
 from tests.rows import dump
@@ -30,6 +37,8 @@ VERBS = {
     "pause_migration": GraphArguments,
     "resume_migration": GraphArguments,
     "release_graph": ReleaseArguments,
+    "lock_graph": LockArguments,
+    "unlock_graph": LockArguments,
 }
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

@@ -13,7 +13,10 @@ from typing import Any
 import click
 import pytest
 
+from core import operations
 from core.embedded import Redis
+from core.migrations import begin_migration
+from tasks import runtime
 from tasks.cli import main
 from tests.acceptance.cluster import ROOT, Cluster
 from tests.integration.console import ESCAPE, call, spawn
@@ -395,6 +398,26 @@ def test_destructive_commands_say_what_they_will_do_and_take_no_for_an_answer(he
     assert dump(here.engine) == before
     assert call("release", "g", answer="y\n").exit_code == 0
     assert graph_row(here.engine, "g").migration_id is None
+
+
+@pytest.mark.parametrize("verb", ["cancel", "release"])
+def test_a_yes_is_for_the_migration_that_was_asked_about(
+    here: Cluster, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed(here)
+
+    def answer(_: str, *, yes: bool) -> None:
+        """Somebody is quicker: the graph is under another migration by now."""
+        assert not yes
+        with runtime.executors().borrow() as executor:
+            operations.release(executor, "g")
+            begin_migration(executor, "g", 5)
+
+    monkeypatch.setattr("tasks.cli.operating.ask", answer)
+    outcome = call(verb, "g", *(["--force"] if verb == "release" else []))
+    assert outcome.exit_code == 3
+    assert "that needs migration" in outcome.err
+    assert migration_of(here.engine, "g").status == "queued"
 
 
 def test_retry_all_failed_when_nothing_failed(here: Cluster) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
 import psycopg2
 import pytest
+from celery.signals import worker_init
 from sqlalchemy import text
 
 from core import checkup
@@ -16,6 +17,7 @@ from core.checkup import Level
 from core.embedded import Redis
 from core.migrations import begin_migration
 from core.sessions import without_values
+from core.store.engine import make_engine
 from core.store.executor import Executors
 from tasks import runtime
 from tests.acceptance.cluster import Cluster
@@ -292,7 +294,7 @@ def test_graphs_that_nobody_recovers(here: Cluster) -> None:
     assert [f.level for f in found] == [Level.WRONG]
 
 
-def test_a_transaction_pooling_proxy_is_noticed(here: Cluster) -> None:
+def connect_through_a_pooling_proxy() -> Callable[[], Any]:
     """The proxy's one rule: a backend is a connection's from the first statement to the commit."""
     free = [1, 2]
 
@@ -313,8 +315,26 @@ def test_a_transaction_pooling_proxy_is_noticed(here: Cluster) -> None:
         proxied.commit.side_effect = commit
         return proxied
 
-    assert checkup.pooling(connect).level is Level.WRONG
+    return connect
+
+
+def test_a_transaction_pooling_proxy_is_noticed(here: Cluster) -> None:
+    assert checkup.pooling(connect_through_a_pooling_proxy()).level is Level.WRONG
     assert checkup.pooling(lambda: here.engine.raw_connection()).level is Level.OK
+
+
+def test_a_worker_does_not_start_behind_a_transaction_pooling_proxy(
+    here: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = runtime._refuse_a_pooling_proxy
+    assert any(reference() is check for _, reference in worker_init.receivers)
+    check()
+    proxy = MagicMock(raw_connection=connect_through_a_pooling_proxy())
+    monkeypatch.setattr(runtime, "engine", lambda: proxy)
+    with pytest.raises(SystemExit, match="transaction-pooling proxy"):
+        check()
+    monkeypatch.setattr(runtime, "engine", lambda: make_engine("postgresql://127.0.0.1:1/graphs"))
+    check()  # nobody there yet: it waits
 
 
 def test_executors_leave_nothing_to_find(here: Cluster) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import sessionmaker
 
 from core import operations, registry
+from core.dry_run import dry_run
 from core.errors import (
     CheckFailed,
     GraphHalfDone,
@@ -40,13 +42,13 @@ from core.graph_types import GraphType
 from core.hop_context import HopContext
 from core.in_process import execute_migration, follow, run_graph_migration
 from core.interchange import export_graph
-from core.migrations import Caller, Dispatch, begin_migration, load_report
+from core.migrations import Caller, Dispatch, begin_migration, enter, load_report
 from core.recovery import sweep
 from core.reports import MigrationReport
 from core.selectors import Nodes
 from core.settings import settings
 from core.statuses import AttemptStatus, MigrationStatus
-from core.store.executor import Executors
+from core.store.executor import Executor, Executors
 from core.writers import graph_writer
 from tests.integration.scripted import Flaky, Killed, Script, leave_mark
 from tests.rows import (
@@ -305,6 +307,37 @@ def test_a_constraint_that_fails_at_commit_fails_the_hop(engine: Engine, script:
     assert advisory_locks(engine) == []
 
 
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("raises", "says"),
+    [
+        (ValueError("a\x00b"), r"a\x00b"),
+        (OSError("no file bad-\udcff.csv"), r"no file bad-\udcff.csv"),  # as Python names what is not UTF-8
+        (CheckFailed("g", "one", "a\x00b \ud800"), r"a\x00b \ud800"),
+        (Mute("x"), "no message that can be shown"),
+    ],
+    ids=["NUL", "surrogate", "own error", "no message"],
+)
+def test_an_error_whose_words_cannot_be_stored_as_they_are_fails_the_hop_like_any_other(
+    engine: Engine, script: Script, raises: Exception, says: str
+) -> None:
+    add_graph(engine, "g", "plain")
+
+    def fail(_: HopContext) -> NoReturn:
+        raise raises
+
+    script.on["one"] = fail
+    with pytest.raises(Exception, match=re.escape(says)):
+        run_graph_migration(engine, "g", 2)
+    assert attempts(engine, "g") == [("one", "failed")]
+    assert migration_of(engine, "g").status == "failed"
+    assert says in one(engine, "SELECT error_message FROM hop_attempts").error_message
+
+
 def test_a_database_error_is_recorded_without_row_data(engine: Engine, script: Script) -> None:
     add_graph(engine, "g", "plain")
     script.on["one"] = lambda ctx: ctx.execute(
@@ -347,6 +380,22 @@ def test_a_hop_that_ends_its_own_transaction_is_refused(engine: Engine, script: 
     for slug in ("early", "late"):
         assert (graph_row(engine, slug).version, migration_of(engine, slug).status) == (1, "failed")
         assert attempts(engine, slug) == [("guarded", "failed")]
+
+
+@pytest.mark.parametrize("statement", ["SET work_mem = '9MB'", "set session work_mem TO '9MB'", "RESET ALL"])
+def test_what_a_hop_would_leave_in_its_session_for_other_graphs_is_refused(
+    engine: Engine, executors: Executors, script: Script, statement: str
+) -> None:
+    add_graph(engine, "g", "plain")
+    script.on["one"] = lambda ctx: ctx.execute(statement)
+    with pytest.raises(ValueError, match="SET LOCAL"):
+        run_graph_migration(executors, "g", 2)
+    script.on["one"] = lambda ctx: ctx.execute("SET LOCAL work_mem = '9MB'")
+    script.on["two"] = lambda ctx: shown.append(ctx.execute("SHOW work_mem").scalar())
+    shown: list[Any] = []
+    assert run_graph_migration(executors, "g", 2).version == 2
+    assert run_graph_migration(executors, "g", 3).version == 3
+    assert shown == ["4MB"]
 
 
 def test_without_any_worker_this_process_recovers_its_own_migration(engine: Engine, script: Script) -> None:
@@ -500,6 +549,32 @@ def test_a_writer_that_does_not_end_is_named_and_nothing_changed(
             run_graph_migration(executors, "g", 2)
         assert dump(engine) == before
     assert run_graph_migration(executors, "g", 2).version == 2
+
+
+def test_a_migration_that_ends_while_another_looks_is_not_entered_without_the_lock(
+    engine: Engine, executors: Executors
+) -> None:
+    """`enter` looks, leaves the lock of a live migration alone, and reads: it may have ended in between."""
+    add_graph(engine, "g", "plain")
+    with executors.borrow() as executor:
+        begin_migration(executor, "g", 3)
+    with ThreadPoolExecutor(1) as pool, engine.begin() as ends:
+        ends.execute(text("LOCK TABLE checkpoints"))  # which the second look reads
+        begins = pool.submit(_facts_of, engine, "g")
+        waits = "SELECT pid FROM pg_locks WHERE locktype = 'relation' AND NOT granted"
+        until(lambda: rows(engine, waits), "enter between its two looks")
+        ends.execute(text("SELECT graph_migrator.release(migration_id, id, NULL) FROM graphs"))
+        ends.commit()
+        facts = begins.result(30)
+    assert (facts.claim, facts.locked) == (None, True)
+
+
+def _facts_of(engine: Engine, slug: str) -> Any:
+    executor = Executor.connect(engine)
+    try:
+        return enter(executor, slug, None)
+    finally:
+        executor.close()
 
 
 # ── when, check, timeout ────────────────────────────────────────────────────────────────────────────
@@ -985,6 +1060,25 @@ def test_an_error_in_execute_migration_leaves_the_callers_transaction_usable(
         assert execute_migration(connection, graph_id, 2).version == 2
     assert attempts(engine, "g") == [("one", "succeeded")]
     assert trails(engine, "g") == {"one"}
+
+
+def test_execute_migration_waits_for_writers_like_begin_and_keeps_the_callers_settings(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph_id = add_graph(engine, "g", "plain")
+    monkeypatch.setenv("GRAPH_MIGRATOR_WRITER_DRAIN_SECONDS", "0.2")
+    settings.cache_clear()
+    with engine.begin() as connection:
+        connection.execute(text("SET LOCAL lock_timeout = '7s'"))
+        with engine.begin() as writer:
+            writer.execute(text("UPDATE nodes SET label = 'Late'"))
+            pid = writer.execute(text("SELECT pg_backend_pid()")).scalar_one()
+            with pytest.raises(WritersNotDrained, match=f"pid {pid}"):
+                execute_migration(connection, "g", 2)
+            with pytest.raises(WritersNotDrained, match=f"pid {pid}"):
+                dry_run(engine, graph_id)
+        assert execute_migration(connection, "g", 2).version == 2
+        assert connection.execute(text("SHOW lock_timeout")).scalar_one() == "7s"
 
 
 def test_execute_migration_refuses_like_begin(engine: Engine, executors: Executors) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from core.errors import (
     GraphHalfDone,
     HopCodeChanged,
     IllegalTransition,
+    InvalidRequest,
     MigrationCancelled,
     MigrationReleased,
     UnknownGraph,
@@ -32,7 +34,7 @@ from core.store.locks import take_lock
 from tests.integration.scripted import Script
 from tests.rows import add_graph, advisory_locks, attempts, dump, graph_row, migration_of, properties, rows
 
-Verb = Callable[[Executor, str, Caller], Any]
+Verb = Callable[..., Any]
 
 VERBS: dict[str, Verb] = {
     "pause": operations.pause,
@@ -40,12 +42,8 @@ VERBS: dict[str, Verb] = {
     "resume": operations.resume,
     "retry": operations.retry,
     "release": operations.release,
-    "release --force": lambda executor, graph, caller: operations.release(
-        executor, graph, caller, force=True
-    ),
-    "release --whole": lambda executor, graph, caller: operations.release(
-        executor, graph, caller, whole=True
-    ),
+    "release --force": partial(operations.release, force=True),
+    "release --whole": partial(operations.release, whole=True),
 }
 STATES = [
     "free",
@@ -192,12 +190,13 @@ def test_a_verb_on_an_unknown_graph_is_refused(engine: Engine, executors: Execut
         do(executors, verb, "nobody")
 
 
-@pytest.mark.parametrize("verb", ["pause", "cancel", "resume"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_that_names_another_migration_is_refused(
     engine: Engine, executors: Executors, script: Script, verb: str
 ) -> None:
     """A message that comes late does not hit the graph's next migration."""
-    with in_state(engine, executors, script, "paused" if verb == "resume" else "running"):
+    state = next(state for named, state in LEGAL if named == verb)
+    with in_state(engine, executors, script, state):
         mine = migration_of(engine, "g").id
         before = dump(engine)
         other = graph_row(engine, "g").id
@@ -205,6 +204,29 @@ def test_a_verb_that_names_another_migration_is_refused(
             do(executors, verb, "g", migration_id=other)
         assert dump(engine) == before
         do(executors, verb, "g", migration_id=mine)
+
+
+def test_finishing_or_declaring_whole_names_the_migration_that_left_the_graph_half_done(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    with half_way(engine, executors, script):
+        mine = migration_of(engine, "g").id
+        do(executors, "release --force", "g")
+    for verb in ("retry", "release --whole"):
+        with pytest.raises(IllegalTransition, match=f"under migration {mine}"):
+            do(executors, verb, "g", migration_id=graph_row(engine, "g").id)
+    do(executors, "release --whole", "g", migration_id=mine)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_id_that_a_call_of_migrate_graph_bears_is_refused(
+    engine: Engine, executors: Executors, script: Script, verb: str
+) -> None:
+    add_graph(engine, "g", "plain")
+    with executors.borrow() as executor:
+        begin_migration(executor, "g", caller=Caller("call-1"))
+    with pytest.raises(InvalidRequest, match="used for another verb"):
+        do(executors, verb, "g", task_id="call-1")
 
 
 def test_every_edge_of_the_table_is_walked(engine: Engine, executors: Executors, script: Script) -> None:
@@ -373,7 +395,8 @@ def test_a_half_done_graph_is_released_by_force_only_and_remembers_it(
         before = dump(engine)
         with pytest.raises(GraphHalfDone) as refusal:
             do(executors, "release", "g")
-        assert refusal.value.args == ("g", "walk", 1, 2, 10)
+        assert refusal.value.args == ("g", "walk", 1, 2, 10, False, False)
+        assert "release g --force" in refusal.value.message
         assert dump(engine) == before
         report = do(executors, "release --force", "g")
     assert "half done" in report.message
@@ -405,7 +428,7 @@ def test_a_graph_forced_loose_half_done_is_declared_whole_by_an_operator(
     with half_way(engine, executors, script):
         do(executors, "release --force", "g")
     for verb in ("release", "release --force"):
-        with pytest.raises(GraphHalfDone):
+        with pytest.raises(GraphHalfDone, match="release g --whole"):
             do(executors, verb, "g")
     do(executors, "release --whole", "g")
     assert graph_row(engine, "g").half_done is None
@@ -421,8 +444,10 @@ def test_a_half_done_hop_whose_code_changed_goes_on_only_where_the_operator_says
                 text("UPDATE migrations SET plan = jsonb_set(plan, '{0,fingerprint}', '\"other code\"')")
             )
         before = dump(engine)
-        with pytest.raises(GraphHalfDone):
+        with pytest.raises(GraphHalfDone, match="retry g --accept-new-code"):
             do(executors, "retry", "g")
+        with pytest.raises(GraphHalfDone, match="retry g --accept-new-code"):
+            run_graph_migration(executors, "g")  # calling again resumes, but not with other code
         assert dump(engine) == before
         with executors.borrow() as executor:
             _, dispatch = operations.retry(executor, "g", accept_new_code=True)
@@ -541,3 +566,16 @@ def test_an_owners_lock_keeps_writers_off_and_migrations_not(
             operations.set_read_only(executor, "nobody", on=True)
     with engine.begin() as connection:
         connection.execute(text("UPDATE nodes SET label = 'x'"))
+
+
+def test_a_lock_that_comes_again_does_not_lock_a_graph_that_was_unlocked_since(
+    engine: Engine, executors: Executors
+) -> None:
+    add_graph(engine, "g", "plain")
+    with executors.borrow() as executor:
+        locked = operations.set_read_only(executor, "g", Caller("lock-1", "ann"), on=True)
+        operations.set_read_only(executor, "g", Caller("unlock-1"), on=False)
+        assert operations.set_read_only(executor, "g", Caller("lock-1", "ann"), on=True) == locked
+    assert graph_row(engine, "g").owner_read_only is False
+    asked = rows(engine, "SELECT task_id, verb, requested_by FROM requests ORDER BY task_id")
+    assert asked == [("lock-1", "lock", "ann"), ("unlock-1", "unlock", None)]

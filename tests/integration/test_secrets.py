@@ -16,7 +16,9 @@ from sqlalchemy import create_engine, text
 
 from core import GraphType, HopContext, registry, run_graph_migration
 from core.embedded import Redis
+from core.migrations import begin_migration
 from core.store.disclosure import safe_message, safe_traceback, tellable
+from tasks import runtime
 from tasks.cli.output import without_password
 from tests.acceptance.cluster import Cluster
 from tests.integration.console import call
@@ -218,6 +220,22 @@ def test_results_and_requests_of_a_worker_tell_no_values(here: Cluster) -> None:
     assert SECRET not in everything_recorded(here)
     assert "leak" in worker.text()
     assert SECRET not in worker.text()
+
+
+def test_what_hinders_a_hop_from_opening_is_told_without_the_row(here: Cluster) -> None:
+    from tasks.migrate import run_hop
+
+    add_graph(here.engine, "g", "leaky", nodes={})
+    with runtime.executors().borrow() as executor:
+        (message,) = begin_migration(executor, "g").messages()
+    with here.engine.begin() as connection:
+        connection.execute(
+            text("ALTER TABLE hop_attempts ADD CONSTRAINT no_leaks CHECK (hop_name <> 'leak')")
+        )
+    arguments = [str(message.migration_id), message.from_version, message.to_version, message.dispatch]
+    told = run_hop.apply(args=arguments)
+    assert "no_leaks" in str(told.result)
+    assert "DETAIL" not in f"{told.result} {told.traceback}"
 
 
 def test_an_authors_own_words_are_told(here: Cluster) -> None:

@@ -548,23 +548,27 @@ class World:
             if executor is None:
                 return None
             done = recovery.sweep(executor)
-            for dispatch in done.to_send:
-                self.note(f"{process.name} sends dispatch {dispatch.number}")
-                self.send(dispatch)
-            if done.settled or done.given_up:
-                self.note(f"{process.name} settled {done.settled}, gave up {done.given_up}")
             outcomes = recovery.unanswered(executor, grace=0)
-            for outcome in outcomes:
-                failed = isinstance(outcome.result, Exception)
-                state = "FAILURE" if failed else "SUCCESS"
-                if self.results.state(outcome.task_id) != state:
-                    self.note(f"{process.name} answers {outcome.task_id} with {state}")
-                    value = outcome.result
-                    told = value.status if isinstance(value, MigrationReport) else _status_in(value)
-                    self.results.store(outcome.task_id, state, told)
-            if outcomes:
+        for error in done.errors:
+            if classify(error) is Failure.PERMANENT:
+                raise error
+        for dispatch in done.to_send:
+            self.note(f"{process.name} sends dispatch {dispatch.number}")
+            self.send(dispatch)
+        if done.settled or done.given_up:
+            self.note(f"{process.name} settled {done.settled}, gave up {done.given_up}")
+        for outcome in outcomes:
+            failed = isinstance(outcome.result, Exception)
+            state = "FAILURE" if failed else "SUCCESS"
+            if self.results.state(outcome.task_id) != state:
+                self.note(f"{process.name} answers {outcome.task_id} with {state}")
+                value = outcome.result
+                told = value.status if isinstance(value, MigrationReport) else _status_in(value)
+                self.results.store(outcome.task_id, state, told)
+        if outcomes:
+            with process.executors.borrow() as executor:
                 recovery.mark_answered(executor, outcomes)
-            return done, len(outcomes)
+        return done, len(outcomes)
 
     # ── the end ─────────────────────────────────────────────────────────────────────────────────────
 

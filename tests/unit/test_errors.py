@@ -30,6 +30,7 @@ SAMPLES: dict[str, Any] = {
     "int": 3,
     "int | None": 3,
     "float": 2.5,
+    "bool": True,
     "list[str]": ["one", "two"],
 }
 

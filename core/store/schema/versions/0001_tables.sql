@@ -154,7 +154,7 @@ CREATE TABLE requests (
     created_at   timestamptz NOT NULL DEFAULT now(),
     answered_at  timestamptz,
     CONSTRAINT requests_verb_is_known
-        CHECK (verb IN ('migrate', 'retry', 'cancel', 'pause', 'resume', 'release'))
+        CHECK (verb IN ('migrate', 'retry', 'cancel', 'pause', 'resume', 'release', 'lock', 'unlock'))
 );
 CREATE INDEX requests_unanswered ON requests (created_at) WHERE answered_at IS NULL;
 CREATE INDEX requests_by_migration ON requests (migration_id);
