@@ -242,14 +242,16 @@ class TimeLimit:
 
     def __enter__(self) -> Self:
         if self._seconds is not None:
-            self._executor.call("set_timeout", int(self._seconds * 1_000))
+            self._executor.call(
+                "set_timeout", int(self._seconds * 1_000), self._executor.in_callers_transaction
+            )
         return self
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         if self._seconds is None:
             return
         if not self._executor.is_closed:
-            self._executor.call("set_timeout", 0)
+            self._executor.call("set_timeout", 0, self._executor.in_callers_transaction)
         if isinstance(error, Exception) and sqlstate(error) == "57014":  # query_canceled
             raise self._exceeded() from error
 

@@ -74,6 +74,7 @@ def migrate_graph(self: MigrateTask, *args: Any, **kwargs: Any) -> Any:
     bind=True,
     name="tasks.run_hop",
     max_retries=None,
+    resultrepr_maxsize=256,  # of the report, in logs and in Flower: as far as its status
     # Nobody reads an inner hop's result; its failure must reach the caller all the same.
     store_errors_even_if_ignored=True,
 )

@@ -27,6 +27,9 @@ SELECT set_config('search_path', 'graph_migrator,public', false),
        set_config('timezone', 'UTC', false)
 """
 
+_OVERRIDDEN = ("search_path", "synchronous_commit", "statement_timeout")
+"""What a migration in a caller's transaction sets otherwise, and puts back."""
+
 
 class Executor:
     """A Postgres session that can be a migration's executor.
@@ -142,17 +145,15 @@ class Executor:
     def callers_settings(self) -> Iterator[None]:
         """In a caller's transaction: find our tables, and leave its settings as they were."""
         with self._raw.cursor() as cursor:
-            cursor.execute(
-                "SELECT current_setting('search_path'), current_setting('synchronous_commit'), "
-                "set_config('search_path', 'graph_migrator,' || current_setting('search_path'), true)"
-            )
-            path, durable, _ = cursor.fetchone()
+            cursor.execute("SELECT " + ", ".join(f"current_setting('{name}')" for name in _OVERRIDDEN))
+            theirs = cursor.fetchone()
+            cursor.execute("SELECT set_config('search_path', %s, true)", (f"graph_migrator,{theirs[0]}",))
         yield
         with self._raw.cursor() as cursor:
             cursor.execute(
-                "SELECT set_config('search_path', %s, true), set_config('synchronous_commit', %s, true), "
-                "set_config('graph_migrator.executor', '', false)",
-                (path, durable),
+                "SELECT set_config('graph_migrator.executor', '', false), "
+                + ", ".join(f"set_config('{name}', %s, true)" for name in _OVERRIDDEN),
+                theirs,
             )
 
     def close(self) -> None:

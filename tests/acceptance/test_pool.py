@@ -25,8 +25,10 @@ def test_a_process_forked_while_recovery_connects_runs_hops(
     """What is locked in the main process at that moment would stay locked in the new one for ever."""
     with Gate(database_url) as gate, Cluster(tmp_path, database_url=gate.url, redis=redis_server) as cluster:
         cluster.add_graph("novel", "trail")
+        gate.shut = True  # Postgres is away when the worker starts, so recovery is the first to connect
+        worker = cluster.start_worker(concurrency=1)
         with gate.closed_to(FIRST_QUESTION) as met:
-            worker = cluster.start_worker(concurrency=1)
+            gate.shut = False
             until(met.is_set, "recovery connecting", seconds=SOON)
             (first,) = worker.child_pids()
             cluster.kill_child(first)
@@ -36,9 +38,14 @@ def test_a_process_forked_while_recovery_connects_runs_hops(
 
 
 class Gate:
-    """Stands between clients and a Postgres, and can hold a question back."""
+    """Stands between clients and a Postgres: can send clients away, or hold a question back.
+
+    Attributes:
+        shut: Whether clients are sent away.
+    """
 
     def __init__(self, database_url: str) -> None:
+        self.shut = False
         there = urlsplit(database_url)
         self._there = ("127.0.0.1", there.port)
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -72,6 +79,9 @@ class Gate:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                if self.shut:
+                    client.close()
+                    continue
                 server = socket.create_connection(self._there)
                 self._ends += (client, server)
                 for source, sink in ((client, server), (server, client)):

@@ -639,6 +639,17 @@ def test_a_hop_that_outlasts_its_timeout_is_rolled_back(
         assert cursor.fetchone() == ("0",)
 
 
+def test_a_hops_timeout_leaves_that_of_the_callers_transaction_alone(engine: Engine, script: Script) -> None:
+    add_graph(engine, "g", "careful")
+    seen = []
+    script.on["guarded"] = lambda ctx: seen.append(ctx.execute("SHOW statement_timeout").scalar_one())
+    with engine.begin() as connection:
+        connection.execute(text("SET LOCAL statement_timeout = '77s'"))
+        execute_migration(connection, "g", 2)
+        assert connection.execute(text("SHOW statement_timeout")).scalar_one() == "77s"
+    assert seen == ["300ms"]
+
+
 # ── errors that pass ────────────────────────────────────────────────────────────────────────────────
 
 

@@ -161,6 +161,8 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'graph % is not owned by migration %', p_graph, p_migration USING ERRCODE = 'GM001';
     END IF;
+    -- Not FOR UPDATE, or an operator would wait for the batch to end. `settle` looks again before it acts, and
+    -- what is asked for during the batch is met at the next one.
     SELECT m.status INTO status FROM migrations m WHERE m.id = p_migration;
 END $$;
 
@@ -190,10 +192,11 @@ LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
         WHERE id = p_attempt AND status = 'running'
 $$;
 
--- Session-wide, until it is set to 0 again: a batched hop has many transactions.
-CREATE FUNCTION set_timeout(p_ms integer) RETURNS void LANGUAGE plpgsql AS $$
+-- For the session, until it is set to 0 again: a batched hop has many transactions. In a transaction of the
+-- caller's (p_callers), for that.
+CREATE FUNCTION set_timeout(p_ms integer, p_callers boolean) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM set_config('statement_timeout', p_ms::text, false);
+    PERFORM set_config('statement_timeout', p_ms::text, p_callers);
 END $$;
 
 -- An operator gives a migration up and the graph back; under the graph's lock. p_half_done is what stays
