@@ -99,6 +99,9 @@ class GraphState(BaseModel):
     running: Attempt | None = Field(description="The attempt that has a running row.")
     checkpoint_done: int | None = Field(description="Rows done of a batched hop that stands half-way.")
     deadline_in: float | None = Field(description="Seconds until recovery rings again, where nothing runs.")
+    put_back: int = Field(
+        description="How often its next hop met a worker whose code is not the planned one."
+    )
     lock_holders: tuple[str, ...] = Field(description="Who holds the graph's lock at this moment, in words.")
 
 
@@ -186,6 +189,7 @@ def graph_state(source: Engine | Connection, graph: str, *, count_rows: bool = T
                (SELECT done FROM graph_migrator.checkpoints c WHERE c.migration_id = m.id LIMIT 1) AS checkpoint_done,
                CASE WHEN m.status IN ('queued', 'running')
                     THEN extract(epoch FROM m.deadline - clock_timestamp())::float END AS deadline_in,
+               CASE WHEN m.status IN ('queued', 'running') THEN m.code_mismatches ELSE 0 END AS put_back,
                coalesce(graph_migrator.lock_holders(CAST(:id AS text)), '{}') AS lock_holders
         FROM (SELECT 1) one LEFT JOIN LATERAL (
             SELECT * FROM graph_migrator.migrations m WHERE m.graph_id = :id
@@ -206,6 +210,7 @@ def graph_state(source: Engine | Connection, graph: str, *, count_rows: bool = T
         running=running,
         checkpoint_done=row["checkpoint_done"],
         deadline_in=row["deadline_in"],
+        put_back=row["put_back"] or 0,
         lock_holders=tuple(row["lock_holders"]),
     )
 

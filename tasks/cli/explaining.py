@@ -66,6 +66,12 @@ def _of_a_live_migration(state: GraphState, sessions: list[LockSession], fleet: 
         what = "Its worker died a moment ago. Recovery in any living worker sends it again within seconds."
         return [Reason(kind="worker-died", what=what), *_of_the_fleet(state, fleet)]
     reasons = _of_the_fleet(state, fleet)
+    if state.put_back:
+        what = (
+            f"Workers whose code for the hop is not the planned one have put it back {state.put_back} times."
+        )
+        way_out = "Deploy the planned code; or let it fail, and `retry` plans with the code that is there."
+        reasons.insert(0, Reason(kind="other-code", what=what, way_out=way_out))
     if holders:
         way_out = "Let it finish, or end that session; the worker tries again each second."
         reasons.insert(

@@ -145,6 +145,15 @@ def test_a_worker_is_on_it_then_paused_then_failed(here: Cluster) -> None:
     assert worker.is_alive
 
 
+def test_no_worker_has_the_planned_code(here: Cluster) -> None:
+    begin(here, "g")
+    with here.engine.begin() as connection:  # as two workers of another release leave it
+        connection.execute(
+            text("SELECT graph_migrator.count_mismatch(id, 30) FROM migrations, generate_series(1, 2)")
+        )
+    assert "put it back 2 times" in reasons("g")["other-code"]
+
+
 def test_a_graph_that_nothing_owns(here: Cluster) -> None:
     here.add_graph("old", "trail")
     here.add_graph("new", "trail", 5)
