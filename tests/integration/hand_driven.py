@@ -132,7 +132,7 @@ class HandDriven:
         assert self._attempt is not None
 
     @contextmanager
-    def data(self) -> Iterator[Callable[..., int]]:
+    def data(self, before_commit: Callable[[], object] = lambda: None) -> Iterator[Callable[..., int]]:
         """The hop's transaction; at its end the version changes and, at the target, the claim falls."""
         with self.executor.transaction(), self.executor.cursor() as cursor:
 
@@ -145,6 +145,7 @@ class HandDriven:
                 "finish_hop", self._attempt, self.id, self.graph, self.version, self.version + 1,
                 "succeeded", 0, None, self.is_last, False,
             )  # fmt: skip
+            before_commit()
         self.version += 1
 
     @property
@@ -178,6 +179,11 @@ class HandDriven:
             "fail_hop", self._attempt, self.id, self.graph, False, True, "ValueError", "no", None, "", 30.0
         ).fail_hop
         self.leave()
+
+    def cancel(self) -> None:
+        """Between two hops: asked for, and carried out."""
+        self.executor.call("follow_edge", self.id, "running", "cancelling", False, 0)
+        assert self.executor.call("settle", self.id, "lost").status == "cancelled"
 
     def close(self) -> None:
         """End the session, as a killed worker does."""

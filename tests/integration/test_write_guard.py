@@ -244,6 +244,16 @@ def test_begin_gives_up_on_a_writer_that_does_not_finish_and_changes_nothing(
     assert app.one("SELECT migration_id FROM graphs") is None
 
 
+def test_begin_takes_a_graph_at_the_version_it_planned_from_only(
+    app: Client, graph: UUID, migration: HandDriven
+) -> None:
+    migration.enter()
+    migration.version, migration.target = 2, 3
+    assert sqlstate_of(migration.claim) == FENCED
+    assert app.one("SELECT version, migration_id FROM graphs") == (1, None)
+    assert app.one("SELECT count(*) FROM migrations") == 0
+
+
 def test_readers_are_never_blocked(database_url: str, graph: UUID, migration: HandDriven) -> None:
     reader = Client(database_url, "SERIALIZABLE", lock_timeout="1")
     migration.begin()
@@ -286,6 +296,7 @@ def test_code_that_forgot_to_ask_is_refused_with_the_same_error(
 def test_truncate_is_refused(engine: Engine, graph: UUID, table: str) -> None:
     with engine.connect() as connection, pytest.raises(NotSupportedError) as caught:
         connection.exec_driver_sql(f"TRUNCATE graph_migrator.{table} CASCADE")
+    assert f"{table} holds rows of graphs" in str(caught.value)
     assert translate_guard_error(caught.value) is None
 
 

@@ -175,6 +175,21 @@ def test_began_between_the_last_commit_and_its_date(
 
 
 @at_every_isolation
+def test_began_before_a_hops_commit_and_writes_after_the_migration_was_cancelled(
+    writers: Writers, graph: UUID, migration: HandDriven, isolation: str
+) -> None:
+    """The hop dated its change before the writer began; what the writer has read is of the old shape."""
+    migration.begin()
+    migration.open_hop()
+    with migration.data(before_commit=writers.begin) as run:
+        run("UPDATE nodes SET label = 'v2' WHERE graph_id = %s", graph)
+    migration.leave()
+    migration.cancel()
+    code = REPEAT if isolation == READ_COMMITTED else REFUSED
+    assert writers.codes(graph) == {INSERT: code, UPDATE: REPEAT, ASK: code}
+
+
+@at_every_isolation
 def test_began_after_the_migration(writers: Writers, graph: UUID, migration: HandDriven) -> None:
     migration.run()
     writers.begin()
