@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
+from uuid import UUID
 
 import psycopg2
 import pytest
@@ -11,7 +13,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from core import history, killpoints, operations, registry
-from core.decisions import Ignored, Later
+from core.decisions import HopMessage, Ignored, Later
 from core.errors import HopCodeChanged
 from core.graph_types import GraphType
 from core.hop_context import HopContext
@@ -20,12 +22,12 @@ from core.in_process import follow
 from core.migrations import Dispatch, begin_migration
 from core.recovery import sweep
 from core.settings import settings
-from core.store.executor import Executors
-from core.store.failures import sqlstate
+from core.store.executor import Executor, Executors
+from core.store.failures import FENCE, sqlstate
 from tasks.cli.explaining import explain
 from tasks.fleet import Fleet
 from tests.integration.scripted import Killed, Script
-from tests.rows import add_graph, attempts, graph_row, migration_of, properties, rows
+from tests.rows import add_graph, advisory_locks, attempts, dump, graph_row, migration_of, properties, rows
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +46,34 @@ def begin(executors: Executors, graph: str, target: int) -> Dispatch:
 def trail(engine: Engine, slug: str) -> list[str]:
     """What the first node's list of hops says."""
     return list(next(iter(properties(engine, slug).values())).get("trail", []))
+
+
+def open_by_hand(
+    executor: Executor, message: HopMessage, from_version: int = 1, to_version: int = 2
+) -> tuple[int, UUID]:
+    """Open a hop; its attempt and its graph."""
+    facts = executor.call("look", message.migration_id, message.to_version, message.dispatch)
+    opened = executor.call(
+        "open_hop", message.migration_id, facts.graph_id, facts.status, message.dispatch, None, from_version,
+        to_version, "one", "f", "w", 1, None, 0, 30.0,
+    )  # fmt: skip
+    return opened.attempt_id, facts.graph_id
+
+
+def refusal_of(executor: Executor, function: str, *arguments: Any) -> str | None:
+    """The SQLSTATE with which a function of the protocol refuses; None where it does not."""
+    try:
+        executor.call(function, *arguments)
+    except psycopg2.Error as refusal:
+        return refusal.pgcode
+    return None
+
+
+def settle_by_hand(engine: Engine) -> None:
+    """Pause a migration in the middle of its hop, which cannot happen while its executor has the lock."""
+    with engine.begin() as connection:
+        for status in ("pausing", "paused"):
+            connection.execute(text("UPDATE migrations SET status = :status"), {"status": status})
 
 
 @pytest.mark.usefixtures("script")
@@ -80,21 +110,48 @@ def test_invariant_1_the_version_is_fenced_by_the_one_it_comes_from(
 ) -> None:
     # Fence: `AND version = p_from` in finish_hop.
     add_graph(engine, "g", "plain")
-    dispatch = begin(executors, "g", 3)
-    first = dispatch.messages()[0]
+    message = begin(executors, "g", 3).messages()[0]
     with executors.borrow() as executor:
-        facts = executor.call("look", first.migration_id, first.to_version, 1)
-        opened = executor.call(
-            "open_hop", first.migration_id, facts.graph_id, "queued", 1, None, 2, 3, "two", "f", "w", 1, None, 0, 30.0
-        )  # fmt: skip
-        with pytest.raises(psycopg2.Error) as caught:
-            executor.call(
-                "finish_hop", opened.attempt_id, first.migration_id, facts.graph_id, 2, 3, "succeeded", 0, None,
-                False, False,
-            )  # fmt: skip
-        assert caught.value.pgcode == "GM001"
+        attempt, graph = open_by_hand(executor, message, 2, 3)
+        end = (attempt, message.migration_id, graph, 2, 3, "succeeded", 0, None, False, False)
+        assert refusal_of(executor, "finish_hop", *end) == FENCE
         executor.close()
     assert graph_row(engine, "g").version == 1
+
+
+@pytest.mark.usefixtures("script")
+def test_invariant_1_the_version_is_fenced_by_the_claim(engine: Engine, executors: Executors) -> None:
+    # Fence: `AND migration_id = p_migration` in finish_hop. The trigger on graphs, which stands behind it, is off.
+    add_graph(engine, "g", "plain")
+    message = begin(executors, "g", 3).messages()[0]
+    with executors.borrow() as executor:
+        attempt, graph = open_by_hand(executor, message)
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE graphs DISABLE TRIGGER graph_migrator_guard"))
+            connection.execute(text("UPDATE graphs SET migration_id = NULL"))
+        end = (attempt, message.migration_id, graph, 1, 2, "succeeded", 0, None, False, False)
+        assert refusal_of(executor, "finish_hop", *end) == FENCE
+        executor.close()
+    assert graph_row(engine, "g").version == 1
+
+
+@pytest.mark.usefixtures("script")
+@pytest.mark.parametrize("target", [2, 3])
+def test_invariant_1_a_migration_succeeds_at_its_target_only_and_while_it_is_live(
+    engine: Engine, executors: Executors, target: int
+) -> None:
+    # Fence: `AND to_version = p_to AND status IN ...` in finish_hop.
+    add_graph(engine, "g", "plain")
+    message = begin(executors, "g", target).messages()[0]
+    with executors.borrow() as executor:
+        attempt, graph = open_by_hand(executor, message)
+        if target == 2:
+            settle_by_hand(engine)
+        end = (attempt, message.migration_id, graph, 1, 2, "succeeded", 0, None, True, False)
+        assert refusal_of(executor, "finish_hop", *end) == FENCE
+        executor.close()
+    assert (graph_row(engine, "g").version, graph_row(engine, "g").migration_id) == (1, message.migration_id)
+    assert attempts(engine, "g") == [("one", "running")]
 
 
 @pytest.mark.usefixtures("script")
@@ -214,6 +271,36 @@ def test_invariant_5_a_message_is_good_for_its_dispatch(engine: Engine, executor
 
 
 @pytest.mark.usefixtures("script")
+def test_invariant_5_a_message_of_another_dispatch_does_not_even_take_the_lock(
+    engine: Engine, executors: Executors
+) -> None:
+    # Fence: `AND dispatch = p_dispatch` in look.
+    add_graph(engine, "g", "plain")
+    message = begin(executors, "g", 3).messages()[0]
+    with executors.borrow() as executor:
+        assert not executor.call("look", message.migration_id, message.to_version, 2).locked
+        assert advisory_locks(engine) == []
+
+
+@pytest.mark.usefixtures("script")
+@pytest.mark.parametrize(("status", "dispatch"), [("queued", 2), ("running", 1)])
+def test_invariant_5_a_hop_is_opened_in_the_state_that_was_looked_at_only(
+    engine: Engine, executors: Executors, status: str, dispatch: int
+) -> None:
+    # Fence: `AND m.status = p_status AND m.dispatch = p_dispatch` in open_hop.
+    add_graph(engine, "g", "plain")
+    message = begin(executors, "g", 2).messages()[0]
+    before = dump(engine)
+    with executors.borrow() as executor:
+        opened = executor.call(
+            "open_hop", message.migration_id, graph_row(engine, "g").id, status, dispatch, None, 1, 2, "one", "f",
+            "w", 1, None, 0, 30.0,
+        )  # fmt: skip
+    assert opened.attempt_id is None
+    assert dump(engine) == before
+
+
+@pytest.mark.usefixtures("script")
 def test_invariant_5_a_write_is_good_for_its_attempt(engine: Engine, executors: Executors) -> None:
     # Fence: `AND status = 'running'` in finish_hop.
     add_graph(engine, "g", "plain")
@@ -230,6 +317,69 @@ def test_invariant_5_a_write_is_good_for_its_attempt(engine: Engine, executors: 
     assert isinstance(outcome, Ignored)
     assert (graph_row(engine, "g").version, trail(engine, "g")) == (1, [])
     assert migration_of(engine, "g").status == "running"
+
+
+@pytest.mark.usefixtures("script")
+def test_invariant_5_an_attempt_fails_with_its_migration_or_not_at_all(
+    engine: Engine, executors: Executors
+) -> None:
+    # Fence: `AND status IN ...` in fail_hop.
+    add_graph(engine, "g", "plain")
+    message = begin(executors, "g", 2).messages()[0]
+    with executors.borrow() as executor:
+        attempt, graph = open_by_hand(executor, message)
+        settle_by_hand(engine)
+        end = (attempt, message.migration_id, graph, False, True, "E", "", None, "", 30.0)
+        assert refusal_of(executor, "fail_hop", *end) == FENCE
+        executor.close()
+    assert attempts(engine, "g") == [("one", "running")]
+    assert migration_of(engine, "g").status == "paused"
+
+
+@pytest.mark.parametrize(
+    "settling",
+    ["UPDATE hop_attempts SET status = 'lost', finished_at = now()", "UPDATE graphs SET updated_at = now()"],
+    ids=["its row", "the claim"],
+)
+def test_invariant_5_nobody_settles_an_attempt_while_its_batch_writes(
+    engine: Engine, executors: Executors, script: Script, settling: str
+) -> None:
+    # Fence: `FOR UPDATE`, twice, in open_batch.
+    add_graph(engine, "g", "batched", nodes=25)
+    refused = []
+
+    def settle(_: HopContext) -> None:
+        with engine.connect() as connection:
+            connection.execute(text("SET LOCAL lock_timeout = '20ms'"))
+            try:
+                connection.execute(text(settling))
+            except DBAPIError as error:
+                refused.append(sqlstate(error))
+
+    script.on["walk"] = settle
+    follow(executors, begin(executors, "g", 2))
+    assert refused == ["55P03"] * 3
+
+
+def test_invariant_5_a_batch_is_good_for_its_claim(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    # Fence: `AND migration_id = p_migration` in open_batch. The trigger on graphs, behind it, is off.
+    add_graph(engine, "g", "batched", nodes=25)
+    dispatch = begin(executors, "g", 2)
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE graphs DISABLE TRIGGER graph_migrator_guard"))
+
+    def lose_the_claim(at: str) -> None:
+        if at == "batch_committed":
+            killpoints.hook = None
+            with engine.begin() as connection:
+                connection.execute(text("UPDATE graphs SET migration_id = NULL"))
+
+    killpoints.hook = lose_the_claim
+    assert isinstance(run_hop(executors, dispatch.messages()[0]), Ignored)
+    assert len(script.batches) == 1
+    assert graph_row(engine, "g").version == 1
 
 
 def test_invariant_6_every_attempt_leaves_a_row_that_never_changes(
