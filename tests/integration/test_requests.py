@@ -24,6 +24,7 @@ from core.in_process import follow
 from core.migrations import Caller, Dispatch, begin_migration, record_outcome
 from core.recovery import unanswered
 from core.reports import MigrationReport
+from core.statuses import Verb
 from core.store.executor import Executors
 from tests.integration.scripted import Script
 from tests.rows import add_graph, attempts, dump, graph_row, migration_of, rows
@@ -220,6 +221,17 @@ def test_after_a_release_it_stays_released(engine: Engine, executors: Executors,
     with pytest.raises(MigrationReleased):
         deliver(executors, "call-1")
     assert dump(engine) == before
+
+
+def test_what_a_call_was_told_first_stands(engine: Engine, executors: Executors) -> None:
+    graph = add_graph(engine, "g", "plain")
+    begun = dispatched(executors, "call-1")
+    verb(executors, operations.pause, caller=Caller("pause-1"))
+    before = rows(engine, "SELECT r::text FROM requests r ORDER BY 1")
+    with executors.borrow() as executor:
+        executor.call("record_verb", "pause-1", "pause", graph, begun.migration_id, {"other": 1}, "bob")
+        record_outcome(executor, Caller("pause-1", "bob"), "g", None, UnknownGraph("g"), Verb.PAUSE)
+    assert rows(engine, "SELECT r::text FROM requests r ORDER BY 1") == before
 
 
 def test_an_id_that_was_used_for_another_verb_begins_nothing(engine: Engine, executors: Executors) -> None:

@@ -124,6 +124,21 @@ def test_duplicate_that_is_refused_while_the_first_one_begins(plain: Story) -> N
     assert plain.version == 2
 
 
+def test_duplicate_that_is_refused_while_the_first_one_retries(plain: Story) -> None:
+    plain.begun()
+    second = plain.call("migrate_graph")
+    refused = plain.take(second, until="after enter", keep=True)
+    plain.script.raises.append("error")
+    plain.take()
+    first = plain.take(second, until="before retry_migration", keep=False)
+    plain.goes_to_its_end(refused)
+    assert plain.answer(second) == "FAILURE"
+    assert isinstance(plain.goes_to_its_end(first), Later)
+    plain.rest()
+    assert plain.answer(second) == "FAILURE"
+    assert (plain.status, plain.dispatch, plain.attempts) == ("failed", 1, ["1>2 failed"])
+
+
 # ── a late hop message ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -357,12 +372,12 @@ def _writes(story: Story) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def _call(session: Any, function: str, arguments: tuple[Any, ...]) -> Any:
+def _call(session: Any, function: str, arguments: tuple[Any, ...], *, schema: str = "graph_migrator") -> Any:
     """What the function returns, or the error that it refuses with."""
     marks = ", ".join(["%s"] * len(arguments))
     try:
         with session.cursor() as cursor:
-            cursor.execute(f"SELECT graph_migrator.{function}({marks})", arguments)
+            cursor.execute(f"SELECT {schema}.{function}({marks})", arguments)
             return cursor.fetchone()[0]
     except psycopg2.Error as refusal:
         return f"{refusal.pgcode}: {refusal}"
@@ -380,6 +395,22 @@ def test_each_write_proves_the_lock_however_well_the_session_knows_the_names(
     assert refusal.startswith("GM001")
     assert "is not the executor" in refusal
     batched.server.give_back(other)
+    batched.goes_to_its_end(executor)
+    batched.rest()
+    assert batched.version == 3
+
+
+@pytest.mark.parametrize("function", ["finish_hop", "fail_hop", "open_batch"])
+def test_each_write_proves_the_name_although_the_lock_is_held(batched: Story, function: str) -> None:
+    batched.begun()
+    executor = batched.take(until="hop_opened")
+    (link,) = executor.process.links
+    for name in ("", str(batched.graph_id)):
+        _call(link.real, "set_config", ("graph_migrator.executor", name, False), schema="pg_catalog")
+        refusal = _call(link.real, function, _writes(batched)[function])
+        assert refusal.startswith("GM001")
+        assert "is not the executor" in refusal
+    _call(link.real, "become_executor", (batched.migration["id"],))
     batched.goes_to_its_end(executor)
     batched.rest()
     assert batched.version == 3
@@ -639,6 +670,22 @@ def test_retry_to_another_target_half_way_through_a_batched_hop_is_refused(batch
     batched.begun(2)
     assert isinstance(batched.results.value(batched.last_call.id), GraphHalfDone)
     batched.rest()
+
+
+@pytest.mark.parametrize("verb", ["resume", "release"])
+def test_a_verb_that_another_worker_carries_out_meanwhile_is_answered_alike(plain: Story, verb: str) -> None:
+    plain.begun()
+    plain.do("pause")
+    asked = plain.call(verb)
+    late = plain.take(asked, until="before take_lock", keep=True)
+    plain.take(asked)
+    told, state = plain.results.value(asked.id), plain.snapshot()
+    assert plain.answer(asked) == "SUCCESS"
+    plain.goes_to_its_end(late)
+    assert (plain.answer(asked), plain.results.value(asked.id)) == ("SUCCESS", told)
+    assert late.outcome == told
+    assert plain.snapshot() == state
+    plain.rest()
 
 
 def test_a_refused_verb_that_comes_again_acts_no_more(plain: Story) -> None:
