@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import psycopg2
 import pytest
+from hand_driven import Client, in_background, wait_until_waiting
 from sqlalchemy import Engine, text
 
 from core import operations, registry
@@ -30,6 +33,7 @@ from core.operations import VerbReport
 from core.settings import settings
 from core.statuses import edge_pairs
 from core.store.executor import Executor, Executors
+from core.store.failures import FENCE
 from core.store.locks import take_lock
 from tests.integration.scripted import Script
 from tests.rows import add_graph, advisory_locks, attempts, dump, graph_row, migration_of, properties, rows
@@ -182,6 +186,51 @@ def test_each_verb_follows_its_edge_or_is_refused_with_the_present_state(
                 assert state not in refusal.value.allowed
             assert dump(engine) == before, verb
     executors.close()
+
+
+@pytest.mark.parametrize("state", [state for state in STATES if state not in {"free", "queued", "running"}])
+def test_recovery_neither_gives_up_nor_sends_again_what_is_no_longer_under_way(
+    engine: Engine, executors: Executors, script: Script, state: str
+) -> None:
+    """Poison never overrides an operator's word, nor an end."""
+    with in_state(engine, executors, script, state):
+        found, before = migration_of(engine, "g"), dump(engine)
+        with executors.borrow() as executor:
+            assert not executor.call("give_up", found.id, found.dispatch, None, "E", "", None).give_up
+            executor.call("redispatch", found.id, None, 30.0)
+        assert dump(engine) == before
+
+
+def test_recovery_of_an_older_dispatch_or_of_a_finished_attempt_changes_nothing_of_it(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    with in_state(engine, executors, script, "running"):
+        found, before = migration_of(engine, "g"), dump(engine)
+        with executors.borrow() as executor:
+            assert not executor.call("give_up", found.id, found.dispatch - 1, None, "E", "", None).give_up
+            assert dump(engine) == before
+            (finished,) = rows(engine, "SELECT id FROM hop_attempts")
+            executor.call("redispatch", found.id, finished[0], 30.0)
+        assert dump(engine)["hop_attempts"] == before["hop_attempts"]
+        assert migration_of(engine, "g").dispatch == found.dispatch + 1
+
+
+@pytest.mark.parametrize("state", ["queued", "paused"])
+def test_an_edge_is_followed_from_the_status_that_was_looked_at_only(
+    engine: Engine, executors: Executors, script: Script, state: str
+) -> None:
+    with in_state(engine, executors, script, state):
+        found, before = migration_of(engine, "g"), dump(engine)
+        calls = [
+            ("follow_edge", found.id, "pausing", "cancelling", False, 0.0),
+            ("retry_migration", found.id, found.plan, None, "retry", None, None, 30.0),
+        ]
+        for function, *arguments in calls:
+            with executors.borrow() as executor:
+                with pytest.raises(psycopg2.Error) as refusal:
+                    executor.call(function, *arguments)
+                assert refusal.value.pgcode == FENCE
+            assert dump(engine) == before
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -455,6 +504,27 @@ def test_a_half_done_hop_whose_code_changed_goes_on_only_where_the_operator_says
     assert follow(executors, dispatch).version == 3
 
 
+def test_a_graph_forced_loose_half_done_goes_on_with_other_code_only_where_the_operator_says_so(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    with half_way(engine, executors, script):
+        do(executors, "release --force", "g")
+        with engine.begin() as connection:
+            connection.execute(text("SELECT become_executor(:id)"), {"id": migration_of(engine, "g").id})
+            connection.execute(
+                text("UPDATE graphs SET half_done = jsonb_set(half_done, '{fingerprint}', '\"other code\"')")
+            )
+            connection.execute(text("SELECT set_config('graph_migrator.executor', '', false)"))
+        before = dump(engine)
+        with pytest.raises(GraphHalfDone):
+            do(executors, "retry", "g")
+        assert dump(engine) == before
+        with executors.borrow() as executor:
+            _, dispatch = operations.retry(executor, "g", accept_new_code=True)
+    assert dispatch is not None
+    assert follow(executors, dispatch).version == 3
+
+
 def test_a_forced_release_waits_for_the_lock_and_ends_its_holder_only_when_told_to(
     engine: Engine, executors: Executors, script: Script
 ) -> None:
@@ -491,6 +561,58 @@ def test_an_executor_that_was_forced_off_its_graph_settles_nothing(
     assert attempts(engine, "g") == [("one", "succeeded"), ("two", "lost")]
     assert (graph_row(engine, "g").version, migration_of(engine, "g").status) == (2, "released")
     assert {tuple(values["trail"]) for values in properties(engine, "g").values()} == {("one",)}
+
+
+# ── a verb that is just being given ─────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def while_the_status_becomes(
+    engine: Engine, executor: Executor, after: str, work: Callable[..., Any], *values: Any
+) -> Iterator[Future[Any]]:
+    """`work` runs on `executor` beside an operator's word that is written, and committed once it waits for it."""
+    observer = Client(engine.url.set(drivername="postgresql").render_as_string(hide_password=False))
+    pid = executor.cursor().connection.info.backend_pid
+    found = migration_of(engine, "g")
+    with ExitStack() as stack:
+        with engine.begin() as operator:
+            operator.execute(
+                text("SELECT follow_edge(:id, :before, :after, false, 0)"),
+                {"id": found.id, "before": found.status, "after": after},
+            )
+            working = stack.enter_context(in_background(work, *values))
+            wait_until_waiting(observer, pid, "transactionid")
+        yield working
+    observer.close()
+
+
+def test_a_pause_that_is_just_being_taken_back_is_not_settled(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    with in_state(engine, executors, script, "pausing"), executors.borrow() as executor:
+        settle = (executor.call, "settle", migration_of(engine, "g").id, "lost")
+        with while_the_status_becomes(engine, executor, "running", *settle) as settling:
+            assert settling.result().status is None
+        assert migration_of(engine, "g").status == "running"
+
+
+def test_recovery_sees_a_cancel_that_is_just_being_asked_for(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    with in_state(engine, executors, script, "queued"), executors.borrow() as executor:
+        look = (executor.call, "look_for_recovery", migration_of(engine, "g").id)
+        with while_the_status_becomes(engine, executor, "cancelling", *look) as looking:
+            assert looking.result().status == "cancelling"
+
+
+def test_a_verb_acts_on_what_another_one_is_just_writing(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    with in_state(engine, executors, script, "running"), executors.borrow() as executor:
+        cancel = (operations.cancel, executor, "g")
+        with while_the_status_becomes(engine, executor, "pausing", *cancel) as cancelling:
+            assert cancelling.result().verb == "cancel"
+        assert migration_of(engine, "g").status == "cancelled"
 
 
 # ── a verb that comes twice ─────────────────────────────────────────────────────────────────────────
