@@ -398,6 +398,26 @@ def test_what_a_hop_would_leave_in_its_session_for_other_graphs_is_refused(
     assert shown == ["4MB"]
 
 
+@pytest.mark.parametrize("batch", [1, 3], ids=["between", "the last one"])
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+def test_a_batch_that_ends_its_own_transaction_is_refused(
+    engine: Engine, script: Script, batch: int, end: str
+) -> None:
+    """In words of SQL that pass the driver unseen; whatever goes through SQLAlchemy is refused before."""
+    add_graph(engine, "g", "batched", nodes=25)
+
+    def end_it(ctx: HopContext) -> None:
+        if len(script.batches) == batch:
+            ctx.connection.exec_driver_sql(end)
+
+    script.on["walk"] = end_it
+    with pytest.raises(Exception, match="ended its own transaction"):
+        run_graph_migration(engine, "g", 3)
+    assert (graph_row(engine, "g").version, migration_of(engine, "g").status) == (1, "failed")
+    assert attempts(engine, "g") == [("walk", "failed")]
+    assert rows(engine, "SELECT coalesce(sum(done), 0) FROM checkpoints") == [(10 * (batch - 1),)]
+
+
 def test_without_any_worker_this_process_recovers_its_own_migration(engine: Engine, script: Script) -> None:
     add_graph(engine, "alone", "plain")
 

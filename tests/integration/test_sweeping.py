@@ -50,6 +50,15 @@ def test_a_migration_that_cannot_be_recovered_does_not_keep_recovery_from_others
     assert f"migration {broken} was not recovered" in caplog.text
 
 
+def test_one_process_sweeps_at_a_time(engine: Engine) -> None:
+    with sweeping(engine) as first:
+        assert first is not None
+        with sweeping(engine) as second:
+            assert second is None
+    with sweeping(engine) as next_one:
+        assert next_one is not None
+
+
 def test_a_worker_that_waits_for_its_broker_or_results_lets_others_sweep(
     here: Cluster, executors: Executors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
