@@ -72,6 +72,27 @@ def test_the_edges_are_those_of_the_design() -> None:
     }
 
 
+def test_the_events_are_those_of_the_design() -> None:
+    """Two events may share a pair of statuses: `fail` also goes from cancelling to failed."""
+    assert set(EDGES) == {
+        "start",
+        "ask_pause",
+        "unpause",
+        "pause",
+        "resume",
+        "ask_cancel",
+        "cancel",
+        "half_done",
+        "succeed",
+        "fail",
+        "retry",
+        "release",
+        "force_release",
+    }
+    for name, source in [("half_done", "cancelling"), ("release", "paused"), ("release", "failed")]:
+        assert source in EDGES[name].sources
+
+
 def test_named_sets_are_those_of_the_design() -> None:
     assert {"queued", "running", "pausing", "paused", "cancelling"} == LIVE
     assert {"succeeded", "cancelled", "released", "failed"} == SETTLED
