@@ -92,15 +92,15 @@ class HandDriven:
         """Take the lock, as begin does."""
         return self.executor.call("enter", str(self.graph), None, wait_ms, True)
 
-    def claim(self) -> None:
-        """Commit the claim, under the lock."""
+    def claim(self, *, leave: bool = False) -> None:
+        """Commit the claim, under the lock; `leave` gives the lock back with that commit."""
         plan = [
             {"from_version": v, "to_version": v + 1, "name": f"hop_{v}", "fingerprint": "f"}
             for v in range(self.version, self.target)
         ]
         self.executor.call(
             "begin_migration", self.id, self.graph, "knowledge", self.version, self.target, plan,
-            None, None, self.target, None, None, 30.0,
+            None, None, self.target, None, None, 30.0, leave,
         )  # fmt: skip
 
     def leave(self, *, stamp: bool = False) -> None:

@@ -243,6 +243,22 @@ def test_in_read_committed_a_writer_waits_for_begin_and_is_refused_then(
 
 
 @with_every_write
+def test_invariant_3_begin_gives_its_lock_back_with_the_commit_of_its_claim_and_not_before(
+    app: Client, database_url: str, graph: UUID, migration: HandDriven, write: str
+) -> None:
+    # Fence: the lock for the transaction, beside the session's, in begin_migration.
+    writer = Client(database_url)
+    migration.enter()
+    with ExitStack() as stack:
+        with migration.executor.transaction():
+            migration.claim(leave=True)
+            writing = stack.enter_context(in_background(sqlstate_of, writer.run, write, graph))
+            wait_until_waiting(app, writer.pid)
+        assert writing.result() == REFUSED
+    writer.close()
+
+
+@with_every_write
 def test_in_read_committed_a_writer_that_waits_at_the_last_commit_repeats(
     app: Client, database_url: str, graph: UUID, migration: HandDriven, write: str
 ) -> None:
