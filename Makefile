@@ -19,7 +19,7 @@ screenshots: $(STAMP)  ## Take the pictures in docs/images: the demo, and Flower
 	@$(BIN)/python -m docs.images.take
 
 test: $(STAMP)  ## Run all tests (ARGS="-k guard" for some)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart 0 $(ARGS)
 
 check: $(STAMP)  ## Format, lint, types, direction of imports
 	@$(BIN)/ruff format --check .
