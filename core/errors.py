@@ -245,8 +245,9 @@ class IllegalTransition(Refused):
     def message(self) -> str:
         whose = f"migration {self.migration_id} is" if self.migration_id else "the graph is"
         return (
-            f"{self.graph}: cannot {self.verb}: {whose} {self.status}; that needs "
-            f"{' or '.join(self.allowed)}. Nothing was changed."
+            f"{self.graph}: cannot {self.verb}: {whose} {self.status}; that needs a migration that is "
+            f"{' or '.join(self.allowed)}. Nothing was changed. "
+            f"`graph-migrator status {self.graph}` says what can be done."
         )
 
 
@@ -261,11 +262,13 @@ class GraphHalfDone(Refused):
     done: int
     loose: bool
     code_changed: bool = False
+    paused: bool = False
 
     @property
     def message(self) -> str:
-        where = "was forced loose" if self.loose else "a failed migration stands"
-        finish = f"finish it with `graph-migrator retry {self.graph}`"
+        stands = f"a {'paused' if self.paused else 'failed'} migration stands"
+        where = "was forced loose" if self.loose else stands
+        finish = f"finish it with `graph-migrator {'resume' if self.paused else 'retry'} {self.graph}`"
         if self.code_changed:
             finish = (
                 "the hop's code has changed since, and the rows that are done are what the old code made of them: "

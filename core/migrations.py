@@ -260,12 +260,19 @@ def half_done(facts: Any, *, code_changed: bool = False) -> GraphHalfDone:
     """The refusal for a graph whose rows are of two shapes."""
     half = facts.half_done or {}
     loose = bool(half)
-    if not loose:  # a failed migration stands half-way through a hop
+    if not loose:  # a failed or paused migration stands half-way through a hop
         to = facts.checkpoint["to_version"]
         step = next(s for s in facts.plan if s["to_version"] == to)
         half = {**step, "hop": step["name"], "done": facts.checkpoint["done"]}
     return GraphHalfDone(
-        facts.slug, half["hop"], half["from_version"], half["to_version"], half["done"], loose, code_changed
+        facts.slug,
+        half["hop"],
+        half["from_version"],
+        half["to_version"],
+        half["done"],
+        loose,
+        code_changed,
+        not loose and facts.status == MigrationStatus.PAUSED,
     )
 
 

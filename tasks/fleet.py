@@ -8,6 +8,7 @@ from typing import Any
 
 from celery.worker.control import inspect_command
 
+from core.errors import GraphMigratorError
 from core.registry import graph_types
 from core.settings import settings
 from tasks.celery import app
@@ -46,7 +47,11 @@ def code_digests() -> dict[str, str]:
 def _graph_types(state: Any) -> dict[str, Any]:
     """Asked by `look_at_fleet`: the types that this worker serves, and the queues it takes messages from."""
     consumer = getattr(state.consumer, "task_consumer", None)
-    return {"types": code_digests(), "queues": [queue.name for queue in getattr(consumer, "queues", ())]}
+    try:
+        types = code_digests()
+    except GraphMigratorError:  # a type that cannot be loaded: it lives, and serves none
+        types = {}
+    return {"types": types, "queues": [queue.name for queue in getattr(consumer, "queues", ())]}
 
 
 def look_at_fleet(timeout: float = 1.0) -> Fleet:

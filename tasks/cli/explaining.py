@@ -42,17 +42,23 @@ def explain(state: GraphState, sessions: list[LockSession], fleet: Fleet | None 
         return [Reason(kind="half-done", what="It was forced loose half-way through a hop.", way_out=way_out)]
     waiting = _of_a_begin_that_waits(sessions)
     if migration is None or (migration.status.is_settled and migration.status is not MigrationStatus.FAILED):
-        return [*waiting, *_of_an_idle_graph(state)]
+        return [*waiting, *_of_an_idle_graph(state, fleet)]
     match migration.status:
         case MigrationStatus.FAILED:
+            force = "" if state.checkpoint_done is None else " --force"
             way_out = (
                 f"`graph-migrator history {slug}` tells what failed; mend it and `graph-migrator retry {slug}`, "
-                f"or give up with `graph-migrator release {slug}`."
+                f"or give up with `graph-migrator release {slug}{force}`."
             )
             return [*waiting, Reason(kind="failed", what=_what_stands(state), way_out=way_out)]
         case MigrationStatus.PAUSED:
-            way_out = f"`graph-migrator resume {slug}` goes on, `graph-migrator cancel {slug}` ends it at this version."
-            return [Reason(kind="paused", what="An operator paused it.", way_out=way_out)]
+            what, way_out = "An operator paused it.", f"`graph-migrator resume {slug}` goes on"
+            if state.checkpoint_done is None:
+                way_out += f", `graph-migrator cancel {slug}` ends it at this version."
+            else:
+                what = f"An operator paused it half-way through a hop, after {state.checkpoint_done} rows."
+                way_out += "; only then is the graph whole again."
+            return [Reason(kind="paused", what=what, way_out=way_out)]
     return _of_a_live_migration(state, sessions, fleet)
 
 
@@ -107,7 +113,7 @@ def _what_stands(state: GraphState) -> str:
     return f"The graph is whole at v{state.graph.version}; nothing of the failed hop was kept."
 
 
-def _of_an_idle_graph(state: GraphState) -> list[Reason]:
+def _of_an_idle_graph(state: GraphState, fleet: Fleet | None) -> list[Reason]:
     graph = state.graph
     kind = graph_types().get(graph.graph_type)
     reasons = []
@@ -122,6 +128,8 @@ def _of_an_idle_graph(state: GraphState) -> list[Reason]:
     elif graph.version < kind.newest:
         what = f"Nothing owns it. v{kind.newest} is there for it."
         reasons.append(Reason(kind="behind", what=what, way_out=f"`graph-migrator migrate {graph.slug}`."))
+        # It may have been asked for already: a call leaves no trace here before a worker has taken it.
+        reasons.extend(r for r in _of_the_fleet(state, fleet or look_at_fleet()) if r.kind != "waiting")
     elif not reasons:
         reasons.append(Reason(kind="newest", what="Nothing owns it, and it is at its type's newest version."))
     return reasons
@@ -134,8 +142,10 @@ def _of_the_fleet(state: GraphState, fleet: Fleet) -> list[Reason]:
         return [Reason(kind="broker-unreachable", what=what, way_out=way_out)]
     if not fleet.workers:
         also = f" ({len(fleet.elsewhere)} serve other queues)" if fleet.elsewhere else ""
+        waiting = f"; {fleet.queued} messages wait" if fleet.queued else ""
         way_out = "Start one: `celery -A tasks worker -Q migrations`."
-        return [Reason(kind="no-worker", what=f"No worker answers on the queue{also}.", way_out=way_out)]
+        what = f"No worker answers on the queue{also}{waiting}."
+        return [Reason(kind="no-worker", what=what, way_out=way_out)]
     kind = state.graph.graph_type
     serving = [name for name, types in fleet.workers.items() if kind in types]
     reasons = []

@@ -125,7 +125,8 @@ def cancel(graph: str, yes: bool, as_json: bool) -> None:
         meant = state.graph.migration_id  # the graph may be under another one by the time of the answer
         ask(
             f"Cancel the migration of {state.graph.slug}? It ends at its next boundary, at v{state.graph.version} "
-            "or what it reaches until then; finished hops stay",
+            "or what it reaches until then; finished hops stay. Half-way through a batched hop it stays read-only "
+            "until `retry` finishes the hop",
             yes=yes,
         )
     _told(_carry_out(lambda e, c: operations.cancel(e, graph, c, migration_id=meant)), as_json=as_json)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -12,9 +14,10 @@ import pytest
 from celery.signals import worker_init
 from sqlalchemy import text
 
-from core import checkup
+from core import checkup, operations
 from core.checkup import Level
 from core.embedded import Redis
+from core.errors import MigrationReleased
 from core.migrations import begin_migration
 from core.sessions import without_values
 from core.store.engine import make_engine
@@ -154,6 +157,18 @@ def test_no_worker_has_the_planned_code(here: Cluster) -> None:
     assert "put it back 2 times" in reasons("g")["other-code"]
 
 
+def test_a_call_that_no_worker_has_taken(here: Cluster) -> None:
+    here.add_graph("g", "trail")
+    assert call("migrate", "g").exit_code == 0
+    assert "1 messages wait" in reasons("g")["no-worker"]
+
+
+def test_a_worker_whose_types_cannot_be_loaded_is_seen(here: Cluster) -> None:
+    here.start_worker(env={"GRAPH_MIGRATOR_TYPES": "nosuch:types"})
+    begin(here, "g")
+    assert "none of them knows the type 'trail'" in reasons("g")["unknown-type"]
+
+
 def test_a_graph_that_nothing_owns(here: Cluster) -> None:
     here.add_graph("old", "trail")
     here.add_graph("new", "trail", 5)
@@ -162,6 +177,36 @@ def test_a_graph_that_nothing_owns(here: Cluster) -> None:
     assert "graph-migrator migrate old" in reasons("old")["behind"]
     assert "graph-migrator unlock new" in reasons("new")["owner-locked"]
     assert "GRAPH_MIGRATOR_TYPES" in reasons("strange")["unknown-type-here"]
+
+
+def test_paused_half_way_through_a_hop(here: Cluster) -> None:
+    here.add_graph("g", "batched_trail", nodes=25)
+    from core import killpoints, run_graph_migration
+
+    def pause(point: str) -> None:
+        if point == "batch_committed":
+            killpoints.hook = None
+            with runtime.executors().borrow() as executor:
+                operations.pause(executor, "g")
+
+    def run() -> None:
+        with suppress(MigrationReleased):
+            run_graph_migration(here.engine, "g")
+
+    killpoints.hook = pause
+    running = threading.Thread(target=run)  # it waits for somebody to go on
+    running.start()
+    until(lambda: "paused" in reasons("g"), "the pause")
+    told = reasons("g")["paused"]
+    assert "half-way through a hop, after 10 rows" in told
+    assert "cancel" not in told
+    refused = call("release", "g", "--yes")
+    assert refused.exit_code == 3
+    assert "a paused migration stands half-way" in refused.err
+    assert "Finish it with `graph-migrator resume g`" in refused.err
+    assert call("release", "g", "--yes", "--force").exit_code == 0
+    running.join(20)
+    assert not running.is_alive()
 
 
 def test_a_hop_half_done(here: Cluster) -> None:
@@ -178,8 +223,13 @@ def test_a_hop_half_done(here: Cluster) -> None:
             run_graph_migration(here.engine, "g")
     finally:
         killpoints.hook = None
-    assert "after 10 rows: the graph's rows are of two shapes" in reasons("g")["failed"]
-    assert call("release", "g", "--yes").exit_code == 3
+    told = reasons("g")["failed"]
+    assert "after 10 rows: the graph's rows are of two shapes" in told
+    assert "give up with `graph-migrator release g --force`" in told
+    refused = call("release", "g", "--yes")
+    assert refused.exit_code == 3
+    assert "a failed migration stands half-way through" in refused.err
+    assert "`graph-migrator release g --force`" in refused.err
     assert call("release", "g", "--yes", "--force").exit_code == 0
     assert "graph-migrator retry g" in reasons("g")["half-done"]
 
