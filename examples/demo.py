@@ -43,7 +43,12 @@ def main() -> None:
     picture = parser.parse_args().svg
     if picture is not None:
         out = Console(highlight=False, width=132, record=True)
-    run()
+    try:
+        run()
+    except SystemExit as ended:
+        if ended.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            out.print("\nInterrupted. Everything is stopped.")
+        raise
     if picture is not None:
         svg = out.export_svg(title="make demo")
         # Rich names fonts on a server of others; whoever looks at the picture need not ask it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -26,6 +27,9 @@ def environment(postgres: Postgres, redis: Redis) -> dict[str, str]:
 
 class Worker(Server):
     """One Celery worker. It is ready when it has said so in its log; SIGTERM lets hops finish."""
+
+    death_signal = signal.SIGKILL
+    """Its database and broker end with us, and a Celery that shuts down waits for them."""
 
     def __init__(
         self,

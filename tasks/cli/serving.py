@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shlex
 import signal
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
 
 from core.embedded import EmbeddedUnavailable, Postgres, Redis
+from core.registry import graph_types
 from core.store import schema
 from tasks.cli.output import json_option, print_json
 from tasks.runtime import engine
@@ -23,6 +27,27 @@ _FOLDER = click.option(
     show_default=True,
     help="Where the database and the logs live.",
 )
+
+
+class _Refused(click.ClickException):
+    exit_code = 3
+
+
+class _Unavailable(click.ClickException):
+    exit_code = 4
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[bool]:
+    """Whether no other `dev` runs in the folder; none can begin meanwhile. The kernel forgets those that died."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(descriptor)
 
 
 @click.group()
@@ -58,12 +83,17 @@ def dev(folder: Path, workers: int, concurrency: int, with_flower: bool) -> None
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)  # what lies in it is private, each for itself
+    known = ", ".join(graph_types()) or "none; name some in GRAPH_MIGRATOR_TYPES as module:attribute"
     stop = threading.Event()
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, lambda _number, _frame: stop.set())
     env_file = folder / "env"
     try:
         with ExitStack() as running:
+            if not running.enter_context(_only_one(folder)):
+                raise _Refused(
+                    f"a `graph-migrator dev` runs in {folder} already. End it, or choose another --folder."
+                )
             click.echo("Starting Postgres and Redis ...")
             postgres = running.enter_context(Postgres(folder / "postgres"))
             redis = running.enter_context(Redis(folder / "redis"))
@@ -81,11 +111,12 @@ def dev(folder: Path, workers: int, concurrency: int, with_flower: bool) -> None
             if with_flower:
                 flower = running.enter_context(Flower(folder / "flower", variables))
                 click.echo(f"Flower: {flower.url}  (user {flower.user}, password {flower.password})")
+            click.echo(f"Graph types: {known}")
             click.echo('Ready. In another shell: eval "$(graph-migrator env)". Ctrl-C stops everything.')
             stop.wait()
             click.echo("\nStopping; hops in progress finish first ...")
     except EmbeddedUnavailable as error:
-        raise click.ClickException(str(error)) from error
+        raise _Unavailable(str(error)) from error
     click.echo("Stopped. Nothing is left running.")
 
 
@@ -94,8 +125,11 @@ def dev(folder: Path, workers: int, concurrency: int, with_flower: bool) -> None
 def env(folder: Path) -> None:
     """Print the `export` lines of the `graph-migrator dev` that runs in this folder."""
     found = folder / "env"
-    if not found.exists():
-        raise click.ClickException(f"no `graph-migrator dev` runs in {folder}")
+    with ExitStack() as looking:
+        # One that was killed has left its variables behind.
+        if not found.exists() or looking.enter_context(_only_one(folder)):
+            told = f"no `graph-migrator dev` runs in {folder}. Start one there, or name its --folder."
+            raise _Unavailable(told)
     click.echo(found.read_text(), nl=False)
 
 

@@ -70,7 +70,23 @@ def test_ctrl_c_on_the_demo_leaves_no_process_behind(tmp_path: Path, when: str) 
     assert len(processes) > 2
     os.killpg(demo.pid, signal.SIGINT)
     demo.wait(60)
+    assert "Interrupted. Everything is stopped." in (tmp_path / "log").read_text()
     until(lambda: nobody_is_left(processes), "every process of the demo to end")
+
+
+@pytest.mark.timeout(120)
+def test_a_dev_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
+    folder = tmp_path / "dev"
+    dev = start([sys.executable, "-m", "tasks.cli", "dev", "--folder", str(folder)], tmp_path / "log")
+    until(lambda: "Ready." in (tmp_path / "log").read_text(), "dev to be ready", seconds=60)
+    processes = family(dev)
+    dev.kill()
+    dev.wait(10)
+    until(lambda: nobody_is_left(processes), "every process of dev to end", seconds=20)
+    again = subprocess.run(
+        [sys.executable, "-m", "tasks.cli", "env", "--folder", str(folder)], cwd=ROOT, capture_output=True
+    )
+    assert (again.returncode, again.stdout) == (4, b"")
 
 
 @pytest.mark.timeout(120)
