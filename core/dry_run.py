@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 
 from core.errors import name_of
 from core.in_process import StepWithin, migrate_within
+from core.planning import Step
 from core.reports import HopReport
 from core.store.disclosure import safe_message
 
@@ -70,7 +71,8 @@ def dry_run(engine: Engine, graph: str | UUID, target: int | None = None, *, bat
         except Exception as raised:
             if begun is None:
                 raise
-            error = f"{name_of(raised)}: {safe_message(raised)}"
+            stopped = begun.planned[len(trials)]
+            error = f"{_named(stopped)}: {name_of(raised)}: {safe_message(raised)}"
         finally:
             transaction.rollback()
     assert begun is not None  # noqa: S101 - it begins or raises
@@ -79,13 +81,17 @@ def dry_run(engine: Engine, graph: str | UUID, target: int | None = None, *, bat
     return DryRun(
         graph=report.graph,
         graph_type=report.graph_type,
-        from_version=report.from_version,
+        from_version=report.version,  # a migration that is taken up again has come further than its beginning
         to_version=report.to_version,
         hops=tuple(trials),
-        not_tried=tuple(f"v{s.from_version}→v{s.to_version} {s.name}" for s in untried),
+        not_tried=tuple(map(_named, untried)),
         error=error,
         seconds=time.monotonic() - started,
     )
+
+
+def _named(step: Step) -> str:
+    return f"v{step.from_version}→v{step.to_version} {step.name}"
 
 
 def _trial(step: StepWithin) -> HopTrial:

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from core.errors import UnknownTarget
+from core.errors import InvalidRequest, UnknownTarget
 from core.interchange import export_graph, import_graph
 from core.registry import graph_type as type_named
 from tasks.cli.output import json_option, print_json
@@ -58,8 +58,11 @@ def export(graph: str, file: str, form: str) -> None:
         export_graph(engine(), graph, sys.stdout.buffer, format=form)
         sys.stdout.buffer.flush()
         return
-    with click.open_file(file, "wb", atomic=True) as stream:
-        report = export_graph(engine(), graph, stream, format=form, on_progress=_ticker("written"))
+    try:
+        with click.open_file(file, "wb", atomic=True) as stream:
+            report = export_graph(engine(), graph, stream, format=form, on_progress=_ticker("written"))
+    except OSError as error:  # it names the temporary file beside it
+        raise InvalidRequest(file, error.strerror or type(error).__name__) from error
     click.echo(f"{report.slug} at v{report.version}: {report.nodes} nodes and {report.edges} edges", err=True)
 
 

@@ -59,9 +59,9 @@ def _in_haste() -> Iterator[None]:
 def main(debug: bool) -> None:
     """Migrate versioned graphs: nothing lost, nothing run twice, nothing unexplained.
 
-    Services are found through DATABASE_URL, CELERY_BROKER_URL and CELERY_RESULT_BACKEND. Without any of
-    your own, `graph-migrator dev` starts them all in this folder and `eval "$(graph-migrator env)"`
-    points a shell at them.
+    GRAPH is a graph's slug or its id. Services are found through DATABASE_URL, CELERY_BROKER_URL and
+    CELERY_RESULT_BACKEND. Without any of your own, `graph-migrator dev` starts them all in this folder and
+    `eval "$(graph-migrator env)"` points a shell at them.
     """
 
 

@@ -14,10 +14,12 @@ from core import history as reading
 from core.decisions import HopMessage, Ignored
 from core.dry_run import DryRun
 from core.errors import MigrationError
-from core.history import Attempt
+from core.history import Attempt, GraphSummary
 from core.hop_runs import Failed, HopOutcome
 from core.in_process import follow
 from core.migrations import Caller, Dispatch, begin_migration
+from core.planning import make_plan
+from core.registry import graph_types
 from core.reports import MigrationReport
 from core.statuses import AttemptStatus, MigrationStatus
 from tasks.cli.errors import of_a_hop
@@ -60,6 +62,8 @@ def migrate(
             report = _inline(graph, target, Caller(None, requested_by, reason), quiet=as_json)
         else:
             found = reading.find_graph(engine(), graph)
+            if not wait:  # nobody would see the worker's refusal
+                _refuse_what_cannot_be(found, target)
             told = _latest_attempt(found.slug)
             result = _send(found.id, target, requested_by, reason)
             if not wait:
@@ -100,6 +104,15 @@ def _inline(graph: str, target: int | None, caller: Caller, *, quiet: bool) -> M
         if failed:
             raise of_a_hop(error, begun.graph, failed[0]) from error
         raise
+
+
+def _refuse_what_cannot_be(found: GraphSummary, target: int | None) -> None:
+    """Refuse a target or a way that does not exist, as far as this process knows the type."""
+    kind = graph_types().get(found.graph_type)
+    if (
+        kind is not None and found.status is None
+    ):  # what is being migrated may stand elsewhere when it is read
+        make_plan(found.slug, kind, found.version, target)
 
 
 def _send(graph_id: UUID, *arguments: Any) -> Any:
@@ -181,7 +194,10 @@ def _print_trial(trial: DryRun, *, as_json: bool) -> None:
             out.print(f"not tried: {name}")
         if trial.error:
             out.print(f"[red]would fail:[/] {escape(trial.error)}")
-        out.print(f"{trial.graph}: everything was rolled back; it is at v{trial.from_version} as before.")
+        if trial.hops or trial.error:
+            out.print(f"{trial.graph}: everything was rolled back; it is at v{trial.from_version} as before.")
+        else:
+            out.print(f"{trial.graph} is at v{trial.from_version} already; there is nothing to try.")
     if trial.error:
         raise click.exceptions.Exit(1)
 

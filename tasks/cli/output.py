@@ -126,6 +126,7 @@ def ask(question: str, *, yes: bool) -> None:
     try:
         agreed = click.confirm(question, err=True)
     except click.Abort:
+        click.echo(err=True)  # the question's line is still open
         raise click.UsageError("nobody answered; --yes goes on without asking") from None
     if not agreed:
         click.echo("Nothing was changed.", err=True)

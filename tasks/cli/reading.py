@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from core import history as reading
+from core.errors import GraphMigratorError, InvalidRequest
 from core.history import Attempt, GraphState, MigrationStory
 from core.planning import make_plan
 from core.registry import graph_type as type_named
@@ -135,7 +136,7 @@ def status(graph: str | None, as_json: bool) -> None:
         if as_json:
             print_json({name: counted.get(name, 0) for name in ("graphs", *MigrationStatus)})
         else:
-            console().print(table(None, ("", ""), sorted(counted.items())))
+            console().print(table(None, ("STATE", "COUNT"), sorted(counted.items())))
         return
     state = reading.graph_state(engine(), graph)
     sessions = lock_sessions(engine(), state.graph.id)
@@ -164,9 +165,11 @@ def _print_state(state: GraphState, reasons: list[Reason]) -> None:
             f"{coloured(migration.status)}: {migration.status.phrase}"
         )
         if migration.error_type:
-            out.print(
-                f"  {escape(migration.error_type)}: {escape(str(migration.error() or migration.error_message))}"
-            )
+            error = migration.error()
+            kind = (
+                "" if isinstance(error, GraphMigratorError) else f"{migration.error_type}: "
+            )  # ours say it all
+            out.print(f"  {escape(kind)}{escape(str(error or migration.error_message))}")
     if state.running is not None:
         out.print("  " + _progress(state.running))
     for reason in reasons:
@@ -202,7 +205,12 @@ def _progress(attempt: Attempt) -> str:
 def history(graph: str, limit: int, traceback: int | None, as_json: bool) -> None:
     """The story of GRAPH: when, who, hop, attempt, status, rows, duration, error."""
     if traceback is not None:
-        click.echo(reading.traceback_of(engine(), traceback) or f"attempt {traceback} has no traceback")
+        found = reading.traceback_of(engine(), traceback)
+        if found is None:
+            raise InvalidRequest(
+                "--traceback", f"attempt {traceback} has none; `history` names those that have"
+            )
+        click.echo(found)
         return
     stories = reading.history(engine(), graph, limit=limit)
     if as_json:

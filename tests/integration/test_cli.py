@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import subprocess
 import sys
@@ -164,6 +166,8 @@ def test_1_a_connection_error_of_a_hop_is_not_taken_for_the_brokers(here: Cluste
         (("lock", "nobody"), "there is no graph 'nobody'"),
         (("export", "nobody"), "there is no graph 'nobody'"),
         (("migrate", "g", "--to", 9, "--inline"), "knows versions 1 to 5, not 9"),
+        (("migrate", "g", "--to", 9), "knows versions 1 to 5, not 9"),
+        (("migrate", "last", "--to", 1), "has no reverse"),
         (("plan", "g", "--to", 9), "knows versions 1 to 5, not 9"),
         (("migrate", "last", "--to", 1, "--inline"), "has no reverse"),
         (("migrate", "stranger", "--inline"), "'unheard-of' is not known here"),
@@ -171,7 +175,8 @@ def test_1_a_connection_error_of_a_hop_is_not_taken_for_the_brokers(here: Cluste
         (("import", __file__, "--slug", "x", "--type", "trail", "--version", 7), "knows versions 1 to 5"),
         (("import", __file__, "--slug", "x", "--type", "trail", "--version", 1), "Nothing was imported"),
         (("import", "/no/such/file", "--slug", "x", "--type", "trail", "--version", 1), "does not exist"),
-        (("export", "g", "/no/such/folder/file"), "No such file or directory"),
+        (("export", "g", "/no/such/folder/file"), "/no/such/folder/file: No such file or directory"),
+        (("history", "g", "--traceback", 9), "attempt 9 has none"),
         (("migrate", "g", "--wait", "--inline"), "exclude each other"),
         (("retry",), "name a GRAPH, or say --all-failed"),
         (("release", "g", "--terminate"), "--terminate goes with --force"),
@@ -203,6 +208,7 @@ def test_3_what_the_graphs_state_forbids(here: Cluster) -> None:
         outcome = call(verb, "g", *(["--yes"] if verb == "cancel" else []))
         assert outcome.exit_code == 3
         assert f"cannot {verb}" in outcome.err
+        assert "`graph-migrator status g`" in outcome.err
     assert dump(here.engine) == before
     assert call("retry", "g").exit_code == 0  # no worker: it waits
     outcome = call("migrate", "g", "--inline")
@@ -393,6 +399,7 @@ def test_destructive_commands_say_what_they_will_do_and_take_no_for_an_answer(he
     assert "Nothing was changed." in outcome.err
     silent = call("release", "g", answer="")
     assert silent.exit_code == 2
+    assert "[y/N]: \nUsage: " in silent.err
     assert "--yes" in silent.err
     assert call("retry", "--all-failed", answer="n\n").exit_code == 1
     assert dump(here.engine) == before
@@ -432,6 +439,17 @@ def test_retry_all_failed_retries_each(here: Cluster) -> None:
     assert outcome.exit_code == 0
     assert "2 retried, 0 refused" in outcome.out
     assert {migration_of(here.engine, slug).status for slug in "ab"} == {"running"}
+
+
+def test_a_dry_run_of_a_failed_migration_begins_where_it_stopped(here: Cluster) -> None:
+    failed(here)
+    here.tell("fail", "g", "second", "no luck again")
+    outcome = call("migrate", "g", "--dry-run")
+    assert outcome.exit_code == 1
+    assert "would fail: v2→v3 second: " in outcome.out
+    assert "it is at v2 as before" in outcome.out
+    here.add_graph("newest", "trail", 5)
+    assert "there is nothing to try" in call("migrate", "newest", "--dry-run").out
 
 
 def test_lock_and_unlock(here: Cluster) -> None:
@@ -484,9 +502,27 @@ def test_bash_takes_the_completion_script() -> None:
 
 
 def test_env_without_a_dev_that_runs(tmp_path: Path) -> None:
-    outcome = call("env", "--folder", tmp_path)
-    assert outcome.exit_code == 1
-    assert "no `graph-migrator dev` runs" in outcome.err
+    for left_over in (None, "export DATABASE_URL=postgresql://gone\n"):
+        if left_over is not None:  # by a `dev` that was killed
+            (tmp_path / "env").write_text(left_over)
+        outcome = call("env", "--folder", tmp_path)
+        assert outcome.exit_code == 4
+        assert "no `graph-migrator dev` runs" in outcome.err
+        assert not outcome.out
+
+
+def test_dev_refuses_a_folder_in_use_and_types_that_cannot_be_loaded(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        outcome = spawn("dev", "--folder", tmp_path, env={})
+        assert (outcome.exit_code, outcome.out) == (3, "")
+        assert "runs in" in outcome.err
+    finally:
+        os.close(descriptor)
+    outcome = spawn("dev", "--folder", tmp_path, env={"GRAPH_MIGRATOR_TYPES": "nosuch:types"})
+    assert (outcome.exit_code, outcome.out) == (2, "")
+    assert "'nosuch:types' cannot be loaded" in outcome.err
 
 
 def test_a_new_types_own_test_passes(tmp_path: Path) -> None:
