@@ -13,7 +13,7 @@ from core import dry_run as trying
 from core import history as reading
 from core.decisions import HopMessage, Ignored
 from core.dry_run import DryRun
-from core.errors import MigrationError
+from core.errors import MigrationError, MigrationInFlight
 from core.history import Attempt, GraphSummary
 from core.hop_runs import Failed, HopOutcome
 from core.in_process import follow
@@ -107,11 +107,13 @@ def _inline(graph: str, target: int | None, caller: Caller, *, quiet: bool) -> M
 
 
 def _refuse_what_cannot_be(found: GraphSummary, target: int | None) -> None:
-    """Refuse a target or a way that does not exist, as far as this process knows the type."""
+    """Refuse what a worker would: a graph in other hands; a target or way that the type, if known here, lacks."""
+    if found.status not in {None, MigrationStatus.FAILED}:
+        raise MigrationInFlight(
+            found.slug, str(found.migration_id), str(found.status), found.to_version or found.version
+        )
     kind = graph_types().get(found.graph_type)
-    if (
-        kind is not None and found.status is None
-    ):  # what is being migrated may stand elsewhere when it is read
+    if kind is not None:
         make_plan(found.slug, kind, found.version, target)
 
 
