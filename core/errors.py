@@ -245,7 +245,7 @@ class IllegalTransition(Refused):
     def message(self) -> str:
         whose = f"migration {self.migration_id} is" if self.migration_id else "the graph is"
         return (
-            f"{self.graph}: cannot {self.verb}: {whose} {self.status}; that needs a migration that is "
+            f"{self.graph}: cannot {self.verb}: {whose} {self.status}; that needs "
             f"{' or '.join(self.allowed)}. Nothing was changed. "
             f"`graph-migrator status {self.graph}` says what can be done."
         )
@@ -268,7 +268,9 @@ class GraphHalfDone(Refused):
     def message(self) -> str:
         stands = f"a {'paused' if self.paused else 'failed'} migration stands"
         where = "was forced loose" if self.loose else stands
-        finish = f"finish it with `graph-migrator {'resume' if self.paused else 'retry'} {self.graph}`"
+        finish = f"finish it with `graph-migrator retry {self.graph}`"
+        if self.paused:
+            finish = f"finish it with `graph-migrator resume {self.graph}`"
         if self.code_changed:
             finish = (
                 "the hop's code has changed since, and the rows that are done are what the old code made of them: "

@@ -444,7 +444,7 @@ def test_a_half_done_graph_is_released_by_force_only_and_remembers_it(
         before = dump(engine)
         with pytest.raises(GraphHalfDone) as refusal:
             do(executors, "release", "g")
-        assert refusal.value.args == ("g", "walk", 1, 2, 10, False, False)
+        assert refusal.value.args == ("g", "walk", 1, 2, 10, False, False, False)
         assert "release g --force" in refusal.value.message
         assert dump(engine) == before
         report = do(executors, "release --force", "g")
