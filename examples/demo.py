@@ -141,9 +141,7 @@ def follow(engine: Any, result: Any, hold: Path) -> None:
             match attempt.status:
                 case "running":
                     again = (
-                        f", {attempt.done} rows are done already"
-                        if attempt.done and attempt.attempt > 1
-                        else ""
+                        ", behind the last committed batch" if attempt.done and attempt.attempt > 1 else ""
                     )
                     out.print(f"     {hop}: on {attempt.worker}{again}")
                 case "lost":
