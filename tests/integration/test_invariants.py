@@ -223,6 +223,7 @@ def test_invariant_3_the_claim_guards_the_graph_from_begin_to_the_last_commit(
     refused = []
 
     def try_to_write() -> None:
+        assert advisory_locks(engine) == [], "nobody holds the lock here"
         with engine.connect() as connection:
             try:
                 connection.execute(text("UPDATE nodes SET label = 'slipped in'"))
@@ -230,12 +231,13 @@ def test_invariant_3_the_claim_guards_the_graph_from_begin_to_the_last_commit(
                 refused.append(sqlstate(error))
 
     dispatch = begin(executors, "g", 4)
-    try_to_write()  # nobody holds the lock here
+    try_to_write()
     for message in dispatch.messages()[:-1]:
         run_hop(executors, message)
         try_to_write()
     assert refused == ["55006"] * 3
     run_hop(executors, dispatch.messages()[-1])
+    assert advisory_locks(engine) == []
     with engine.begin() as connection:
         connection.execute(text("UPDATE nodes SET label = 'let in'"))
 
