@@ -223,6 +223,7 @@ def test_invariant_3_the_claim_guards_the_graph_from_begin_to_the_last_commit(
     refused = []
 
     def try_to_write() -> None:
+        assert advisory_locks(engine) == [], "nobody holds the lock here"
         with engine.connect() as connection:
             try:
                 connection.execute(text("UPDATE nodes SET label = 'slipped in'"))
@@ -230,12 +231,13 @@ def test_invariant_3_the_claim_guards_the_graph_from_begin_to_the_last_commit(
                 refused.append(sqlstate(error))
 
     dispatch = begin(executors, "g", 4)
-    try_to_write()  # nobody holds the lock here
+    try_to_write()
     for message in dispatch.messages()[:-1]:
         run_hop(executors, message)
         try_to_write()
     assert refused == ["55006"] * 3
     run_hop(executors, dispatch.messages()[-1])
+    assert advisory_locks(engine) == []
     with engine.begin() as connection:
         connection.execute(text("UPDATE nodes SET label = 'let in'"))
 
@@ -443,14 +445,14 @@ def test_invariant_7_nothing_runs_that_was_not_planned(
 def test_invariant_8_the_state_is_always_named(engine: Engine, executors: Executors, script: Script) -> None:
     # Fence: history.graph_state and the explanations know every state.
     add_graph(engine, "g", "plain")
-    named: list[tuple[str | None, str | None]] = []
+    named: list[tuple[str | None, str | None, str]] = []
 
-    def name_it() -> None:
-        state = history.graph_state(engine, "g")
+    def name_it(graph: str = "g") -> None:
+        state = history.graph_state(engine, graph)
         told = explain(state, [], Fleet())
         assert told
         assert all(reason.what for reason in told)
-        named.append((state.graph.read_only, state.graph.status))
+        named.append((state.graph.read_only, state.graph.status, told[0].kind))
 
     name_it()
     dispatch = begin(executors, "g", 3)
@@ -469,11 +471,18 @@ def test_invariant_8_the_state_is_always_named(engine: Engine, executors: Execut
         operations.release(executor, "g")
         operations.set_read_only(executor, "g", on=True)
     name_it()
+    add_graph(engine, "half", "batched", nodes=25)
+    script.on["walk"] = lambda _: len(script.batches) == 2 and 1 / 0
+    assert isinstance(run_hop(executors, begin(executors, "half", 2).messages()[0]), Failed)
+    with executors.borrow() as executor:
+        operations.release(executor, "half", force=True)
+    name_it("half")
     assert named == [
-        (None, None),
-        ("migrating", "queued"),
-        ("migrating", "running"),
-        ("migrating", "paused"),
-        ("error", "failed"),
-        ("owner", None),
+        (None, None, "behind"),
+        ("migrating", "queued", "no-worker"),
+        ("migrating", "running", "no-worker"),
+        ("migrating", "paused", "paused"),
+        ("error", "failed", "failed"),
+        ("owner", None, "owner-locked"),
+        (None, None, "half-done"),
     ]

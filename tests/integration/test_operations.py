@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import psycopg2
 import pytest
@@ -220,11 +221,15 @@ def test_an_edge_is_followed_from_the_status_that_was_looked_at_only(
     engine: Engine, executors: Executors, script: Script, state: str
 ) -> None:
     with in_state(engine, executors, script, state):
-        found, before = migration_of(engine, "g"), dump(engine)
+        found, version, before = migration_of(engine, "g"), graph_row(engine, "g").version, dump(engine)
         calls = [
             ("follow_edge", found.id, "pausing", "cancelling", False, 0.0),
             ("retry_migration", found.id, found.plan, None, "retry", None, None, 30.0),
-        ]
+            (  # in place of one that has not failed
+                "begin_migration", uuid4(), found.graph_id, "plain", version, 4, [], found.id, None, 4, None, None,
+                30.0,
+            ),
+        ]  # fmt: skip
         for function, *arguments in calls:
             with executors.borrow() as executor:
                 with pytest.raises(psycopg2.Error) as refusal:
