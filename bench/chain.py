@@ -56,7 +56,7 @@ class Contender:
 
 def run(quick: bool = False) -> list[dict[str, Any]]:
     """Rates, CPU and unloaded latency of all contenders."""
-    graphs, rounds = (60, 2) if quick else (300, 4)
+    graphs, rounds = (60, 2) if quick else (300, 2)
     with ExitStack() as stack:
         postgres, redis = stack.enter_context(server()), stack.enter_context(Redis())
         upgrade(postgres.url)

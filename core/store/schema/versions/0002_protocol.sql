@@ -18,10 +18,13 @@ CREATE FUNCTION enter(p_graph text, p_request text, p_wait_ms integer, p_session
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
 BEGIN
     locked := false;
-    SELECT g.id, g.migration_id, m.status INTO graph_id, claim, status
-        FROM graphs g LEFT JOIN migrations m ON m.id = g.migration_id
-        WHERE CASE WHEN p_graph ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
-                   THEN g.id = p_graph::uuid ELSE g.slug = p_graph END;
+    -- Not one query with a CASE or an OR: that would read all graphs, or be planned anew for each call.
+    IF p_graph ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' THEN
+        SELECT g.id, g.migration_id INTO graph_id, claim FROM graphs g WHERE g.id = p_graph::uuid;
+    ELSE
+        SELECT g.id, g.migration_id INTO graph_id, claim FROM graphs g WHERE g.slug = p_graph;
+    END IF;
+    SELECT m.status INTO status FROM migrations m WHERE m.id = claim;
     IF graph_id IS NOT NULL AND (claim IS NULL OR status = 'failed') THEN
         PERFORM set_config('lock_timeout', p_wait_ms::text, true);
         -- In a transaction of the caller's, the lock must fall with it, whatever becomes of it.
