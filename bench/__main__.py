@@ -1,6 +1,7 @@
 """Measure against the alternatives, in one run: ``python -m bench [--quick] [name ...]``.
 
-Writes bench/results.json and prints the same as a table that ends with how many are met.
+Writes bench/results.json and docs/benchmarks.md, the lines of each piece as soon as they are known, and prints
+the same as a table that ends with how many are met.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.results import table
+from bench.results import markdown, table
 
 PIECES = ("chain", "hop", "bulk", "scale", "guard", "recovery")
 RESULTS = Path(__file__).with_name("results.json")
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+MARKS = ("<!-- results: written by `make bench` -->\n", "<!-- end of results -->\n")
 
 
 def main() -> None:
@@ -36,9 +39,20 @@ def main() -> None:
         takes_quick = "quick" in inspect.signature(run).parameters
         lines += run(quick=given.quick) if takes_quick else run()
         print(f"({piece}: {time.monotonic() - began:.0f} s)\n", flush=True)
-    if not given.quick and not given.names:
-        RESULTS.write_text(json.dumps(lines, indent=1) + "\n")
+        if not given.quick:
+            _keep(lines)
     print(table(lines))
+
+
+def _keep(lines: list[dict[str, Any]]) -> None:
+    """Write what was measured, in place of what was known of the same lines."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    measured = {line["name"] for line in lines}
+    kept = [line for line in known if line["name"] not in measured]
+    RESULTS.write_text(json.dumps([*lines, *kept], indent=1) + "\n")
+    page = PAGE.read_text()
+    before, after = page.split(MARKS[0])[0], page.split(MARKS[1])[1]
+    PAGE.write_text(f"{before}{MARKS[0]}{markdown([*lines, *kept])}\n{MARKS[1]}{after}")
 
 
 if __name__ == "__main__":

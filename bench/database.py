@@ -41,15 +41,18 @@ def connect(url: str) -> Any:
 def make_graphs(cursor: Any, kind: str, count: int, nodes: int = 10) -> list[UUID]:
     """Small graphs at version 1, with so many nodes each."""
     ids = [uuid4() for _ in range(count)]
-    cursor.execute(
-        "INSERT INTO graph_migrator.graphs (id, slug, graph_type, version, changed_at) "
-        "SELECT id, 'g' || replace(id::text, '-', ''), %s, 1, now() - interval '1 hour' FROM unnest(%s::uuid[]) id",
-        (kind, [str(i) for i in ids]),
-    )
-    cursor.execute(
-        "INSERT INTO graph_migrator.nodes "
-        "SELECT id, 'n' || i, 'Person', '{\"name\": \"Ada Lovelace\", \"born\": 1815}' "
-        "FROM unnest(%s::uuid[]) id, generate_series(1, %s) i",
-        ([str(i) for i in ids], nodes),
-    )
+    for start in range(0, count, 1_000):  # the guard takes no more graphs in one statement
+        some = [str(i) for i in ids[start : start + 1_000]]
+        cursor.execute(
+            "INSERT INTO graph_migrator.graphs (id, slug, graph_type, version, changed_at) "
+            "SELECT id, 'g' || replace(id::text, '-', ''), %s, 1, now() - interval '1 hour' "
+            "FROM unnest(%s::uuid[]) id",
+            (kind, some),
+        )
+        cursor.execute(
+            "INSERT INTO graph_migrator.nodes "
+            "SELECT id, 'n' || i, 'Person', '{\"name\": \"Ada Lovelace\", \"born\": 1815}' "
+            "FROM unnest(%s::uuid[]) id, generate_series(1, %s) i",
+            (some, nodes),
+        )
     return ids

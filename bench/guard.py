@@ -19,6 +19,7 @@ from typing import Any
 
 import psycopg2
 
+from bench.results import at_most, table
 from core.embedded import Postgres
 from core.store.engine import make_engine
 from core.store.guard import install_guard
@@ -103,25 +104,17 @@ def _measure(url: str) -> list[dict[str, Any]]:
 
 def _line(name: str, reach: float, rounds: int, repeat: int, measure: Run) -> dict[str, Any]:
     """Each round takes turns `repeat` times; its ratio is that of the two medians."""
-    for table in ("plain", "guarded"):
-        measure(table)
+    for each in ("plain", "guarded"):
+        measure(each)
     ratios = []
     for number in range(rounds):
         order = ("plain", "guarded") if number % 2 else ("guarded", "plain")
         took: dict[str, list[float]] = {"plain": [], "guarded": []}
         for _ in range(repeat):
-            for table in order:
-                took[table].append(measure(table))
+            for each in order:
+                took[each].append(measure(each))
         ratios.append(statistics.median(took["guarded"]) / statistics.median(took["plain"]))
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return {
-        "name": name,
-        "ratio": round(middle, 3),
-        "low": round(low, 3),
-        "high": round(high, 3),
-        "reach": reach,
-        "met": middle <= reach,
-    }
+    return at_most(name, ratios, reach)
 
 
 def _timed(work: Callable[[], Any]) -> float:
@@ -145,7 +138,4 @@ def _advisory_locks(url: str, count: int) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    for line in run():
-        spread = f"({line['low']:.3f}-{line['high']:.3f})"
-        verdict = "met" if line["met"] else "not met"
-        print(f"{line['name']:<52} {line['ratio']:.3f} {spread}  reach {line['reach']}  {verdict}")
+    print(table(run()))
