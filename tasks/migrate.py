@@ -21,7 +21,7 @@ from core.reports import MigrationReport
 from core.store.disclosure import tellable
 from core.store.failures import Failure, classify
 from tasks.celery import app
-from tasks.results import MigrateArguments, MigrateTask, checked
+from tasks.results import HopArguments, MigrateArguments, MigrateTask, checked
 from tasks.runtime import executors
 from tasks.telling import show_failure, show_ignored
 
@@ -80,6 +80,7 @@ def migrate_graph(self: MigrateTask, *args: Any, **kwargs: Any) -> Any:
 )
 def run_hop(self: Task, migration_id: str, from_version: int, to_version: int, dispatch: int) -> Any:
     """Internal: one hop of a migration. A message is good for its dispatch only."""
+    checked(HopArguments, (migration_id, from_version, to_version, dispatch), {})
     message = HopMessage(UUID(migration_id), from_version, to_version, dispatch)
     worker = Worker(self.request.hostname or "?", task_id=self.request.id)
     try:

@@ -63,6 +63,17 @@ class MigrateArguments(BaseModel):
     reason: _Text | None = Field(None, max_length=2_000)
 
 
+class HopArguments(BaseModel):
+    """The arguments of `run_hop`, which only this project sends; whoever reaches the broker may send others."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    migration_id: _Id
+    from_version: int = Field(ge=1, le=2**31 - 1)
+    to_version: int = Field(ge=1, le=2**31 - 1)
+    dispatch: int = Field(ge=1, le=2**31 - 1)
+
+
 class LockArguments(BaseModel):
     """The arguments of `lock_graph` and `unlock_graph`."""
 
