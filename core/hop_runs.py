@@ -248,12 +248,15 @@ def _run(
     worker: Worker,
     limits: Limits,
 ) -> HopOutcome | None:
-    opened = executor.call(
+    # A hop of many transactions opens each by itself.
+    open_hop = executor.call if hop.is_batched else executor.call_and_begin
+    opened = open_hop(
         "open_hop", message.migration_id, facts.graph_id, facts.status, message.dispatch, lost_id,
         message.from_version, message.to_version, hop.name, hop.fingerprint, worker.name, worker.pid,
         worker.task_id, facts.done or 0, settings().deadline_seconds,
     )  # fmt: skip
     if opened.attempt_id is None:  # an operator was quicker; nothing was written
+        executor.roll_back()
         executor.leave(facts.graph_id)
         return None
     attempt = Attempt(opened.attempt_id, opened.attempt, message, facts, hop)
@@ -273,10 +276,7 @@ def _run(
                 raise _ConnectionLost(attempt) from second
             raise
     killpoints.reach("hop_committed")
-    report = None
-    if attempt.is_last:  # else the hop's own commit has given the lock back
-        told = executor.leave(facts.graph_id, stamp=True, migration_id=message.migration_id)
-        report = MigrationReport.model_validate(told)
+    report = MigrationReport.model_validate(done.report) if attempt.is_last else None
     killpoints.reach("hop_left")
     telling.succeeded(executor, attempt, done, report)
     return Applied(report)

@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
-from typing import TYPE_CHECKING, Self
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import Connection
 
@@ -19,8 +20,8 @@ from core.hop_context import HopContext
 from core.settings import settings
 from core.statuses import MigrationStatus
 from core.store.batches import BatchWalk
-from core.store.executor import Executor
-from core.store.failures import sqlstate
+from core.store.executor import Call, Executor
+from core.store.failures import DRIVER_ERRORS, ENDED, sqlstate
 from core.store.validation import validate_graph
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Done:
 
     rows: int
     skipped: bool = False
+    report: dict[str, Any] | None = None
+    """Of the migration, where it ended with this hop; as `MigrationReport` reads it."""
 
 
 def apply_hop(executor: Executor, attempt: Attempt, *, most_batches: int | None = None) -> Done:
@@ -64,33 +67,49 @@ def apply_hop(executor: Executor, attempt: Attempt, *, most_batches: int | None 
 
 
 def commit_hop(
-    executor: Executor, attempt: Attempt, *, skipped: bool, rows: int, done: int | None = None
-) -> None:
-    """Inside the hop's transaction: fences, version and attempt row."""
-    executor.call(
+    executor: Executor,
+    attempt: Attempt,
+    *,
+    skipped: bool,
+    rows: int,
+    done: int | None = None,
+    then: Call | None = None,
+) -> SimpleNamespace:
+    """End the hop's transaction: fences, version, attempt row, commit; then call something else."""
+    killpoints.reach("hop_before_commit")
+    return executor.call_and_commit(
         "finish_hop", attempt.id, attempt.message.migration_id, attempt.graph.id, attempt.message.from_version,
         attempt.message.to_version, "skipped" if skipped else "succeeded", rows, done, attempt.is_last,
-        executor.in_callers_transaction, settings().deadline_seconds,
+        executor.in_callers_transaction, settings().deadline_seconds, then=then,
     )  # fmt: skip
-    killpoints.reach("hop_before_commit")
 
 
 def commit_migration(
     executor: Executor, attempt: Attempt, *, skipped: bool, rows: int, done: int | None = None
-) -> None:
-    """Inside the last hop's transaction: all of `commit_hop`, and claim and migration with it.
+) -> dict[str, Any] | None:
+    """End the last hop's transaction: all of `commit_hop`, and claim and migration with it.
 
     There is no moment at which all hops are done and the graph is still owned.
+
+    Returns:
+        The migration's report, brought by the call that gives the lock back.
     """
     assert attempt.is_last  # noqa: S101 - the database checks it again: version = target
-    commit_hop(executor, attempt, skipped=skipped, rows=rows, done=done)
+    leave: Call = ("leave", attempt.graph.id, True, attempt.message.migration_id)
+    left = commit_hop(executor, attempt, skipped=skipped, rows=rows, done=done, then=leave)
+    return getattr(left, "report", None)
 
 
 def _commit(
     executor: Executor, attempt: Attempt, *, skipped: bool, rows: int, done: int | None = None
-) -> None:
-    finish = commit_migration if attempt.is_last else commit_hop
-    finish(executor, attempt, skipped=skipped, rows=rows, done=done)
+) -> Done:
+    report = None
+    with _own_transaction(executor, attempt.hop):
+        if attempt.is_last:
+            report = commit_migration(executor, attempt, skipped=skipped, rows=rows, done=done)
+        else:
+            commit_hop(executor, attempt, skipped=skipped, rows=rows, done=done)
+    return Done(rows, skipped, report)
 
 
 def _apply_whole(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done:
@@ -107,9 +126,7 @@ def _apply_whole(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done
                 validate_graph(ctx, hop)
                 _check(hop, ctx)
         killpoints.reach("hop_after_data")
-        _require_open(executor, connection, hop)
-        _commit(executor, attempt, skipped=skipped, rows=ctx.rows_changed)
-    return Done(ctx.rows_changed, skipped)
+        return _commit(executor, attempt, skipped=skipped, rows=ctx.rows_changed)
 
 
 def _run_whole(hop: DirectedHop, ctx: HopContext) -> None:
@@ -146,17 +163,17 @@ def _apply_batched(executor: Executor, attempt: Attempt, limit: TimeLimit, most_
                         if walk.is_at_end:
                             _check(hop, ctx)
                     if skipped:
-                        _commit(executor, attempt, skipped=True, rows=0)
-                        break
+                        return _commit(executor, attempt, skipped=True, rows=0)
                     if walk.is_at_end:
-                        _require_open(executor, connection, hop)
-                        _commit(executor, attempt, skipped=False, rows=ctx.rows_changed, done=walk.done)
-                        break
-                    _require_open(executor, connection, hop)
-                    executor.call(
-                        "save_batch", attempt.id, message.migration_id, message.to_version, walk.cursor,
-                        walk.done, ctx.rows_changed, settings().deadline_seconds,
-                    )  # fmt: skip
+                        last = _commit(
+                            executor, attempt, skipped=False, rows=ctx.rows_changed, done=walk.done
+                        )
+                        return replace(last, rows=rows + last.rows)
+                    with _own_transaction(executor, hop):
+                        executor.call(
+                            "save_batch", attempt.id, message.migration_id, message.to_version, walk.cursor,
+                            walk.done, ctx.rows_changed, settings().deadline_seconds,
+                        )  # fmt: skip
                     killpoints.reach("batch_before_commit")
         if stopping is not None:
             raise Stopped
@@ -166,7 +183,7 @@ def _apply_batched(executor: Executor, attempt: Attempt, limit: TimeLimit, most_
         walk.adapt(time.monotonic() - began, settings().batch_target_seconds)
         rows += ctx.rows_changed
         telling.progressed(executor, attempt, walk.done, total, ctx.rows_changed)
-    return Done(rows + ctx.rows_changed, skipped)
+    raise AssertionError("a walk ends with a commit")
 
 
 def _check(hop: DirectedHop, ctx: HopContext) -> None:
@@ -178,12 +195,18 @@ def _check(hop: DirectedHop, ctx: HopContext) -> None:
         raise CheckFailed(ctx.graph.slug, hop.name, reason)
 
 
-def _require_open(executor: Executor, connection: Connection, hop: DirectedHop) -> None:
-    transaction = connection.get_transaction()
-    if transaction is None or not transaction.is_active or executor.transaction_was_ended:
-        raise RuntimeError(
-            f"hop {hop.name!r} ended its own transaction; it must neither commit nor roll back"
-        )
+@contextmanager
+def _own_transaction(executor: Executor, hop: DirectedHop) -> Iterator[None]:
+    """Around what ends a hop's transaction: it is the one that was opened for the hop, or nothing is done."""
+    ended = RuntimeError(f"hop {hop.name!r} ended its own transaction; it must neither commit nor roll back")
+    if executor.transaction_was_ended:
+        raise ended
+    try:
+        yield
+    except DRIVER_ERRORS as error:
+        if sqlstate(error) == ENDED:  # and another one was begun, behind the driver's back
+            raise ended from None
+        raise
 
 
 @contextmanager

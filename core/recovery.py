@@ -1,8 +1,8 @@
 """Finding what a dead process left behind, and setting it going again.
 
-Every worker sweeps about twice a second; a try-lock lets one sweep at a time. A sweep opens its session,
-uses it and closes it. What it decides about a migration it decides and writes in one transaction, under the
-graph's lock; what is to be sent goes out after the commit.
+Every worker sweeps about twice a second; a try-lock lets one sweep at a time. What a sweep decides about a
+migration it decides and writes in one transaction, under the graph's lock; what is to be sent goes out after
+the commit.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 from uuid import UUID
-
-from sqlalchemy import Engine
 
 from core import killpoints, telling
 from core.decisions import (
@@ -33,7 +32,7 @@ from core.migrations import Dispatch, load_dispatch, load_report
 from core.reports import MigrationReport, own_error
 from core.settings import settings
 from core.store.disclosure import safe_message
-from core.store.executor import Executor
+from core.store.executor import Executor, Executors
 from core.store.failures import Failure, classify
 
 _log = logging.getLogger("graph_migrator.recovery")
@@ -58,20 +57,21 @@ class Sweep:
 
 
 @contextmanager
-def sweeping(engine: Engine) -> Iterator[Executor | None]:
+def sweeping(executors: Executors) -> Iterator[Executor | None]:
     """A session for one sweep, or None while another process sweeps."""
-    executor = Executor.connect(engine)
-    try:
-        yield executor if executor.call("try_sweep").try_sweep else None
-    finally:
-        executor.close()
+    with executors.borrow() as executor:
+        if not executor.call("try_sweep").try_sweep:
+            yield None
+            return
+        yield executor
+        executor.call("end_sweep")
 
 
 def sweep(executor: Executor, *, limits: Limits | None = None, most: int = 500) -> Sweep:
     """Look at every migration that may need it, and do what it needs.
 
     Args:
-        executor: A session of its own; see `sweeping`.
+        executor: A session that may sweep; see `sweeping`.
         limits: How often a hop may go wrong; from the settings by default.
         most: How many overdue migrations to ring for at most.
 
@@ -149,17 +149,23 @@ def recover_one(executor: Executor, migration_id: UUID, done: Sweep, limits: Lim
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What the caller of a settled request is to be told."""
+class SettledCall:
+    """A call that has an outcome, and whose caller may not have been told."""
 
     task_id: str
-    result: MigrationReport | dict[str, object] | Exception
-    ended: datetime | None = None
-    """When the migration ended that it tells of; None for what no retry can change."""
+    succeeded: bool
+    migration_id: UUID | None
+    recorded: dict[str, Any] | None
+    """The outcome of a call that began nothing; others have that of their migration."""
+    ended: datetime | None
+    """When the migration ended; None for what no retry can change."""
 
 
-def unanswered(executor: Executor, *, grace: float = 2.0, most: int = 500) -> list[Outcome]:
-    """The outcomes of settled requests whose callers may not have been told.
+Outcome = MigrationReport | dict[str, Any] | Exception
+
+
+def unanswered(executor: Executor, *, grace: float = 2.0, most: int = 500) -> list[SettledCall]:
+    """The settled calls whose callers may not have been told.
 
     Args:
         executor: Any session.
@@ -168,25 +174,23 @@ def unanswered(executor: Executor, *, grace: float = 2.0, most: int = 500) -> li
     """
     with executor.cursor() as cursor:
         cursor.execute("SELECT * FROM graph_migrator.unanswered(%s, %s)", (grace, most))
-        rows = cursor.fetchall()
-    outcomes = []
-    for task_id, migration_id, recorded, ended in rows:
-        result: MigrationReport | dict[str, object] | Exception
-        if recorded is not None and "error" in recorded:
-            result = own_error(recorded["error"]["type"], recorded["error"]["args"])
-        elif recorded is not None:
-            result = recorded.get("report", recorded)  # an operator's verb records its report as it is
-        else:
-            report = load_report(executor, migration_id)
-            if report.finished_at != ended:  # taken up again since: its end is still to come
-                continue
-            result = report.error() or report
-        outcomes.append(Outcome(task_id, result, ended))
-    return outcomes
+        return [SettledCall(*row) for row in cursor.fetchall()]
 
 
-def mark_answered(executor: Executor, outcomes: list[Outcome]) -> None:
+def outcome_of(executor: Executor, call: SettledCall) -> Outcome | None:
+    """What a caller is to be told; None where the migration was taken up again since: its end is still to come."""
+    if call.recorded is None:
+        assert call.migration_id is not None  # noqa: S101 - one of the two settles a call
+        report = load_report(executor, call.migration_id)
+        return (report.error() or report) if report.finished_at == call.ended else None
+    if "error" in call.recorded:
+        return own_error(call.recorded["error"]["type"], call.recorded["error"]["args"])
+    told: dict[str, Any] = call.recorded.get("report", call.recorded)  # a verb's report is recorded as it is
+    return told
+
+
+def mark_answered(executor: Executor, calls: list[SettledCall]) -> None:
     """Remember that these callers have their result."""
-    told = [outcome.task_id for outcome in outcomes], [outcome.ended for outcome in outcomes]
+    told = [call.task_id for call in calls], [call.ended for call in calls]
     with executor.cursor() as cursor:
         cursor.execute("SELECT graph_migrator.mark_answered(%s, %s::timestamptz[])", told)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any
 
+from celery.backends.redis import RedisBackend
 from celery.signals import worker_ready, worker_shutting_down
 
 from core import recovery
 from core.reports import MigrationReport
 from core.settings import settings
 from core.store.disclosure import safe_message
-from core.store.executor import Executor
 from tasks.celery import app
 from tasks.migrate import send
-from tasks.runtime import engine
+from tasks.runtime import executors
 from tasks.telling import show_failure
 
 _log = logging.getLogger("graph_migrator.recovery")
@@ -34,16 +33,16 @@ def sweep_once() -> dict[str, int]:
     Returns:
         Counts by what was done; empty while another process sweeps.
     """
-    with recovery.sweeping(engine()) as executor:
+    with recovery.sweeping(executors()) as executor:
         if executor is None:
             return {}
         done = recovery.sweep(executor)
-        outcomes = recovery.unanswered(executor)
+        calls = recovery.unanswered(executor)
     # All is committed and no lock is held any more, the sweep's own neither: where the broker or the results are
     # out of reach for this worker alone, it waits for them here, and another one sweeps.
     for dispatch in done.to_send:
         send(dispatch)
-    answered = answer_callers(outcomes)
+    answered = answer_callers(calls)
     return {
         "sent": len(done.to_send),
         "lost": done.lost,
@@ -54,31 +53,42 @@ def sweep_once() -> dict[str, int]:
     }
 
 
-def answer_callers(outcomes: list[recovery.Outcome]) -> int:
-    """Store the results that settled requests lack, so that every `.get()` resolves.
+def answer_callers(calls: list[recovery.SettledCall]) -> int:
+    """Store the results that settled calls lack, so that every `.get()` resolves.
 
     Returns:
         How many were missing.
     """
-    if not outcomes:
+    if not calls:
         return 0
-    stored = 0
-    for outcome in outcomes:
-        state = "FAILURE" if isinstance(outcome.result, Exception) else "SUCCESS"
-        if app.backend.get_state(outcome.task_id) != state:
-            _store(outcome.task_id, outcome.result)
-            if isinstance(outcome.result, Exception):
-                show_failure(outcome.task_id, outcome.result)
-            stored += 1
-    executor = Executor.connect(engine())
-    try:
-        recovery.mark_answered(executor, outcomes)
-    finally:
-        executor.close()
-    return stored
+    states = _states([call.task_id for call in calls])
+    missing = [c for c in calls if states.get(c.task_id) != ("SUCCESS" if c.succeeded else "FAILURE")]
+    with executors().borrow() as executor:
+        outcomes = [recovery.outcome_of(executor, call) for call in missing]
+    for call, outcome in zip(missing, outcomes, strict=True):
+        if outcome is not None:
+            _store(call.task_id, outcome)
+            if isinstance(outcome, Exception):
+                show_failure(call.task_id, outcome)
+    with executors().borrow() as executor:  # another time: whoever stores may wait for the backend for long
+        recovery.mark_answered(executor, calls)
+    return sum(outcome is not None for outcome in outcomes)
 
 
-def _store(task_id: str, result: MigrationReport | dict[str, Any] | Exception) -> None:
+def _states(task_ids: list[str]) -> dict[str, str]:
+    """What the result backend has of these calls; in one question, where it understands that."""
+    backend = app.backend
+    if isinstance(backend, RedisBackend):
+        stored = backend.mget([backend.get_key_for_task(task_id) for task_id in task_ids])
+        return {
+            task_id: backend.decode_result(meta)["status"]
+            for task_id, meta in zip(task_ids, stored, strict=True)
+            if meta
+        }
+    return {task_id: backend.get_state(task_id) for task_id in task_ids}
+
+
+def _store(task_id: str, result: recovery.Outcome) -> None:
     if isinstance(result, Exception):
         app.backend.mark_as_failure(task_id, result)
     else:

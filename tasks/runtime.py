@@ -47,8 +47,9 @@ def _refuse_a_pooling_proxy(**_: object) -> None:
 
 @worker_process_init.connect
 def _start_afresh(**_: object) -> None:
-    # The parent's sockets are the parent's: two processes on one session read each other's results. And its
-    # engine may be locked by the recovery thread, which connects just now and which a child does not have.
+    # The parent's sessions are the parent's; and its engine may be locked by the recovery thread, which connects
+    # just now and which a child does not have.
+    executors().disown()
     executors.cache_clear()
     engine.cache_clear()
 

@@ -34,6 +34,8 @@ DRIVER_ERRORS: Final = (psycopg2.Error, DBAPIError)
 
 FENCE: Final = "GM001"
 """Raised by our own functions when a session is not, or no longer, the executor."""
+ENDED: Final = "GM002"
+"""Raised by our own functions when somebody ended the transaction that they were to finish."""
 
 
 def driver_error(error: BaseException) -> psycopg2.Error | None:

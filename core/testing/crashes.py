@@ -77,7 +77,7 @@ def _crash_and_recover(graph: SampleGraph, goal: int, number: int) -> None:
 
 def _recover(executors: Executors, begun: Dispatch) -> None:
     """What a worker does about it, at once: sweep, and where nothing was running, ring without waiting."""
-    with sweeping(executors.engine) as sweeper:
+    with sweeping(executors) as sweeper:
         if sweeper is not None:
             sweep(sweeper)
     with executors.borrow() as executor:

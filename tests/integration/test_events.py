@@ -265,7 +265,7 @@ def test_a_dead_executor_is_told_by_who_finds_it(
             )  # fmt: skip
             executor.close()
         told.clear()
-        with sweeping(engine) as sweeper:
+        with sweeping(Executors(engine)) as sweeper:
             assert sweeper is not None
             sweep(sweeper)
         last = "migration_recovered" if lost < 3 else "migration_finished"

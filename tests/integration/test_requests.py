@@ -22,7 +22,7 @@ from core.hop_context import HopContext
 from core.hop_runs import Applied, run_hop
 from core.in_process import follow
 from core.migrations import Caller, Dispatch, begin_migration, record_outcome
-from core.recovery import unanswered
+from core.recovery import outcome_of, unanswered
 from core.reports import MigrationReport
 from core.statuses import Verb
 from core.store.executor import Executors
@@ -257,10 +257,12 @@ def test_every_call_is_answered_in_the_end(engine: Engine, executors: Executors,
     verb(executors, operations.release, caller=Caller("release-1"))
     deliver(executors, "call-3", target=2)
     with executors.borrow() as executor:
-        found = {outcome.task_id: outcome.result for outcome in unanswered(executor, grace=0)}
+        calls = unanswered(executor, grace=0)
+        found = {call.task_id: outcome_of(executor, call) for call in calls}
     assert {task_id: type(result) for task_id, result in found.items()} == {
         "call-1": MigrationReleased,
         "call-2": UnknownTarget,
         "release-1": dict,
         "call-3": dict,
     }
+    assert all(call.succeeded != isinstance(found[call.task_id], Exception) for call in calls)

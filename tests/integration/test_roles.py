@@ -18,6 +18,7 @@ from core.recovery import sweep, sweeping
 from core.sessions import lock_sessions
 from core.store import schema
 from core.store.engine import make_engine
+from core.store.executor import Executors
 from tests.acceptance.cluster import ROOT
 from tests.integration.scripted import Script
 from tests.rows import add_graph, graph_row
@@ -80,7 +81,7 @@ def test_the_worker_migrates_and_recovers(engine: Engine, log_in: LogIn, script:
     assert run_graph_migration(worker, "g").version == reading.find_graph(engine, "g").version
     run_graph_migration(worker, "b")
     assert reading.graph_state(worker, "g").graph.read_only is None
-    with sweeping(worker) as executor:
+    with sweeping(Executors(worker)) as executor:
         assert executor is not None
         assert sweep(executor).is_empty
 

@@ -51,11 +51,11 @@ def test_a_migration_that_cannot_be_recovered_does_not_keep_recovery_from_others
 
 
 def test_one_process_sweeps_at_a_time(engine: Engine) -> None:
-    with sweeping(engine) as first:
+    with sweeping(Executors(engine)) as first:
         assert first is not None
-        with sweeping(engine) as second:
+        with sweeping(Executors(engine)) as second:
             assert second is None
-    with sweeping(engine) as next_one:
+    with sweeping(Executors(engine)) as next_one:
         assert next_one is not None
 
 
@@ -74,7 +74,7 @@ def test_a_worker_that_waits_for_its_broker_or_results_lets_others_sweep(
 
     def wait(*what: Any) -> None:
         """Here a worker would stand for as long as its connection is away."""
-        with sweeping(here.engine) as another:
+        with sweeping(Executors(here.engine)) as another:
             assert another is not None, "nobody else can sweep"
             waited.append(what[0])
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import psycopg2.extensions
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
 from tests.simulation.actors import Killed, current
 
@@ -25,7 +26,8 @@ _FUNCTION = re.compile(r"graph_migrator\.(\w+)\(")
 _READING = frozenset(
     {
         "attempt_status", "become_executor", "candidates", "enter", "lock_holders", "look", "look_for_recovery",
-        "remaining", "report", "save_progress", "set_timeout", "take_lock", "try_sweep", "unanswered",
+        "remaining", "report", "save_progress", "set_timeout", "take_lock", "try_sweep", "end_sweep",
+        "unanswered",
     }
 )  # fmt: skip
 """They commit nothing that an invariant speaks of."""
@@ -97,10 +99,24 @@ class _Cursor(psycopg2.extensions.cursor):
     link: Link
 
     def execute(self, query: Any, parameters: Any = None) -> None:
-        self.link.run(_name_of(query), lambda: super(_Cursor, self).execute(query, parameters))
+        real = self.connection
+        # Outside of a transaction every message commits; inside, one that says so.
+        idle = real.info.transaction_status == TRANSACTION_STATUS_IDLE
+        commits = "COMMIT" in str(query) or (idle and not str(query).startswith("BEGIN"))
+
+        def arrives() -> None:
+            """In the server, after this cursor's process is gone."""
+            with real.cursor() as another:
+                another.execute(query, parameters)
+
+        self.link.run(
+            _name_of(query),
+            lambda: super(_Cursor, self).execute(query, parameters),
+            arrives if commits else None,
+        )
 
     def copy_expert(self, query: Any, file: Any, size: int = 8192) -> None:
-        self.link.run("copy", lambda: super(_Cursor, self).copy_expert(query, file, size))
+        self.link.run("copy", lambda: super(_Cursor, self).copy_expert(query, file, size), None)
 
 
 class Link:
@@ -147,17 +163,22 @@ class Link:
         cursor.link = self
         return cursor
 
-    def run(self, name: str, do: Callable[[], Any]) -> None:
-        """A statement, with all that can happen before and after it."""
+    def run(self, name: str, do: Callable[[], Any], arrives: Callable[[], Any] | None) -> None:
+        """A message, with all that can happen before and after it.
+
+        Args:
+            name: What it does.
+            do: Send it and wait for the answer.
+            arrives: What it does in the server if nobody waits any more; None where it commits nothing.
+        """
         self._require()
         if name == "connect":  # a session that nobody has yet
             do()
             return
-        commits = bool(self.real.autocommit)
-        self.world.at(f"before {name}", self, do if commits else None)
+        self.world.at(f"before {name}", self, arrives)
         self._require()
         self._do(do)
-        if commits:
+        if arrives is not None:
             self._committed(name)
 
     def commit(self) -> None:
@@ -238,4 +259,4 @@ def _name_of(query: Any) -> str:
     if "client_connection_check_interval" in text:
         return "connect"
     found = _FUNCTION.search(text)
-    return found.group(1) if found else "statement"
+    return found.group(1) if found else "commit" if text == "COMMIT" else "statement"

@@ -53,7 +53,7 @@ _EVENTS = (
 )  # fmt: skip
 _IN_FLIGHT = frozenset(
     {
-        "before commit", "before open_hop", "before fail_hop", "before begin_migration",
+        "before finish_hop", "before open_hop", "before fail_hop", "before begin_migration",
         "before retry_migration", "before give_up", "before leave", "before settle",
     }
 )  # fmt: skip

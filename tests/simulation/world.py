@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 
 import psycopg2
 import psycopg2.errors
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from sqlalchemy import Engine, event
 
 from core import killpoints, migrations, operations, recovery, registry
@@ -271,7 +272,8 @@ class World:
             return
         now = self.snapshot()
         try:
-            check(now, self.before, mended=self.mended)
+            waited = any(actor.blocked for actor in self.stage.actors)
+            check(now, self.before, mended=self.mended, waited=waited)
         except Violation as violation:
             self.violation = violation
         self.before = now
@@ -333,7 +335,7 @@ class World:
         real, last = self.lingering.pop(0)
         if last is not None:
             try:
-                if real.autocommit:
+                if real.info.transaction_status == TRANSACTION_STATUS_IDLE:
                     with real.cursor() as cursor:
                         cursor.execute("SET lock_timeout = '20ms'")
                 last()
@@ -540,15 +542,17 @@ class World:
                     raise
                 self.note(f"{process.name} did not finish: {type(error).__name__}")
                 return error
+            finally:
+                process.executors.close()
 
         return self.start(process, process.name, act)
 
     def _sweep(self, process: Process) -> Any:
-        with recovery.sweeping(self.engine) as executor:
+        with recovery.sweeping(process.executors) as executor:
             if executor is None:
                 return None
             done = recovery.sweep(executor)
-            outcomes = recovery.unanswered(executor, grace=0)
+            calls = recovery.unanswered(executor, grace=0)
         for error in done.errors:
             if classify(error) is Failure.PERMANENT:
                 raise error
@@ -557,18 +561,19 @@ class World:
             self.send(dispatch)
         if done.settled or done.given_up:
             self.note(f"{process.name} settled {done.settled}, gave up {done.given_up}")
-        for outcome in outcomes:
-            failed = isinstance(outcome.result, Exception)
-            state = "FAILURE" if failed else "SUCCESS"
-            if self.results.state(outcome.task_id) != state:
-                self.note(f"{process.name} answers {outcome.task_id} with {state}")
-                value = outcome.result
-                told = value.status if isinstance(value, MigrationReport) else _status_in(value)
-                self.results.store(outcome.task_id, state, told)
-        if outcomes:
+        for call in calls:
+            state = "SUCCESS" if call.succeeded else "FAILURE"
+            if self.results.state(call.task_id) != state:
+                with process.executors.borrow() as executor:
+                    value = recovery.outcome_of(executor, call)
+                if value is not None:
+                    self.note(f"{process.name} answers {call.task_id} with {state}")
+                    told = value.status if isinstance(value, MigrationReport) else _status_in(value)
+                    self.results.store(call.task_id, state, told)
+        if calls:
             with process.executors.borrow() as executor:
-                recovery.mark_answered(executor, outcomes)
-        return done, len(outcomes)
+                recovery.mark_answered(executor, calls)
+        return done, len(calls)
 
     # ── the end ─────────────────────────────────────────────────────────────────────────────────────
 

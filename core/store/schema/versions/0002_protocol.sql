@@ -130,6 +130,15 @@ BEGIN
     END IF;
 END $$;
 
+-- Raises GM002 where this is not the transaction that the executor opened for a hop's data: the hop's own code
+-- ended that one, by whatever way.
+CREATE FUNCTION require_transaction(p_attempt bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('graph_migrator.transaction', true) IS DISTINCT FROM 'open' THEN
+        RAISE EXCEPTION 'attempt % ended its own transaction', p_attempt USING ERRCODE = 'GM002';
+    END IF;
+END $$;
+
 -- The end of a hop, in the transaction of its data: attempt, version and, at the target, the migration.
 -- In a transaction of our caller's (p_callers) nothing follows it, so there the change is dated at once.
 -- The fence has taken the graph's lock for this transaction as well. So before the target the session gives its
@@ -175,6 +184,7 @@ BEGIN
             PERFORM give_up_lock(p_graph);
         END IF;
     END IF;
+    PERFORM require_transaction(p_attempt);
 END $$;
 
 -- This session is nobody's executor any more. A lock that is held for the transaction as well falls with that.

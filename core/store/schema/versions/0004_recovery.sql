@@ -177,6 +177,7 @@ BEGIN
         RAISE EXCEPTION 'attempt % of migration % is no longer running', p_attempt, p_migration
             USING ERRCODE = 'GM001';
     END IF;
+    PERFORM require_transaction(p_attempt);
     INSERT INTO checkpoints AS c (migration_id, to_version, cursor, done)
         VALUES (p_migration, p_to, p_cursor, p_done)
         ON CONFLICT (migration_id, to_version) DO UPDATE
@@ -240,9 +241,10 @@ END $$;
 -- Requests whose migration is settled, or that began nothing, and whose caller may not have been told.
 -- The worker that settled it gets p_grace seconds to tell the caller itself.
 CREATE FUNCTION unanswered(p_grace double precision, p_most integer)
-RETURNS TABLE (task_id text, migration_id uuid, outcome jsonb, ended timestamptz) LANGUAGE sql STABLE
-SET search_path = graph_migrator, pg_temp AS $$
-    SELECT r.task_id, r.migration_id, r.outcome, CASE WHEN r.verb = 'migrate' THEN m.finished_at END
+RETURNS TABLE (task_id text, succeeded boolean, migration_id uuid, recorded jsonb, ended timestamptz)
+LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp AS $$
+    SELECT r.task_id, CASE WHEN r.outcome IS NULL THEN m.status = 'succeeded' ELSE NOT r.outcome ? 'error' END,
+           r.migration_id, r.outcome, CASE WHEN r.verb = 'migrate' THEN m.finished_at END
     FROM requests r LEFT JOIN migrations m ON m.id = r.migration_id
     WHERE r.answered_at IS NULL
       AND (CASE WHEN r.verb <> 'migrate' OR m.id IS NULL THEN r.outcome IS NOT NULL AND r.created_at
@@ -264,6 +266,10 @@ $$;
 
 CREATE FUNCTION try_sweep() RETURNS boolean LANGUAGE sql AS $$
     SELECT pg_try_advisory_lock(5716853094183207171)
+$$;
+
+CREATE FUNCTION end_sweep() RETURNS boolean LANGUAGE sql AS $$
+    SELECT pg_advisory_unlock(5716853094183207171)
 $$;
 
 -- ── operators ──────────────────────────────────────────────────────────────────────────────────────
