@@ -29,6 +29,7 @@ from core.decisions import (
 )
 from core.errors import (
     GraphHalfDone,
+    GraphMigratorError,
     InvalidRequest,
     MigrationInFlight,
     UnknownGraph,
@@ -109,55 +110,75 @@ def begin_migration(
     caller = caller or Caller()
     if target is not None and target < 1:
         raise InvalidRequest("target", f"a version is 1 or more, not {target}")
-    facts = enter(executor, str(graph), caller.task_id)
-    killpoints.reach("begin_locked")
+    facts = None
     try:
-        if not facts.request_known and facts.graph_id is None:
-            raise UnknownGraph(str(graph))
+        facts = enter(executor, str(graph), caller.task_id)
+        killpoints.reach("begin_locked")
         if facts.request_known:
             return _answer_again(executor, facts)
-        kind = graph_type(facts.graph_type)
-        goal = kind.newest if target is None else target
-        match decide_begin(facts, goal, finish_half_done=finish_half_done):
-            case KnownRequest() | NoSuchGraph():
-                raise AssertionError("handled above")
-            case InFlight():
-                raise MigrationInFlight(facts.slug, str(facts.claim), facts.status, facts.to_version)
-            case StandsHalfDone():
-                raise half_done(facts)
-            case AlreadyThere():
-                make_plan(facts.slug, kind, facts.version, goal)  # the version itself must be known
-                return _nothing_to_do(facts)
-            case TakeUpAgain():
-                plan = make_plan(facts.slug, kind, facts.version, goal)
-                require_same_code(facts, plan.steps)
-                steps = continue_plan([Step.from_json(s) for s in facts.plan], plan)
-                again = retry_migration(executor, facts, steps, caller, verb="migrate")
-                telling.taken_up(executor, facts, facts.claim, "migrate", again.number, caller)
-                return again
-            case Begin(releases):
-                plan = make_plan(facts.slug, kind, facts.version, goal)
-                if not plan.steps and facts.half_done is None:  # back to where it stands: release says it
-                    executor.call("release", releases, facts.graph_id, None)
-                    if releases is not None:
-                        telling.ended(executor, releases)
-                    return _nothing_to_do(facts)
-                migration_id = uuid4()
-                killpoints.reach("begin_before_commit")
-                executor.call(
-                    "begin_migration", migration_id, facts.graph_id, kind.name, facts.version, goal,
-                    [step.to_json() for step in plan.steps], releases, caller.task_id, target,
-                    caller.requested_by, caller.reason, settings().deadline_seconds,
-                    not executor.in_callers_transaction,
-                )  # fmt: skip
-                facts.locked = False  # its commit has given the lock back
-                killpoints.reach("begin_committed")
-                begun = Dispatch(migration_id, facts.slug, kind.name, 1, caller.task_id, plan.steps)
-                telling.begun(executor, begun, facts, goal, caller, releases)
-                return begun
+        begun = _begin(executor, facts, graph, target, caller, finish_half_done=finish_half_done)
+        if isinstance(begun, MigrationReport):
+            record_outcome(executor, caller, graph, target, begun)
+        return begun
+    except GraphMigratorError as refusal:
+        if facts is None or not facts.request_known:
+            record_outcome(executor, caller, graph, target, refusal)
+        raise
     finally:
-        if facts.locked:
+        if facts is not None and facts.locked:
             executor.leave(facts.graph_id)
+
+
+def _begin(
+    executor: Executor,
+    facts: Any,
+    graph: str | UUID,
+    target: int | None,
+    caller: Caller,
+    *,
+    finish_half_done: bool,
+) -> Dispatch | MigrationReport:
+    if facts.graph_id is None:
+        raise UnknownGraph(str(graph))
+    kind = graph_type(facts.graph_type)
+    goal = kind.newest if target is None else target
+    match decide_begin(facts, goal, finish_half_done=finish_half_done):
+        case KnownRequest() | NoSuchGraph():
+            raise AssertionError("handled above")
+        case InFlight():
+            raise MigrationInFlight(facts.slug, str(facts.claim), facts.status, facts.to_version)
+        case StandsHalfDone():
+            raise half_done(facts)
+        case AlreadyThere():
+            make_plan(facts.slug, kind, facts.version, goal)  # the version itself must be known
+            return _nothing_to_do(facts)
+        case TakeUpAgain():
+            plan = make_plan(facts.slug, kind, facts.version, goal)
+            require_same_code(facts, plan.steps)
+            steps = continue_plan([Step.from_json(s) for s in facts.plan], plan)
+            again = retry_migration(executor, facts, steps, caller, verb="migrate")
+            telling.taken_up(executor, facts, facts.claim, "migrate", again.number, caller)
+            return again
+        case Begin(releases):
+            plan = make_plan(facts.slug, kind, facts.version, goal)
+            if not plan.steps and facts.half_done is None:  # back to where it stands: release says it
+                executor.call("release", releases, facts.graph_id, None)
+                if releases is not None:
+                    telling.ended(executor, releases)
+                return _nothing_to_do(facts)
+            migration_id = uuid4()
+            killpoints.reach("begin_before_commit")
+            executor.call(
+                "begin_migration", migration_id, facts.graph_id, kind.name, facts.version, goal,
+                [step.to_json() for step in plan.steps], releases, caller.task_id, target,
+                caller.requested_by, caller.reason, settings().deadline_seconds,
+                not executor.in_callers_transaction,
+            )  # fmt: skip
+            facts.locked = False  # its commit has given the lock back
+            killpoints.reach("begin_committed")
+            begun = Dispatch(migration_id, facts.slug, kind.name, 1, caller.task_id, plan.steps)
+            telling.begun(executor, begun, facts, goal, caller, releases)
+            return begun
 
 
 def retry_migration(
@@ -297,7 +318,12 @@ def record_outcome(
     outcome: MigrationReport | Exception,
     verb: Verb = Verb.MIGRATE,
 ) -> None:
-    """Remember how a call ended that began nothing: a no-op or a refusal. Only calls that have a task id."""
+    """Remember how a call ended that began nothing: a no-op or a refusal. Only calls that have a task id.
+
+    Raises:
+        psycopg2.errors.SerializationFailure: A duplicate of this call has ended in another way meanwhile; whoever
+            looks again answers as that one did.
+    """
     if caller.task_id is None:
         return
     if isinstance(outcome, MigrationReport):

@@ -16,8 +16,7 @@ from core.decisions import HopMessage, Ignored, Later
 from core.errors import GraphMigratorError
 from core.hop_runs import Applied, Failed, Worker, backoff
 from core.hop_runs import run_hop as run_one_hop
-from core.migrations import Caller, Dispatch, begin_migration, record_outcome
-from core.reports import MigrationReport
+from core.migrations import Caller, Dispatch, begin_migration
 from core.store.disclosure import tellable
 from core.store.failures import Failure, classify
 from tasks.celery import app
@@ -44,15 +43,8 @@ def migrate_graph(self: MigrateTask, *args: Any, **kwargs: Any) -> Any:
     graph, target = given["graph_id"], given["target"]
     caller = Caller(self.request.id, given["requested_by"], given["reason"])
     try:
-        try:
-            with executors().borrow() as executor:
-                begun = begin_migration(executor, graph, target, caller=caller)
-                if isinstance(begun, MigrationReport):
-                    record_outcome(executor, caller, graph, target, begun)
-        except GraphMigratorError as refusal:  # remembered: the message may come again in another state
-            with executors().borrow() as executor:
-                record_outcome(executor, caller, graph, target, refusal)
-            raise
+        with executors().borrow() as executor:
+            begun = begin_migration(executor, graph, target, caller=caller)
     except GraphMigratorError:
         raise
     except Exception as error:  # noqa: BLE001 - raised again, without values

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import psycopg2.errors
 import pytest
 from sqlalchemy import Engine
 
 from core import operations
 from core.decisions import Ignored
 from core.errors import (
-    GraphMigratorError,
     InvalidRequest,
     MigrationCancelled,
     MigrationInFlight,
@@ -38,14 +38,7 @@ def deliver(
     """What a delivered `migrate_graph` message does, without its sending."""
     caller = Caller(task_id, "ann", "because")
     with executors.borrow() as executor:
-        try:
-            begun = begin_migration(executor, slug, target, caller=caller)
-        except GraphMigratorError as refusal:
-            record_outcome(executor, caller, slug, target, refusal)
-            raise
-        if isinstance(begun, MigrationReport):
-            record_outcome(executor, caller, slug, target, begun)
-        return begun
+        return begin_migration(executor, slug, target, caller=caller)
 
 
 def dispatched(executors: Executors, task_id: str, slug: str = "g", target: int | None = 3) -> Dispatch:
@@ -230,7 +223,8 @@ def test_what_a_call_was_told_first_stands(engine: Engine, executors: Executors)
     before = rows(engine, "SELECT r::text FROM requests r ORDER BY 1")
     with executors.borrow() as executor:
         executor.call("record_verb", "pause-1", "pause", graph, begun.migration_id, {"other": 1}, "bob")
-        record_outcome(executor, Caller("pause-1", "bob"), "g", None, UnknownGraph("g"), Verb.PAUSE)
+        with pytest.raises(psycopg2.errors.SerializationFailure, match="was answered meanwhile"):
+            record_outcome(executor, Caller("pause-1", "bob"), "g", None, UnknownGraph("g"), Verb.PAUSE)
     assert rows(engine, "SELECT r::text FROM requests r ORDER BY 1") == before
 
 

@@ -392,15 +392,8 @@ class World:
     def _migrate_graph(self, process: Process, message: Message) -> Any:
         caller, target = Caller(message.id), message.arguments.get("target")
         try:
-            try:
-                with process.executors.borrow() as executor:
-                    begun = migrations.begin_migration(executor, self.slug, target, caller=caller)
-                    if isinstance(begun, MigrationReport):
-                        migrations.record_outcome(executor, caller, self.slug, target, begun)
-            except GraphMigratorError as refusal:
-                with process.executors.borrow() as executor:
-                    migrations.record_outcome(executor, caller, self.slug, target, refusal)
-                raise
+            with process.executors.borrow() as executor:
+                begun = migrations.begin_migration(executor, self.slug, target, caller=caller)
         except Exception as error:
             return self._ended_with(process, message, error)
         if isinstance(begun, Dispatch):

@@ -93,14 +93,20 @@ LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp AS $$
     WHERE m.id = p_migration AND m.status IN ('queued', 'running', 'pausing', 'cancelling')
 $$;
 
--- How a call ended that began nothing. A call that is known already keeps its first outcome.
+-- How a call ended that began nothing. It keeps its first outcome: a duplicate of the same message that came to
+-- another one looks again, and answers as the first did.
 CREATE FUNCTION record_outcome(p_task text, p_verb text, p_graph text, p_target integer, p_outcome jsonb,
-    p_by text) RETURNS void LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
+    p_by text) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
     INSERT INTO requests (task_id, verb, graph_id, target, outcome, requested_by)
         VALUES (p_task, p_verb, (SELECT g.id FROM graphs g WHERE g.slug = p_graph OR g.id::text = lower(p_graph)),
                 p_target, p_outcome, p_by)
-        ON CONFLICT (task_id) DO NOTHING
-$$;
+        ON CONFLICT (task_id) DO NOTHING;
+    IF NOT FOUND AND EXISTS (SELECT FROM requests r WHERE r.task_id = p_task AND r.verb = p_verb
+                             AND r.outcome IS DISTINCT FROM p_outcome) THEN
+        PERFORM answered_meanwhile(p_task);
+    END IF;
+END $$;
 
 CREATE FUNCTION count_mismatch(p_migration uuid, p_deadline double precision) RETURNS void
 LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
