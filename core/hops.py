@@ -80,7 +80,8 @@ def commit_hop(
     return executor.call_and_commit(
         "finish_hop", attempt.id, attempt.message.migration_id, attempt.graph.id, attempt.message.from_version,
         attempt.message.to_version, "skipped" if skipped else "succeeded", rows, done, attempt.is_last,
-        executor.in_callers_transaction, settings().deadline_seconds, then=then,
+        executor.in_callers_transaction, settings().deadline_seconds,
+        attempt.hop.is_batched or attempt.facts.cursor is not None, then=then,
     )  # fmt: skip
 
 

@@ -70,25 +70,29 @@ BEGIN
     SELECT m.status, m.dispatch, m.from_version, m.to_version, m.task_id, m.code_mismatches, m.error_type,
            m.error_message, m.error_args, m.counted_from, g.slug, m.graph_type, g.config, g.version,
            g.migration_id, jsonb_path_query_first(m.plan, '$[*] ? (@.to_version == $v)',
-                                                  jsonb_build_object('v', p_to))
+                                                  jsonb_build_object('v', p_to)), c.cursor, c.done
         INTO status, dispatch, from_version, to_version, task_id, mismatches, error_type,
-             error_message, error_args, forgiven, slug, graph_type, config, version, claim, hop
-        FROM migrations m LEFT JOIN graphs g ON g.id = m.graph_id WHERE m.id = p_migration;
-    SELECT a.id, a.to_version, a.dispatch, a.batches
-        INTO running_id, running_to, running_dispatch, running_batches
-        FROM hop_attempts a WHERE a.migration_id = p_migration AND a.status = 'running';
-    -- Counts start again with batch progress and with an operator's retry.
-    SELECT count(*) FILTER (WHERE a.status = 'lost'), count(*) FILTER (WHERE a.transient)
-        INTO lost, tries
-        FROM hop_attempts a
-        WHERE a.migration_id = p_migration AND a.to_version = p_to AND a.id > forgiven
-          AND a.id > coalesce((SELECT max(b.id) FROM hop_attempts b WHERE b.migration_id = p_migration
-                               AND b.to_version = p_to AND b.batches > 0), 0);
-    later_begun := EXISTS (SELECT FROM hop_attempts a
-        WHERE a.migration_id = p_migration AND a.dispatch = p_dispatch
-          AND (a.to_version - p_to) * sign(look.to_version - look.from_version) > 0);
-    SELECT c.cursor, c.done INTO cursor, done
-        FROM checkpoints c WHERE c.migration_id = p_migration AND c.to_version = p_to;
+             error_message, error_args, forgiven, slug, graph_type, config, version, claim, hop, cursor, done
+        FROM migrations m LEFT JOIN graphs g ON g.id = m.graph_id
+        LEFT JOIN checkpoints c ON c.migration_id = m.id AND c.to_version = p_to WHERE m.id = p_migration;
+    -- At most one attempt is running.
+    SELECT max(a.id) FILTER (WHERE a.status = 'running'), max(a.to_version) FILTER (WHERE a.status = 'running'),
+           max(a.dispatch) FILTER (WHERE a.status = 'running'), max(a.batches) FILTER (WHERE a.status = 'running'),
+           coalesce(bool_or(a.dispatch = p_dispatch
+                            AND (a.to_version - p_to) * sign(look.to_version - look.from_version) > 0), false),
+           count(*) FILTER (WHERE a.to_version = p_to AND (a.status = 'lost' OR a.transient))
+        INTO running_id, running_to, running_dispatch, running_batches, later_begun, lost
+        FROM hop_attempts a WHERE a.migration_id = p_migration;
+    tries := 0;
+    IF lost > 0 THEN
+        -- Counts start again with batch progress and with an operator's retry.
+        SELECT count(*) FILTER (WHERE a.status = 'lost'), count(*) FILTER (WHERE a.transient)
+            INTO lost, tries
+            FROM hop_attempts a
+            WHERE a.migration_id = p_migration AND a.to_version = p_to AND a.id > forgiven
+              AND a.id > coalesce((SELECT max(b.id) FROM hop_attempts b WHERE b.migration_id = p_migration
+                                   AND b.to_version = p_to AND b.batches > 0), 0);
+    END IF;
 END $$;
 
 -- Opens a hop attempt and makes this session the migration's executor. NULL where the migration is not
@@ -99,13 +103,22 @@ CREATE FUNCTION open_hop(p_migration uuid, p_graph uuid, p_status text, p_dispat
     p_from integer, p_to integer, p_hop text, p_fingerprint text, p_worker text, p_pid integer,
     p_task text, p_done bigint, p_deadline double precision, OUT attempt_id bigint, OUT attempt integer)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+DECLARE
+    is_ahead boolean;
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
-    UPDATE migrations m SET status = 'running', started_at = coalesce(m.started_at, clock_timestamp()),
-           deadline = clock_timestamp() + make_interval(secs => p_deadline), rings = 0, code_mismatches = 0
-        WHERE m.id = p_migration AND m.status = p_status AND m.dispatch = p_dispatch;
+    SELECT m.status = 'running' AND m.rings = 0 AND m.code_mismatches = 0
+           AND m.deadline > clock_timestamp() + make_interval(secs => p_deadline * 0.75) INTO is_ahead
+        FROM migrations m WHERE m.id = p_migration AND m.status = p_status AND m.dispatch = p_dispatch
+        FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RETURN;
+    END IF;
+    -- A deadline that was pushed a moment ago need not be pushed again.
+    IF NOT is_ahead THEN
+        UPDATE migrations m SET status = 'running', started_at = coalesce(m.started_at, clock_timestamp()),
+               deadline = clock_timestamp() + make_interval(secs => p_deadline), rings = 0, code_mismatches = 0
+            WHERE m.id = p_migration;
     END IF;
     IF p_lost IS NOT NULL THEN
         UPDATE hop_attempts a SET status = 'lost', finished_at = clock_timestamp()
@@ -141,20 +154,22 @@ END $$;
 
 -- The end of a hop, in the transaction of its data: attempt, version and, at the target, the migration.
 -- In a transaction of our caller's (p_callers) nothing follows it, so there the change is dated at once.
+-- Where no batch was ever committed for the hop there is no checkpoint to take away (p_walked).
 -- The fence has taken the graph's lock for this transaction as well. So before the target the session gives its
 -- own hold back here, and the commit itself lets the next hop in. If the commit fails, the token comes back with
 -- the rollback, and whoever has taken the graph meanwhile finds the attempt still running, and settles it.
 CREATE FUNCTION finish_hop(p_attempt bigint, p_migration uuid, p_graph uuid, p_from integer, p_to integer,
     p_status text, p_rows bigint, p_done bigint, p_last boolean, p_callers boolean,
-    p_deadline double precision DEFAULT 30) RETURNS void
+    p_deadline double precision DEFAULT 30, p_walked boolean DEFAULT true) RETURNS void
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
 DECLARE
+    started timestamptz;
     touched integer;
 BEGIN
     PERFORM require_executor(p_migration, p_graph);
     UPDATE hop_attempts SET status = p_status, rows_changed = rows_changed + p_rows,
            done = coalesce(p_done, done), finished_at = clock_timestamp()
-        WHERE id = p_attempt AND status = 'running';
+        WHERE id = p_attempt AND status = 'running' RETURNING started_at INTO started;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'attempt % of migration % is no longer running', p_attempt, p_migration
             USING ERRCODE = 'GM001';
@@ -168,7 +183,9 @@ BEGIN
         RAISE EXCEPTION 'graph % is not at version % under migration %', p_graph, p_from, p_migration
             USING ERRCODE = 'GM001';
     END IF;
-    DELETE FROM checkpoints WHERE migration_id = p_migration AND to_version = p_to;
+    IF p_walked THEN
+        DELETE FROM checkpoints WHERE migration_id = p_migration AND to_version = p_to;
+    END IF;
     IF p_last THEN
         UPDATE migrations SET status = 'succeeded', finished_at = clock_timestamp(),
                error_type = NULL, error_message = NULL, error_args = NULL
@@ -177,9 +194,11 @@ BEGIN
             RAISE EXCEPTION 'migration % cannot succeed', p_migration USING ERRCODE = 'GM001';
         END IF;
     ELSE
-        -- After a long hop the deadline lies behind; the next hop has the full time to be taken.
-        UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), rings = 0
-            WHERE id = p_migration AND deadline < clock_timestamp() + make_interval(secs => p_deadline / 2);
+        IF started < clock_timestamp() - make_interval(secs => p_deadline * 0.25) THEN
+            -- After a long hop the deadline lies behind; the next hop has the full time to be taken.
+            UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), rings = 0
+                WHERE id = p_migration;
+        END IF;
         IF NOT p_callers THEN
             PERFORM give_up_lock(p_graph);
         END IF;
