@@ -15,7 +15,7 @@ CREATE FUNCTION enter(p_graph text, p_request text, p_wait_ms integer, p_session
     OUT half_done jsonb, OUT status text, OUT dispatch integer, OUT from_version integer,
     OUT to_version integer, OUT plan jsonb, OUT started boolean, OUT checkpoint jsonb,
     OUT request_known boolean, OUT request_migration uuid, OUT request_outcome jsonb, OUT locked boolean)
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     locked := false;
     -- Not one query with a CASE or an OR: that would read all graphs, or be planned anew for each call.
@@ -54,7 +54,7 @@ CREATE FUNCTION look(p_migration uuid, p_to integer, p_dispatch integer,
     OUT running_dispatch integer, OUT running_batches integer, OUT later_begun boolean, OUT lost integer, OUT tries integer,
     OUT mismatches integer, OUT cursor jsonb, OUT done bigint,
     OUT error_type text, OUT error_message text, OUT error_args jsonb)
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     forgiven bigint;
 BEGIN
@@ -102,7 +102,7 @@ END $$;
 CREATE FUNCTION open_hop(p_migration uuid, p_graph uuid, p_status text, p_dispatch integer, p_lost bigint,
     p_from integer, p_to integer, p_hop text, p_fingerprint text, p_worker text, p_pid integer,
     p_task text, p_done bigint, p_deadline double precision, OUT attempt_id bigint, OUT attempt integer)
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     is_ahead boolean;
 BEGIN
@@ -134,7 +134,7 @@ BEGIN
 END $$;
 
 -- Raises GM001 unless this very session is the migration's executor and holds the graph's lock.
-CREATE FUNCTION require_executor(p_migration uuid, p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+CREATE FUNCTION require_executor(p_migration uuid, p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     IF current_setting('graph_migrator.executor', true) IS DISTINCT FROM p_migration::text
        OR NOT pg_try_advisory_xact_lock(lock_key(p_graph)) THEN
@@ -161,7 +161,7 @@ END $$;
 CREATE FUNCTION finish_hop(p_attempt bigint, p_migration uuid, p_graph uuid, p_from integer, p_to integer,
     p_status text, p_rows bigint, p_done bigint, p_last boolean, p_callers boolean,
     p_deadline double precision DEFAULT 30, p_walked boolean DEFAULT true) RETURNS void
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     started timestamptz;
     touched integer;
@@ -207,7 +207,7 @@ BEGIN
 END $$;
 
 -- This session is nobody's executor any more. A lock that is held for the transaction as well falls with that.
-CREATE FUNCTION give_up_lock(p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+CREATE FUNCTION give_up_lock(p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     PERFORM set_config('graph_migrator.executor', '', false), pg_advisory_unlock(lock_key(p_graph));
 END $$;
@@ -216,7 +216,7 @@ END $$;
 -- between the change and its commit has read old rows and must not write them into the new version.
 -- Brings back what is to be told of p_migration, if that is asked for.
 CREATE FUNCTION leave(p_graph uuid, p_stamp boolean, p_migration uuid DEFAULT NULL, OUT report jsonb)
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     IF p_stamp THEN
         PERFORM set_config('synchronous_commit', 'off', true);
@@ -243,7 +243,7 @@ END $$;
 CREATE FUNCTION begin_migration(p_migration uuid, p_graph uuid, p_graph_type text, p_from integer,
     p_to integer, p_plan jsonb, p_release uuid, p_request text, p_target integer, p_by text, p_reason text,
     p_deadline double precision, p_leave boolean DEFAULT false) RETURNS void
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     half jsonb;
 BEGIN
@@ -286,7 +286,7 @@ END $$;
 -- Takes a failed migration up again: a new dispatch, the plan as it is today, counters at zero.
 CREATE FUNCTION retry_migration(p_migration uuid, p_plan jsonb, p_request text, p_verb text, p_target integer,
     p_by text, p_deadline double precision, OUT dispatch integer)
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     UPDATE migrations m SET status = 'running', dispatch = m.dispatch + 1, plan = p_plan,
            error_type = NULL, error_message = NULL, error_args = NULL, finished_at = NULL,
@@ -316,7 +316,7 @@ END $$;
 CREATE FUNCTION fail_hop(p_attempt bigint, p_migration uuid, p_graph uuid, p_transient boolean,
     p_final boolean, p_type text, p_message text, p_args jsonb, p_traceback text,
     p_deadline double precision) RETURNS boolean
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     PERFORM require_executor(p_migration, p_graph);
     UPDATE hop_attempts SET status = 'failed', transient = p_transient, error_type = p_type,
@@ -342,7 +342,7 @@ END $$;
 -- Fails a migration between two hops: poison, or code that differs. Under the lock, with no hop running.
 CREATE FUNCTION give_up(p_migration uuid, p_dispatch integer, p_lost bigint, p_type text, p_message text,
     p_args jsonb) RETURNS boolean
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     UPDATE migrations SET status = 'failed', finished_at = clock_timestamp(), error_type = p_type,
            error_message = p_message, error_args = p_args
@@ -358,7 +358,7 @@ END $$;
 -- Does what an operator asked for, at a boundary or where nobody executes; under the graph's lock.
 -- Returns the new status, or NULL where nothing was asked any more.
 CREATE FUNCTION settle(p_migration uuid, p_attempt_becomes text, OUT status text)
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     m migrations;
     half checkpoints;
@@ -391,7 +391,7 @@ BEGIN
 END $$;
 
 -- Clears the claim. Every commit that changed data lies before this transaction, so its clock dates them.
-CREATE FUNCTION give_back(p_migration uuid, p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+CREATE FUNCTION give_back(p_migration uuid, p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     token text := current_setting('graph_migrator.executor', true);
 BEGIN

@@ -3,7 +3,7 @@
 -- Migrations that may need recovery: a running row whose executor may be dead, a request nobody has
 -- carried out yet, or a deadline gone by. Cheap with thousands of waiting ones: only indexes are read.
 CREATE FUNCTION candidates(p_most integer) RETURNS SETOF uuid LANGUAGE sql STABLE
-SET search_path = graph_migrator, pg_temp AS $$
+SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     SELECT a.migration_id FROM hop_attempts a WHERE a.status = 'running'
     UNION
     SELECT m.id FROM migrations m WHERE m.status IN ('pausing', 'cancelling')
@@ -17,7 +17,7 @@ $$;
 CREATE FUNCTION look_for_recovery(p_migration uuid, OUT graph_id uuid, OUT status text, OUT overdue boolean,
     OUT dispatch integer, OUT running_id bigint, OUT running_batches integer, OUT hop_name text,
     OUT hop_to integer, OUT lost integer)
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     forgiven bigint;
     graph uuid;
@@ -39,7 +39,7 @@ END $$;
 
 -- Marks a dead executor's attempt and makes room for the next one.
 CREATE FUNCTION redispatch(p_migration uuid, p_running bigint, p_deadline double precision) RETURNS void
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     UPDATE hop_attempts SET status = 'lost', finished_at = clock_timestamp()
         WHERE id = p_running AND status = 'running';
@@ -50,7 +50,7 @@ END $$;
 
 -- The same dispatch, and a deadline twice as far away, up to p_most seconds.
 CREATE FUNCTION ring_again(p_migration uuid, p_deadline double precision, p_most double precision)
-RETURNS void LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
+RETURNS void LANGUAGE sql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     UPDATE migrations SET rings = rings + 1, deadline = clock_timestamp()
            + make_interval(secs => least(p_deadline * 2 ^ least(rings + 1, 30), p_most))
         WHERE id = p_migration
@@ -58,7 +58,7 @@ $$;
 
 -- One migration as its callers are told of it. NULL where there is none.
 CREATE FUNCTION report(p_migration uuid) RETURNS jsonb LANGUAGE sql STABLE
-SET search_path = graph_migrator, pg_temp AS $$
+SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     SELECT jsonb_build_object(
         'migration_id', m.id, 'graph_id', m.graph_id, 'graph', coalesce(g.slug, m.graph_id::text),
         'graph_type', m.graph_type, 'status', m.status, 'from_version', m.from_version,
@@ -84,7 +84,7 @@ $$;
 -- The rest of a live migration's chain.
 CREATE FUNCTION remaining(p_migration uuid, OUT graph text, OUT graph_type text, OUT number integer,
     OUT task_id text, OUT steps jsonb)
-LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     SELECT g.slug, m.graph_type, m.dispatch, m.task_id,
            (SELECT coalesce(jsonb_agg(s.step ORDER BY s.place), '[]')
             FROM jsonb_array_elements(m.plan) WITH ORDINALITY AS s (step, place)
@@ -96,7 +96,7 @@ $$;
 -- How a call ended that began nothing. It keeps its first outcome: a duplicate of the same message that came to
 -- another one looks again, and answers as the first did.
 CREATE FUNCTION record_outcome(p_task text, p_verb text, p_graph text, p_target integer, p_outcome jsonb,
-    p_by text) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+    p_by text) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     INSERT INTO requests (task_id, verb, graph_id, target, outcome, requested_by)
         VALUES (p_task, p_verb, (SELECT g.id FROM graphs g WHERE g.slug = p_graph OR g.id::text = lower(p_graph)),
@@ -109,14 +109,14 @@ BEGIN
 END $$;
 
 CREATE FUNCTION count_mismatch(p_migration uuid, p_deadline double precision) RETURNS void
-LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE sql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     UPDATE migrations SET code_mismatches = code_mismatches + 1,
            deadline = clock_timestamp() + make_interval(secs => p_deadline)
         WHERE id = p_migration AND status IN ('queued', 'running')
 $$;
 
 CREATE FUNCTION attempt_status(p_attempt bigint) RETURNS text LANGUAGE sql STABLE
-SET search_path = graph_migrator, pg_temp AS $$ SELECT status FROM hop_attempts WHERE id = p_attempt $$;
+SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$ SELECT status FROM hop_attempts WHERE id = p_attempt $$;
 
 CREATE FUNCTION become_executor(p_migration uuid) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
@@ -124,7 +124,7 @@ BEGIN
 END $$;
 
 CREATE FUNCTION take_lock(p_graph uuid, p_wait_ms integer) RETURNS void LANGUAGE plpgsql
-SET search_path = graph_migrator, pg_temp AS $$
+SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     PERFORM set_config('lock_timeout', p_wait_ms::text, true);
     PERFORM pg_advisory_lock(lock_key(p_graph));
@@ -132,7 +132,7 @@ END $$;
 
 -- In words, for people. pg_locks is read here only, never by the write guard.
 CREATE FUNCTION lock_holders(p_graph text) RETURNS text[] LANGUAGE sql STABLE
-SET search_path = graph_migrator, pg_temp AS $$
+SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     SELECT array_agg(coalesce(
         'pid ' || a.pid || ' (' || coalesce(nullif(a.application_name, ''), 'no application_name') || ', '
             || a.usename || coalesce('@' || host(a.client_addr), '') || ') since '
@@ -155,7 +155,7 @@ $$;
 
 -- Opens one batch's transaction: both fences, and what an operator has asked for meanwhile.
 CREATE FUNCTION open_batch(p_attempt bigint, p_migration uuid, p_graph uuid, OUT status text)
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     PERFORM require_executor(p_migration, p_graph);
     PERFORM FROM hop_attempts WHERE id = p_attempt AND hop_attempts.status = 'running' FOR UPDATE;
@@ -175,7 +175,7 @@ END $$;
 -- Commits with the batch's data: how far the hop is, for the next executor and for people who watch.
 CREATE FUNCTION save_batch(p_attempt bigint, p_migration uuid, p_to integer, p_cursor jsonb, p_done bigint,
     p_rows bigint, p_deadline double precision) RETURNS void
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     UPDATE hop_attempts SET batches = batches + 1, done = p_done, rows_changed = rows_changed + p_rows
         WHERE id = p_attempt AND status = 'running';
@@ -194,7 +194,7 @@ END $$;
 
 -- Progress of a hop that is one transaction: written beside it, so that others can see it.
 CREATE FUNCTION save_progress(p_attempt bigint, p_done bigint, p_total bigint) RETURNS void
-LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE sql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     UPDATE hop_attempts SET done = coalesce(p_done, done), total = coalesce(p_total, total)
         WHERE id = p_attempt AND status = 'running'
 $$;
@@ -209,7 +209,7 @@ END $$;
 -- An operator gives a migration up and the graph back; under the graph's lock. p_half_done is what stays
 -- to be said of a graph whose rows are of two shapes.
 CREATE FUNCTION release(p_migration uuid, p_graph uuid, p_half_done jsonb) RETURNS text
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     before text;
 BEGIN
@@ -228,7 +228,7 @@ BEGIN
 END $$;
 
 -- Dates the last change of graphs whose executor died between its last commit and the stamp.
-CREATE FUNCTION stamp_graphs() RETURNS integer LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+CREATE FUNCTION stamp_graphs() RETURNS integer LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     graph uuid;
     stamped integer := 0;
@@ -248,7 +248,7 @@ END $$;
 -- The worker that settled it gets p_grace seconds to tell the caller itself.
 CREATE FUNCTION unanswered(p_grace double precision, p_most integer)
 RETURNS TABLE (task_id text, succeeded boolean, migration_id uuid, recorded jsonb, ended timestamptz)
-LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     SELECT r.task_id, CASE WHEN r.outcome IS NULL THEN m.status = 'succeeded' ELSE NOT r.outcome ? 'error' END,
            r.migration_id, r.outcome, CASE WHEN r.verb = 'migrate' THEN m.finished_at END
     FROM requests r LEFT JOIN migrations m ON m.id = r.migration_id
@@ -262,7 +262,7 @@ $$;
 -- p_ended: when the migration ended that each caller was told of. One that was taken up again meanwhile has
 -- another answer to come.
 CREATE FUNCTION mark_answered(p_tasks text[], p_ended timestamptz[]) RETURNS void LANGUAGE sql
-SET search_path = graph_migrator, pg_temp AS $$
+SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     UPDATE requests r SET answered_at = clock_timestamp()
         FROM unnest(p_tasks, p_ended) AS told (task_id, ended)
         WHERE r.task_id = told.task_id
@@ -285,7 +285,7 @@ CREATE FUNCTION look_for_operator(p_graph text, p_request text, OUT graph_id uui
     OUT graph_type text, OUT version integer, OUT half_done jsonb, OUT migration_id uuid, OUT status text,
     OUT dispatch integer, OUT to_version integer, OUT plan jsonb, OUT checkpoint jsonb,
     OUT known boolean, OUT known_outcome jsonb)
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     SELECT g.migration_id INTO migration_id FROM graphs g
         WHERE g.slug = p_graph OR g.id::text = lower(p_graph);
@@ -303,7 +303,7 @@ END $$;
 -- Follows one edge. p_again: the chain is numbered anew, so that late messages of the old one do nothing.
 CREATE FUNCTION follow_edge(p_migration uuid, p_from text, p_to text, p_again boolean,
     p_deadline double precision, OUT dispatch integer)
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     UPDATE migrations m SET status = p_to, dispatch = m.dispatch + p_again::integer, rings = 0,
            deadline = CASE WHEN p_again THEN clock_timestamp() + make_interval(secs => p_deadline)
@@ -315,14 +315,14 @@ BEGIN
 END $$;
 
 CREATE FUNCTION record_verb(p_task text, p_verb text, p_graph uuid, p_migration uuid, p_outcome jsonb, p_by text)
-RETURNS void LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
+RETURNS void LANGUAGE sql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     INSERT INTO requests (task_id, verb, graph_id, migration_id, outcome, requested_by)
         VALUES (p_task, p_verb, p_graph, p_migration, p_outcome, p_by)
         ON CONFLICT (task_id) DO UPDATE SET outcome = excluded.outcome WHERE requests.outcome IS NULL
 $$;
 
 CREATE FUNCTION declare_whole(p_graph uuid) RETURNS void LANGUAGE plpgsql
-SET search_path = graph_migrator, pg_temp AS $$
+SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     PERFORM set_config('graph_migrator.executor',
                        (SELECT half_done->>'migration_id' FROM graphs WHERE id = p_graph), true);
@@ -331,7 +331,7 @@ BEGIN
 END $$;
 
 CREATE FUNCTION set_owner_read_only(p_graph text, p_on boolean, OUT graph_id uuid, OUT slug text, OUT was boolean)
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     SELECT g.id, g.slug, g.owner_read_only INTO graph_id, slug, was FROM graphs g
         WHERE g.slug = p_graph OR g.id::text = lower(p_graph) FOR NO KEY UPDATE;
@@ -340,7 +340,7 @@ BEGIN
 END $$;
 
 CREATE FUNCTION terminate_holders(p_graph uuid) RETURNS integer LANGUAGE sql
-SET search_path = graph_migrator, pg_temp AS $$
+SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     SELECT count(pg_terminate_backend(l.pid))::integer FROM pg_locks l
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.pid <> pg_backend_pid()
       AND l.classid::bigint = (lock_key(p_graph) >> 32) & 4294967295
