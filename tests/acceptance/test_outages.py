@@ -126,7 +126,7 @@ def test_a_commit_whose_answer_is_lost_is_believed(stage: Stage, place: str) -> 
         until(
             lambda: rows(
                 stage.engine,
-                "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE 'COMMIT%'",
+                "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%COMMIT%'",
             ),
             "the commit waiting for its answer",
             seconds=PATIENT,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 import pytest
 from celery import Task
+from celery.exceptions import Ignore
 
 from core.graph_types import Direction
 from core.migrations import Dispatch
@@ -54,7 +56,8 @@ def deliver(task: Task, hops: int, **request: Any) -> None:
     """What is sent once a migration has begun."""
     steps = tuple(Step(v, v + 1, f"hop{v}", "f", Direction.FORWARD, False) for v in range(1, hops + 1))
     task.push_request(id="call", root_id="root", called_directly=False, is_eager=False, **request)
-    migrate._replace(task, Dispatch(MIGRATION, "g", "t", 1, "call", steps))
+    with suppress(Ignore):
+        migrate._replace(task, Dispatch(MIGRATION, "g", "t", 1, "call", steps))
     task.pop_request()
 
 
