@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
+
 from core.embedded import Redis
 from tasks import migrate_graph
 from tests.acceptance.cluster import Cluster
@@ -35,6 +37,34 @@ def test_a_process_forked_while_recovery_connects_runs_hops(
             until(lambda: [p for p in worker.child_pids() if p != first], "a new process", seconds=SOON)
 
         assert migrate_graph.delay("novel", 3).get(timeout=SOON).version == 3
+
+
+def test_a_forked_process_lets_go_of_the_main_process_session(
+    tmp_path: Path, database_url: str, redis_server: Redis
+) -> None:
+    """It has the socket from the fork. Two processes on one session read each other's results; and while one of
+    them holds the socket, the server does not hear that the other one has died, whose locks then live on."""
+    with Cluster(tmp_path, database_url=database_url, redis=redis_server) as cluster:
+        worker = cluster.start_worker(concurrency=1)
+        (sweeping,) = until(lambda: sockets_to_postgres(cluster, worker.pid), "a sweep", seconds=SOON)
+        (first,) = worker.child_pids()
+        cluster.kill_child(first)  # the next one is forked while that session is open
+        (second,) = until(
+            lambda: [p for p in worker.child_pids() if p != first], "a new process", seconds=SOON
+        )
+
+        cluster.add_graph("novel", "trail")
+        assert migrate_graph.delay("novel", 3).get(timeout=SOON).version == 3
+
+        assert sockets_to_postgres(cluster, worker.pid) == {sweeping}, "one session for all sweeps"
+        assert sockets_to_postgres(cluster, second).isdisjoint({sweeping})
+
+
+def sockets_to_postgres(cluster: Cluster, pid: int) -> set[int]:
+    """The local ports of a process's connections to the database."""
+    server = urlsplit(cluster.database_url).port
+    open_now = psutil.Process(pid).net_connections("tcp")
+    return {each.laddr.port for each in open_now if each.raddr and each.raddr.port == server}
 
 
 class Gate:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
 import pytest
 from celery import Task
 from celery.exceptions import Ignore
+from celery.utils.saferepr import saferepr
+from celery.worker.request import Request
+from celery.worker.state import successful_requests, task_ready
 
 from core.graph_types import Direction
 from core.migrations import Dispatch
 from core.planning import Step
 from tasks import migrate
 from tasks.celery import app
+from tasks.results import BEGUN, MigrateRequest
 
 MIGRATION = UUID(int=7)
 CALLBACK = {
@@ -99,3 +104,36 @@ def test_what_is_linked_to_the_call_is_linked_to_the_chain(
     deliver(task, 2, **{linked: [CALLBACK]})
     (message,) = sent
     assert "notify" in json.dumps(message["embed"], default=dict)
+
+
+@pytest.fixture
+def delivered(task: Task) -> tuple[MigrateRequest, list[tuple[str, dict[str, Any]]]]:
+    """A message as a worker's main process has it, and the events that it sends."""
+    told: list[tuple[str, dict[str, Any]]] = []
+    request = object.__new__(MigrateRequest)
+    request._app, request._task, request.id = app, task, "call"
+    request._eventer = SimpleNamespace(enabled=True, send=lambda kind, **fields: told.append((kind, fields)))
+    return request, told
+
+
+def test_a_begun_call_is_not_shown_as_done(
+    delivered: tuple[MigrateRequest, list[tuple[str, dict[str, Any]]]],
+) -> None:
+    request, told = delivered
+    request.send_event("task-succeeded", result=saferepr(f"{BEGUN} 3 hops"), runtime=0.1)
+    assert told == []
+    request.send_event("task-started")
+    request.send_event("task-succeeded", result=saferepr({"status": "succeeded"}), runtime=0.1)
+    assert [kind for kind, _ in told] == ["task-started", "task-succeeded"]
+
+
+def test_the_id_of_a_begun_call_is_not_known_as_done(
+    delivered: tuple[MigrateRequest, list[tuple[str, dict[str, Any]]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last hop bears it. Celery would drop that hop's message where it comes a second time."""
+    request, _ = delivered
+    monkeypatch.setattr(Request, "acknowledge", lambda _: None)
+    task_ready(request, successful=True)
+    assert "call" in successful_requests
+    request.acknowledge()
+    assert "call" not in successful_requests

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from psycopg2.extras import NamedTupleCursor, RealDictCursor
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import sessionmaker
 
@@ -43,7 +44,7 @@ from core.hop_context import HopContext
 from core.in_process import execute_migration, follow, run_graph_migration
 from core.interchange import export_graph
 from core.migrations import Caller, Dispatch, begin_migration, enter, load_report
-from core.recovery import sweep
+from core.recovery import sweep, sweeping
 from core.reports import MigrationReport
 from core.selectors import Nodes
 from core.settings import settings
@@ -358,6 +359,9 @@ def test_a_database_error_is_recorded_without_row_data(engine: Engine, script: S
         lambda ctx: ctx.connection.get_transaction().commit(),
         lambda ctx: ctx.execute("COMMIT"),
         lambda ctx: ctx.connection.exec_driver_sql("COMMIT"),
+        lambda ctx: ctx.connection.exec_driver_sql("COMMIT; BEGIN"),
+        lambda ctx: (driver(ctx).commit(), driver(ctx).cursor().execute("SELECT 1")),
+        lambda ctx: (driver(ctx).rollback(), driver(ctx).cursor().execute("SELECT 1")),
     ],
     ids=[
         "connection.commit",
@@ -366,17 +370,34 @@ def test_a_database_error_is_recorded_without_row_data(engine: Engine, script: S
         "transaction.commit",
         "COMMIT",
         "raw COMMIT",
+        "raw COMMIT and BEGIN",
+        "the driver's commit, and on",
+        "the driver's rollback, and on",
     ],
 )
-def test_a_hop_that_ends_its_own_transaction_is_refused(engine: Engine, script: Script, end: Any) -> None:
+def test_a_hop_that_ends_its_own_transaction_is_refused(
+    engine: Engine, executors: Executors, script: Script, end: Any
+) -> None:
     add_graph(engine, "early", "careful")
     script.on["guarded"] = end
     add_graph(engine, "late", "careful")
     with pytest.raises(Exception, match="transaction"):
-        run_graph_migration(engine, "early", 2)
+        run_graph_migration(executors, "early", 2)
     script.on = {"check": lambda ctx: end(ctx) and None}  # the very last of the author's code
     with pytest.raises(Exception, match="transaction"):
-        run_graph_migration(engine, "late", 2)
+        run_graph_migration(executors, "late", 2)
+
+    # The session is as good as new: what the next hop does is one transaction, too.
+    add_graph(engine, "next", "careful")
+    seen: list[Any] = []
+    script.on = {
+        "guarded": lambda ctx: ctx.execute("UPDATE nodes SET label = 'Half' WHERE graph_id = :graph_id"),
+        "check": lambda _: seen.extend(rows(engine, "SELECT 1 FROM nodes WHERE label = 'Half'")) or "no",
+    }
+    with pytest.raises(CheckFailed):
+        run_graph_migration(executors, "next", 2)
+    assert (seen, rows(engine, "SELECT 1 FROM nodes WHERE label = 'Half'")) == ([], [])
+
     for slug in ("early", "late"):
         assert (graph_row(engine, slug).version, migration_of(engine, slug).status) == (1, "failed")
         assert attempts(engine, slug) == [("guarded", "failed")]
@@ -435,6 +456,78 @@ def test_without_any_worker_this_process_recovers_its_own_migration(engine: Engi
         ("one", "succeeded"), ("two", "lost"), ("two", "succeeded"), ("three", "succeeded"),
     ]  # fmt: skip
     assert all(node["trail"] == ["one", "two", "three"] for node in properties(engine, "alone").values())
+
+
+def driver(ctx: HopContext) -> Any:
+    """The driver's own connection, which knows nothing of hops."""
+    return ctx.connection.connection.dbapi_connection
+
+
+@pytest.mark.parametrize("first", ["SELECT 1", ""], ids=["after another statement", "at once"])
+def test_a_hop_may_read_through_cursors_of_the_server(engine: Engine, script: Script, first: str) -> None:
+    add_graph(engine, "g", "plain", nodes=50)
+    read: list[int] = []
+
+    def stream(ctx: HopContext) -> None:
+        if first:
+            ctx.execute(first)
+        select = text("SELECT id FROM nodes WHERE graph_id = :graph FOR UPDATE")
+        found = ctx.connection.execute(select, {"graph": ctx.graph.id}, execution_options={"yield_per": 7})
+        read.append(sum(1 for _ in found))
+        with driver(ctx).cursor("by_name") as cursor:
+            cursor.execute("SELECT id FROM nodes")
+            read.append(len(cursor.fetchmany(20)))
+
+    script.on["one"] = stream
+    assert run_graph_migration(engine, "g", 2).version == 2
+    assert read == [50, 20]
+
+
+@pytest.mark.parametrize("factory", [RealDictCursor, NamedTupleCursor])
+def test_what_a_hop_writes_through_a_cursor_of_any_kind_is_in_its_transaction(
+    engine: Engine, script: Script, factory: Any
+) -> None:
+    add_graph(engine, "g", "plain")
+
+    def write(ctx: HopContext) -> None:
+        with driver(ctx).cursor(cursor_factory=factory) as cursor:
+            cursor.execute("UPDATE nodes SET label = 'Changed'")
+        raise ValueError("afterwards")
+
+    script.on["one"] = write
+    with pytest.raises(ValueError, match="afterwards"):
+        run_graph_migration(engine, "g", 2)
+    assert rows(engine, "SELECT DISTINCT label FROM nodes") == [("Node",)]
+
+
+def test_plans_that_were_made_while_the_tables_were_empty_use_the_indexes(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    """A session keeps its plans. One that reads whole tables would cost more with every migration."""
+    tables = "hop_attempts", "migrations", "graphs", "requests", "checkpoints"
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f"VACUUM ANALYZE {', '.join(tables)}")
+    for number in range(8):  # the generic plan comes with the sixth use
+        add_graph(engine, f"g{number}", "plain")
+    before = scans(engine, executors, tables)
+    for number in range(8):
+        run_graph_migration(executors, f"g{number}", 3, caller=Caller(f"call-{number}"))
+    with sweeping(executors) as executor:
+        assert executor is not None
+        sweep(executor)
+    assert scans(engine, executors, tables) == before
+
+
+def scans(engine: Engine, executors: Executors, tables: tuple[str, ...]) -> list[Any]:
+    """How often each table was read as a whole."""
+    with executors.borrow() as executor, executor.cursor() as cursor:
+        cursor.execute("SELECT pg_stat_force_next_flush()")  # else it reports in a second
+    return rows(
+        engine,
+        "SELECT relname, seq_scan FROM pg_stat_user_tables "
+        "WHERE schemaname = 'graph_migrator' AND relname = ANY(:tables) ORDER BY relname",
+        tables=list(tables),
+    )
 
 
 def test_a_sessions_commit_is_the_hops_commit(engine: Engine, script: Script) -> None:

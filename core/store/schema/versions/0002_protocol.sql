@@ -2,6 +2,9 @@
 -- Python (core/decisions.py). All are VOLATILE: in READ COMMITTED each statement inside takes a snapshot
 -- of its own, so what is read after a lock is at least as new as the lock. (One plain statement that
 -- locks and reads is wrong: its snapshot is older than its lock.)
+--
+-- A session keeps the plans of these functions. One that was made while the tables were nearly empty would read
+-- them whole for ever after, so each function rules that out: it finds a few rows, always by an index.
 
 -- One 64-bit key per graph. The seed is ours, because applications and Alembic use advisory locks too.
 CREATE FUNCTION lock_key(p_graph uuid) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE

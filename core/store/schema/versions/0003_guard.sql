@@ -110,7 +110,7 @@ END $$;
 -- No row where there is no such graph.
 CREATE FUNCTION write_guard(p_graph text, p_version integer)
 RETURNS TABLE (id uuid, slug text, graph_type text, version integer)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     found_id uuid;
     g graphs;
@@ -132,7 +132,7 @@ END $$;
 -- After a statement, once: every graph whose rows it made, changed or removed. TG_ARGV[0] is the column
 -- that holds the graph's id; where it is NULL the row belongs to no graph and is nobody's business.
 CREATE FUNCTION guard_writes() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     most CONSTANT integer := 1000;  -- the lock table is finite, and a full one shuts new connections out
     one uuid;
@@ -224,7 +224,7 @@ SELECT guard_table('graph_migrator.nodes', 'graph_id'), guard_table('graph_migra
 -- Version, type, claim and what belongs to them are changed by the executor that they name, and by nobody
 -- else; a claimed graph is changed by nobody else at all, but for the owner's lock.
 CREATE FUNCTION guard_graphs() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, graph_migrator, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     owner uuid;
     token text := current_setting('graph_migrator.executor', true);
