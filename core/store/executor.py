@@ -172,9 +172,8 @@ class Executor:
         """Roll back what is open, and whatever a hop has done to the transactions of driver and SQLAlchemy."""
         if self._raw.closed:
             return
-        with suppress(
-            *DRIVER_ERRORS
-        ):  # the session is gone: that is a rollback too, and the next call says so
+        # Where the session is gone, that is a rollback too, and the next call says so.
+        with suppress(*DRIVER_ERRORS):
             if not self._is_idle:
                 self._send("ROLLBACK")
             if not self._is_intact:

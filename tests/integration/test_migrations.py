@@ -386,6 +386,7 @@ def test_a_hop_that_ends_its_own_transaction_is_refused(
     script.on = {"check": lambda ctx: end(ctx) and None}  # the very last of the author's code
     with pytest.raises(Exception, match="transaction"):
         run_graph_migration(executors, "late", 2)
+    assert attempts(engine, "late") == [("guarded", "failed")], "committed at once"
 
     # The session is as good as new: what the next hop does is one transaction, too.
     add_graph(engine, "next", "careful")
