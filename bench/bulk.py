@@ -33,6 +33,8 @@ from core.store.schema import upgrade
 GRAPH = UUID("5b0d5c1e-0000-4000-8000-000000000001")
 OURS = ("bench-sql", "bench-python", "bench-validated")
 CONTENDERS = ("set", "hand", *OURS)
+SECONDS: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
+"""What was measured by the way, by contender and rows, for `bench.scale`."""
 
 
 def run(quick: bool = False) -> list[dict[str, Any]]:
@@ -48,6 +50,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
             guarded = measure(postgres, "small", kind)
             found[kind + " guard"].append({"ratio": guarded["seconds"] / unguarded["seconds"]})
         make_template(postgres, "large", rows)
+        make_template(postgres, "tiny", rows // 100)
         # One round on the large graph, two on one of a tenth: where a row costs the same, so do their ratios.
         for turn, size in enumerate(("large", "small", "small")):
             for kind in CONTENDERS if turn % 2 == 0 else CONTENDERS[::-1]:
@@ -55,6 +58,11 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
                 found[kind].append(result)
                 count = rows if size == "large" else rows // 10
                 peaks[kind][count] = max(peaks[kind].get(count, 0), result["rss"])
+                SECONDS[kind, count].append(result["seconds"])
+                if size == "large":  # the two ends of the curve, one right after the other
+                    SECONDS[kind, rows // 100] += [
+                        measure(postgres, "tiny", kind)["seconds"] for _ in range(3)
+                    ]
                 print(f"bulk: {kind}, {count:,} rows: {count / result['seconds']:,.0f} rows/s, "
                       f"{result['rss']:.0f} MB, {result['wal'] / 1e6:,.0f} MB of WAL", flush=True)  # fmt: skip
         for _ in range(2):

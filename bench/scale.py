@@ -10,36 +10,41 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+from bench import bulk
 from bench.bulk import make_template, measure
 from bench.database import connect, make_graphs, server
 from bench.plot import line_chart
 from bench.results import at_most
 from bench.types import small
 from core import registry, run_graph_migration
+from core.embedded import Postgres
 from core.store.engine import make_engine
 from core.store.executor import Executors
 from core.store.schema import upgrade
 
 PLOT = Path(__file__).parents[1] / "docs" / "scale.svg"
 KINDS = {"bench-sql": "SQL hop", "bench-python": "Python hop"}
+_WARM_UP, _ROUNDS, _EACH = 10, 5, 20
 
 
 def run(quick: bool = False) -> list[dict[str, Any]]:
     """Both curves; each point is a median."""
     graphs = (10, 100, 1_000) if quick else (10, 100, 1_000, 10_000)
-    rows = (10_000, 100_000) if quick else (10_000, 100_000, 1_000_000)
+    rows = (1_000, 10_000, 100_000) if quick else (10_000, 100_000, 1_000_000)
     with server() as postgres:
-        by_graphs = _per_migration(postgres.url, graphs)
-        by_rows: dict[str, dict[int, float]] = {kind: {} for kind in KINDS}
+        by_graphs, ratios = _per_migration(postgres, graphs)
         for count in rows:
-            make_template(postgres, f"rows_{count}", count)
-            for kind in KINDS:
-                times = [
-                    measure(postgres, f"rows_{count}", kind)["seconds"]
-                    for _ in range(3 if count < 10**6 else 1)
-                ]
-                by_rows[kind][count] = statistics.median(times) / count * 1e6
+            if any((kind, count) not in bulk.SECONDS for kind in KINDS):
+                make_template(postgres, f"rows_{count}", count)
+                for kind in KINDS:
+                    times = [measure(postgres, f"rows_{count}", kind)["seconds"] for _ in range(3)]
+                    bulk.SECONDS[kind, count] = times
+    by_rows = {
+        kind: {count: statistics.median(bulk.SECONDS[kind, count]) / count * 1e6 for count in rows}
+        for kind in KINDS
+    }
     for count, seconds in by_graphs.items():
         print(f"scale: {count:>9,} graphs: {seconds:6.2f} ms a migration")
     for kind, name in KINDS.items():
@@ -56,7 +61,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     return [
         at_most(
             f"Cost per migration at {graphs[-1]:,} / {graphs[0]:,} graphs",
-            [by_graphs[graphs[-1]] / by_graphs[graphs[0]]],
+            ratios,
             1.15,
         ),
         *(
@@ -70,29 +75,43 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     ]
 
 
-def _per_migration(url: str, sizes: tuple[int, ...]) -> dict[int, float]:
+def _per_migration(postgres: Postgres, sizes: tuple[int, ...]) -> tuple[dict[int, float], list[float]]:
+    """Milliseconds by size, and the ratio of the two ends in each of five rounds.
+
+    A database for each size, and their migrations in turn: so they share whatever else the machine does.
+    """
     registry.register(small)
-    upgrade(url)
-    admin, engine = connect(url), make_engine(url)
-    executors = Executors(engine)
-    found: dict[int, float] = {}
-    with admin.cursor() as cursor:
-        there = 0
-        for size in sizes:
-            make_graphs(cursor, "bench-other", size - there)
-            there = size
+    admin = connect(postgres.url)
+    waiting: dict[int, list[UUID]] = {}
+    executors: dict[int, Executors] = {}
+    times: dict[int, list[float]] = {size: [] for size in sizes}
+    for size in sizes:
+        with admin.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE graphs_{size}")
+        url = postgres.url_of(f"graphs_{size}")
+        upgrade(url)
+        connection = connect(url)
+        with connection.cursor() as cursor:
+            make_graphs(cursor, "bench-other", size)
+            waiting[size] = make_graphs(cursor, "bench-small", _WARM_UP + _ROUNDS * _EACH)
             cursor.execute("VACUUM ANALYZE")
-            times = []
-            for graph in make_graphs(cursor, "bench-small", 60):
-                began = time.perf_counter()
-                run_graph_migration(executors, graph)
-                times.append(time.perf_counter() - began)
-            found[size] = statistics.median(times) * 1e3
-            there += 60
-    executors.close()
-    engine.dispose()
+        connection.close()
+        executors[size] = Executors(make_engine(url))
+    for graphs in zip(*waiting.values(), strict=True):
+        for size, graph in zip(sizes, graphs, strict=True):
+            began = time.perf_counter()
+            run_graph_migration(executors[size], graph)
+            times[size].append((time.perf_counter() - began) * 1e3)
+    for each in executors.values():
+        each.close()
     admin.close()
-    return found
+
+    def median(size: int, turn: int) -> float:
+        start = _WARM_UP + turn * _EACH
+        return statistics.median(times[size][start : start + _EACH])
+
+    ratios = [median(sizes[-1], turn) / median(sizes[0], turn) for turn in range(_ROUNDS)]
+    return {size: statistics.median(times[size][_WARM_UP:]) for size in sizes}, ratios
 
 
 def _side_by_side(charts: list[str]) -> str:
