@@ -42,6 +42,11 @@ def report(error: Exception) -> int:
         click.echo(f"{name_of(error)}: {safe_message(error)} (--debug shows where)", err=True)
         return 1
     click.echo(str(told), err=True)
+    if isinstance(told, DatabaseUnreachable | BrokerUnreachable | ResultsUnreachable):
+        unset = sorted(name for field, name in _URLS.items() if field not in settings().model_fields_set)
+        if unset:
+            way = 'eval "$(graph-migrator env)"'
+            click.echo(f"Not set: {', '.join(unset)}. While `graph-migrator dev` runs: {way}", err=True)
     return told.exit_code
 
 

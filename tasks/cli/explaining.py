@@ -8,7 +8,7 @@ from core.history import GraphState
 from core.registry import graph_types
 from core.sessions import LockSession
 from core.statuses import MigrationStatus
-from tasks.cli.output import duration
+from tasks.cli.output import duration, row_count
 from tasks.fleet import Fleet, look_at_fleet
 
 
@@ -56,7 +56,9 @@ def explain(state: GraphState, sessions: list[LockSession], fleet: Fleet | None 
             if state.checkpoint_done is None:
                 way_out += f", `graph-migrator cancel {slug}` ends it at this version."
             else:
-                what = f"An operator paused it half-way through a hop, after {state.checkpoint_done} rows."
+                what = (
+                    f"An operator paused it half-way through a hop, after {row_count(state.checkpoint_done)}."
+                )
                 way_out += "; only then is the graph whole again."
             return [Reason(kind="paused", what=what, way_out=way_out)]
     return _of_a_live_migration(state, sessions, fleet)
@@ -107,9 +109,7 @@ def _of_a_begin_that_waits(sessions: list[LockSession]) -> list[Reason]:
 
 def _what_stands(state: GraphState) -> str:
     if state.checkpoint_done is not None:
-        return (
-            f"A batched hop stopped after {state.checkpoint_done} rows: the graph's rows are of two shapes."
-        )
+        return f"A batched hop stopped after {row_count(state.checkpoint_done)}: the graph's rows are of two shapes."
     return f"The graph is whole at v{state.graph.version}; nothing of the failed hop was kept."
 
 

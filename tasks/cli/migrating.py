@@ -23,7 +23,7 @@ from core.registry import graph_types
 from core.reports import MigrationReport
 from core.statuses import AttemptStatus, MigrationStatus
 from tasks.cli.errors import of_a_hop
-from tasks.cli.output import coloured, console, duration, json_option, print_json, table, user
+from tasks.cli.output import coloured, console, duration, json_option, print_json, row_count, table, user
 from tasks.runtime import engine, executors
 
 
@@ -163,7 +163,7 @@ def _wait_for(slug: str, result: Any, *, after: int, quiet: bool) -> MigrationRe
 def _print_attempt(attempt: Attempt) -> None:
     console().print(
         f"  v{attempt.from_version}→v{attempt.to_version} {escape(attempt.hop_name)}: "
-        f"{coloured(attempt.status)} ({attempt.rows_changed} rows, {duration(attempt.seconds)}, {attempt.worker})"
+        f"{coloured(attempt.status)} ({row_count(attempt.rows_changed)}, {duration(attempt.seconds)}, {attempt.worker})"
     )
 
 
@@ -186,8 +186,9 @@ def _print_trial(trial: DryRun, *, as_json: bool) -> None:
         out = console()
         rows = [
             (f"v{t.hop.from_version}→v{t.hop.to_version}", t.hop.name, t.hop.status if t.checked else "cut short",
-             f"{t.hop.rows_changed} rows", duration(t.seconds), "checks held" if t.checked else
-             f"{t.rows_tried} of {t.rows_in_all} rows tried; all would take about {duration(t.expected_seconds)}")
+             row_count(t.hop.rows_changed), duration(t.seconds), "checks held" if t.checked else
+             f"{t.rows_tried:,} of {row_count(t.rows_in_all or 0)} tried; "
+             f"all would take about {duration(t.expected_seconds)}")
             for t in trial.hops
         ]  # fmt: skip
         if rows:

@@ -16,7 +16,7 @@ from core.migrations import Caller, Dispatch
 from core.operations import VerbReport
 from core.settings import settings
 from core.store.executor import Executor
-from tasks.cli.output import ask, json_option, print_json, user
+from tasks.cli.output import ask, json_option, print_json, row_count, user
 from tasks.runtime import engine, executors
 
 _yes = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
@@ -163,7 +163,11 @@ def release(graph: str, force: bool, terminate: bool, whole: bool, yes: bool, as
     if not yes:
         state = reading.graph_state(engine(), graph, count_rows=False)
         meant = state.graph.migration_id
-        half = f", half-way through a hop after {state.checkpoint_done} rows" if state.checkpoint_done else ""
+        half = (
+            f", half-way through a hop after {row_count(state.checkpoint_done)}"
+            if state.checkpoint_done
+            else ""
+        )
         ended = " The session that holds its lock is ended." if terminate else ""
         ask(
             f"Release {state.graph.slug} at v{state.graph.version}{half}? Its migration "

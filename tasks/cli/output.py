@@ -35,6 +35,11 @@ def console() -> Console:
     return Console(highlight=False, width=10_000, no_color=True, force_terminal=False, color_system=None)
 
 
+def row_count(count: int) -> str:
+    """So many rows, in words."""
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"
+
+
 def json_option(command: _F) -> _F:
     """The ``--json`` of every command that reads."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, stable for scripts.")(command)

@@ -15,7 +15,7 @@ from core.registry import graph_types
 from core.sessions import lock_sessions
 from core.statuses import AttemptStatus, MigrationStatus
 from tasks.cli.explaining import Reason, explain
-from tasks.cli.output import coloured, console, duration, json_option, moment, print_json, table
+from tasks.cli.output import coloured, console, duration, json_option, moment, print_json, row_count, table
 from tasks.runtime import engine
 
 
@@ -241,7 +241,7 @@ def print_story(story: MigrationStory, to: Console | None = None) -> None:
     )
     rows = [
         (moment(a.started_at), f"v{a.from_version}→v{a.to_version}", a.hop_name, f"{a.attempt}.", coloured(a.status),
-         f"{a.rows_changed} rows" if a.rows_changed else "", duration(a.seconds), a.worker,
+         row_count(a.rows_changed) if a.rows_changed else "", duration(a.seconds), a.worker,
          _why(a))
         for a in story.attempts
     ]  # fmt: skip
