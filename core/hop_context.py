@@ -19,7 +19,8 @@ _ENDS_TRANSACTION = re.compile(
     re.IGNORECASE,
 )
 _SETS_THE_SESSION = re.compile(
-    r"\s*(set\s+(?!local\b|transaction\b|constraints\b)|reset\b|discard\b|listen\b|load\b)", re.IGNORECASE
+    r"\s*(set\s+(?!local\b|transaction\b|constraints\b)|reset\b|discard\b|deallocate\b|listen\b|load\b)",
+    re.IGNORECASE,
 )
 _DML = re.compile(r"\s*(insert|update|delete|merge|with|copy)\b", re.IGNORECASE)
 

@@ -14,6 +14,7 @@ import psutil
 from core.embedded import Redis
 from tasks import migrate_graph
 from tests.acceptance.cluster import Cluster
+from tests.rows import attempts
 from tests.waiting import until
 
 SOON = 40
@@ -65,6 +66,28 @@ def sockets_to_postgres(cluster: Cluster, pid: int) -> set[int]:
     server = urlsplit(cluster.database_url).port
     open_now = psutil.Process(pid).net_connections("tcp")
     return {each.laddr.port for each in open_now if each.raddr and each.raddr.port == server}
+
+
+def test_workers_without_a_pool_take_over_from_one_another(
+    tmp_path: Path, database_url: str, redis_server: Redis
+) -> None:
+    """With the solo pool the process that runs hops is the worker: killed, it takes its message with it."""
+    with Cluster(tmp_path, database_url=database_url, redis=redis_server) as cluster:
+        cluster.add_graph("novel", "trail")
+        hold = cluster.tell("hold", "novel", "second")
+        workers = [cluster.start_worker(name, arguments=("-P", "solo")) for name in ("w1", "w2")]
+        result = migrate_graph.delay("novel", 3)
+        pid = cluster.pid_in("novel", "second")
+        (busy,) = [worker for worker in workers if worker.pid == pid]
+
+        busy.kill()
+        hold.unlink()
+
+        assert result.get(timeout=SOON).version == 3
+        assert cluster.started("novel") == {"first": 1, "second": 2}
+        assert attempts(cluster.engine, "novel") == [
+            ("first", "succeeded"), ("second", "lost"), ("second", "succeeded"),
+        ]  # fmt: skip
 
 
 class Gate:

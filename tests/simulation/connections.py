@@ -22,7 +22,7 @@ from tests.simulation.actors import Killed, current
 if TYPE_CHECKING:
     from tests.simulation.world import Process, World
 
-_FUNCTION = re.compile(r"graph_migrator\.(\w+)\(")
+_FUNCTION = re.compile(r'graph_migrator\.(\w+)"?\(')
 _READING = frozenset(
     {
         "attempt_status", "become_executor", "candidates", "enter", "lock_holders", "look", "look_for_recovery",
@@ -31,7 +31,7 @@ _READING = frozenset(
     }
 )  # fmt: skip
 """They commit nothing that an invariant speaks of."""
-_RESET = "SELECT pg_advisory_unlock_all(); RESET ALL; DISCARD TEMP"
+_RESET = "SELECT pg_advisory_unlock_all(); RESET ALL; DISCARD TEMP; DEALLOCATE ALL"
 
 _CLOSED_FD, _writer = os.pipe()
 os.close(_writer)  # reading from it gives the end of the file, as from a socket that the server has closed
@@ -256,7 +256,7 @@ class Link:
 
 def _name_of(query: Any) -> str:
     text = query if isinstance(query, str) else query.decode() if isinstance(query, bytes) else "composed"
-    if "client_connection_check_interval" in text:
+    if "client_connection_check_interval" in text or text.startswith("PREPARE"):
         return "connect"
     found = _FUNCTION.search(text)
     return found.group(1) if found else "commit" if text == "COMMIT" else "statement"

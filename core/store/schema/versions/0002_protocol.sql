@@ -115,6 +115,7 @@ BEGIN
         FROM migrations m WHERE m.id = p_migration AND m.status = p_status AND m.dispatch = p_dispatch
         FOR NO KEY UPDATE;
     IF NOT FOUND THEN
+        PERFORM set_config('graph_migrator.answer', '{"attempt_id": null, "attempt": null}', false);
         RETURN;
     END IF;
     -- A deadline that was pushed a moment ago need not be pushed again.
@@ -133,7 +134,8 @@ BEGIN
                p_worker, p_pid, p_task, p_done
         FROM hop_attempts b WHERE b.migration_id = p_migration AND b.to_version = p_to
         RETURNING a.id, a.attempt INTO attempt_id, attempt;
-    PERFORM set_config('graph_migrator.executor', p_migration::text, false);
+    PERFORM set_config('graph_migrator.executor', p_migration::text, false),
+            set_config('graph_migrator.answer', jsonb_build_object('attempt_id', attempt_id, 'attempt', attempt)::text, false);
 END $$;
 
 -- Raises GM001 unless this very session is the migration's executor and holds the graph's lock.
