@@ -44,15 +44,10 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     peaks: defaultdict[str, dict[int, float]] = defaultdict(dict)
     with server() as postgres:
         make_template(postgres, "small", rows // 10)
-        for kind in OURS:
-            peaks[kind][rows // 10] = measure(postgres, "small", kind)["rss"]
-            unguarded = measure(postgres, "small", kind, guard=False)
-            guarded = measure(postgres, "small", kind)
-            found[kind + " guard"].append({"ratio": guarded["seconds"] / unguarded["seconds"]})
         make_template(postgres, "large", rows)
         make_template(postgres, "tiny", rows // 100)
-        # One round on the large graph, two on one of a tenth: where a row costs the same, so do their ratios.
-        for turn, size in enumerate(("large", "small", "small")):
+        # One round on the large graph, three on one of a tenth: where a row costs the same, so do their ratios.
+        for turn, size in enumerate(("large", "small", "small", "small")):
             for kind in CONTENDERS if turn % 2 == 0 else CONTENDERS[::-1]:
                 result = measure(postgres, size, kind)
                 found[kind].append(result)
@@ -65,9 +60,11 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
                     ]
                 print(f"bulk: {kind}, {count:,} rows: {count / result['seconds']:,.0f} rows/s, "
                       f"{result['rss']:.0f} MB, {result['wal'] / 1e6:,.0f} MB of WAL", flush=True)  # fmt: skip
-        for _ in range(2):
+        for turn in range(3):
             for kind in OURS[:2]:
-                pair = [measure(postgres, "small", kind, guard=on)["seconds"] for on in (True, False)]
+                order = (True, False) if turn % 2 == 0 else (False, True)
+                seconds = {on: measure(postgres, "small", kind, guard=on)["seconds"] for on in order}
+                pair = seconds[True], seconds[False]
                 found[kind + " guard"].append({"ratio": pair[0] / pair[1]})
 
     def speed(kind: str, against: str) -> list[float]:
