@@ -9,7 +9,7 @@ from core.killpoints import POINTS
 from tests.simulation.explorer import run
 from tests.simulation.runs import explore_together, make_database, make_platform
 
-RUNS = 1_500
+RUNS = 900
 
 
 @pytest.mark.timeout(400)
