@@ -54,7 +54,9 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
                 count = rows if size == "large" else rows // 10
                 peaks[kind][count] = max(peaks[kind].get(count, 0), result["rss"])
                 SECONDS[kind, count].append(result["seconds"])
-                if size == "large":  # the two ends of the curve, one right after the other
+                if (
+                    size == "large" and kind in OURS[:2]
+                ):  # the two ends of the curve, one right after the other
                     SECONDS[kind, rows // 100] += [
                         measure(postgres, "tiny", kind)["seconds"] for _ in range(3)
                     ]
@@ -64,8 +66,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
             for kind in OURS[:2]:
                 order = (True, False) if turn % 2 == 0 else (False, True)
                 seconds = {on: measure(postgres, "small", kind, guard=on)["seconds"] for on in order}
-                pair = seconds[True], seconds[False]
-                found[kind + " guard"].append({"ratio": pair[0] / pair[1]})
+                found[kind + " guard"].append({"ratio": seconds[True] / seconds[False]})
 
     def speed(kind: str, against: str) -> list[float]:
         return [b["seconds"] / a["seconds"] for a, b in zip(found[kind], found[against], strict=True)]

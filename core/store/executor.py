@@ -18,10 +18,7 @@ from typing import Any, Self
 from uuid import UUID
 from weakref import WeakSet
 
-from psycopg2.extensions import (
-    STATUS_BEGIN,
-    TRANSACTION_STATUS_IDLE,
-)
+from psycopg2.extensions import STATUS_BEGIN, TRANSACTION_STATUS_IDLE
 from psycopg2.extras import Json, register_uuid
 from sqlalchemy import Connection, Engine
 
@@ -222,23 +219,15 @@ class Executor:
         elif self._owned:
             do()
 
-    def leave(
-        self, graph_id: UUID, *, stamp: bool = False, migration_id: UUID | None = None
-    ) -> dict[str, Any] | None:
+    def leave(self, graph_id: UUID, *, stamp: bool = False) -> None:
         """Give the graph's lock back and forget the token.
 
         Args:
             graph_id: The graph.
             stamp: Date the change just committed.
-            migration_id: Bring back the report of this migration.
-
-        Returns:
-            The report, as `MigrationReport` reads it.
         """
-        if not self._owned:
-            return None
-        report: dict[str, Any] | None = self.call("leave", graph_id, stamp, migration_id).report
-        return report
+        if self._owned:
+            self.call("leave", graph_id, stamp, None)
 
     def cursor(self) -> Any:
         """A driver's cursor, for statements that are not a function of the protocol."""

@@ -26,6 +26,7 @@ from core.errors import (
     MigrationReleased,
     UnknownGraph,
 )
+from core.graph_types import GraphType
 from core.hop_context import HopContext
 from core.hop_runs import Applied, Failed, run_hop
 from core.in_process import follow, run_graph_migration
@@ -507,6 +508,21 @@ def test_a_half_done_hop_whose_code_changed_goes_on_only_where_the_operator_says
             _, dispatch = operations.retry(executor, "g", accept_new_code=True)
     assert dispatch is not None
     assert follow(executors, dispatch).version == 3
+
+
+def test_a_half_done_hop_that_is_batched_no_more_leaves_no_checkpoint(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    with half_way(engine, executors, script):
+        mended = GraphType("batched")
+        mended.sql_hop(1, 2, name="walk", forward="SELECT :graph_id")
+        mended.sql_hop(2, 3, name="arrive", forward="SELECT :graph_id")
+        registry.register(mended)
+        with executors.borrow() as executor:
+            _, dispatch = operations.retry(executor, "g", accept_new_code=True)
+    assert dispatch is not None
+    assert follow(executors, dispatch).version == 3
+    assert rows(engine, "SELECT 1 FROM checkpoints") == []
 
 
 def test_a_graph_forced_loose_half_done_goes_on_with_other_code_only_where_the_operator_says_so(
