@@ -12,6 +12,7 @@ RUN python -m venv /opt/graph-migrator
 WORKDIR /src
 # The code comes as an installed package: no source tree, no compiler and no pip cache in the image.
 COPY pyproject.toml README.md LICENSE celeryconfig.py ./
+COPY graph_migrator graph_migrator
 COPY core core
 COPY tasks tasks
 RUN /opt/graph-migrator/bin/pip install ".[flower,metrics]"
@@ -29,4 +30,4 @@ ENV PATH=/opt/graph-migrator/bin:$PATH \
     # `docker stop` sends SIGTERM: finish the hops that end in time, put the messages of the others back.
     REMAP_SIGTERM=SIGQUIT
 STOPSIGNAL SIGTERM
-CMD ["celery", "-A", "tasks", "worker", "-Q", "migrations", "-n", "worker@%h", "-l", "INFO", "-E"]
+CMD ["celery", "-A", "graph_migrator", "worker", "-Q", "migrations", "-n", "worker@%h", "-l", "INFO", "-E"]

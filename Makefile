@@ -39,7 +39,7 @@ SEED ?= 0
 simulate: $(STAMP)  ## Simulated crashes and races: make simulate N=20000 SEED=7
 	@$(BIN)/python -m tests.simulation --runs $(N) --seed $(SEED)
 
-crash: $(STAMP)  ## The whole crash matrix: every kill-point, every kind of death, long outages
+crash: $(STAMP)  ## The whole crash matrix: every failpoint, every kind of death, long outages
 	@$(BIN)/python -m pytest tests/acceptance/crash tests/acceptance/test_outages.py \
 		--whole-matrix --timeout 600 $(ARGS)
 

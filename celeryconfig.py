@@ -4,7 +4,7 @@ Postgres is the truth and the broker a doorbell, so nothing here is needed for a
 makes migrations quick, and keeps Celery from losing or doubling messages where it need not.
 """
 
-from core.settings import settings as _settings
+from graph_migrator.core.settings import settings as _settings
 
 _s = _settings()
 

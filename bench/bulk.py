@@ -24,11 +24,11 @@ from sqlalchemy import text
 from bench.database import PEOPLE, connect, server
 from bench.results import at_least, at_most
 from bench.types import BATCH, RENAME, TYPES
-from core import registry
-from core.embedded import Postgres
-from core.in_process import run_graph_migration
-from core.store.engine import make_engine
-from core.store.schema import upgrade
+from graph_migrator import run_graph_migration
+from graph_migrator.core.embedded import Postgres
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.schema import upgrade
 
 GRAPH = UUID("5b0d5c1e-0000-4000-8000-000000000001")
 OURS = ("bench-sql", "bench-python", "bench-validated")

@@ -22,8 +22,8 @@ import psutil
 
 from bench.database import connect, make_graphs, server
 from bench.results import at_least, at_most
-from core.embedded import Redis
-from core.store.schema import upgrade
+from graph_migrator.core.embedded import Redis
+from graph_migrator.core.store.schema import upgrade
 
 DBOS = "DBOS (4 at a time)"
 """In each of its two processes; one at a time it was half as quick."""
@@ -134,7 +134,7 @@ def _medians(contender: Contender) -> list[float]:
 
 def _contenders(url: str) -> list[Contender]:
     from bench import peers
-    from tasks import migrate_graph
+    from graph_migrator import migrate_graph
 
     admin = connect(url)
     with admin.cursor() as cursor:
@@ -166,11 +166,11 @@ def _contenders(url: str) -> list[Contender]:
         ),
         Contender(
             "graph-migrator", lambda graph: migrate_graph.delay(graph, 4),
-            [*celery, "-A", "tasks", *options, "-Q", "migrations"], ready=" ready.", ours=True,
+            [*celery, "-A", "graph_migrator", *options, "-Q", "migrations"], ready=" ready.", ours=True,
         ),
         Contender(
             SOLO, lambda graph: migrate_graph.delay(graph, 4),
-            [*celery, "-A", "tasks", "worker", "-P", "solo", "--loglevel", "INFO", "-Q", "migrations"], 2,
+            [*celery, "-A", "graph_migrator", "worker", "-P", "solo", "--loglevel", "INFO", "-Q", "migrations"], 2,
             ready=" ready.", ours=True,
         ),
         Contender(DBOS, dbos, [sys.executable, "-m", "bench.peers", "dbos-4"], 2),
@@ -269,8 +269,8 @@ class _Race:
 
     def _wait(self, contender: Contender, ids: list[str], pause: float) -> None:
         table = "graph_migrator.graphs" if contender.ours else "public.plain_graphs"
-        give_up = time.monotonic() + 120
-        while time.monotonic() < give_up:
+        fail_migration_row = time.monotonic() + 120
+        while time.monotonic() < fail_migration_row:
             self.cursor.execute(
                 f"SELECT count(*) FROM {table} WHERE id = ANY(%s::uuid[]) AND version = 4", (ids,)
             )

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import psycopg2
 
-from core.embedded import Postgres
+from graph_migrator.core.embedded import Postgres
 
 SETTINGS = {
     "shared_buffers": "1GB",

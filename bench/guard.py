@@ -20,10 +20,10 @@ from typing import Any
 import psycopg2
 
 from bench.results import at_most, table
-from core.embedded import Postgres
-from core.store.engine import make_engine
-from core.store.guard import install_guard
-from core.store.schema import upgrade
+from graph_migrator.core.embedded import Postgres
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.guard import install_guard
+from graph_migrator.core.store.schema import upgrade
 
 ROWS = 10_000
 _TABLE = """

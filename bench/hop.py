@@ -12,12 +12,12 @@ from typing import Any
 from bench.database import connect, make_graphs, server
 from bench.results import at_most
 from bench.types import SMALL, small
-from core import registry
-from core.hop_runs import run_hop
-from core.migrations import Dispatch, begin_migration
-from core.store.engine import make_engine
-from core.store.executor import Executors
-from core.store.schema import upgrade
+from graph_migrator.core.execution.begin import Dispatch, begin_migration
+from graph_migrator.core.execution.run_hop import run_hop
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.schema import upgrade
+from graph_migrator.core.store.session import Executors
 
 
 def run(quick: bool = False) -> list[dict[str, Any]]:

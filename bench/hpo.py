@@ -14,11 +14,12 @@ from typing import Any
 from sqlalchemy import Engine
 
 from bench.database import server
-from core import registry, run_graph_migration
-from core.interchange import export_graph
-from core.store.engine import make_engine
-from core.store.schema import upgrade
 from examples.hpo import SLUG, hpo, import_hpo
+from graph_migrator import run_graph_migration
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.interchange import export_graph
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.schema import upgrade
 
 
 class _Digest(io.RawIOBase):

@@ -18,11 +18,12 @@ from bench.database import connect, make_graphs, server
 from bench.plot import line_chart
 from bench.results import at_most
 from bench.types import small
-from core import registry, run_graph_migration
-from core.embedded import Postgres
-from core.store.engine import make_engine
-from core.store.executor import Executors
-from core.store.schema import upgrade
+from graph_migrator import run_graph_migration
+from graph_migrator.core.embedded import Postgres
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.schema import upgrade
+from graph_migrator.core.store.session import Executors
 
 PLOT = Path(__file__).parents[1] / "docs" / "scale.svg"
 KINDS = {"bench-sql": "SQL hop", "bench-python": "Python hop"}

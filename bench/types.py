@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from core import GraphType, HopContext, Node, Nodes
+from graph_migrator import GraphType, HopContext, Node, Nodes
 
 SMALL = "UPDATE nodes SET properties = properties || '{\"seen\": %d}' WHERE graph_id = :graph_id"
 """What a small hop does: ten nodes of one graph."""

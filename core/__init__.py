@@ -1,29 +1,19 @@
-"""Durable migrations of versioned graphs in Postgres.
+"""Everything but Celery: graph types, the execution of migrations, events, inspection, and the store in Postgres.
 
-For authors of graph types: `GraphType`, `HopContext`, `Node`, `Edge` and what a batched hop walks (`Nodes`,
-`Edges`, `Rows`). For application code: `graph_writer`. To migrate in this process: `run_graph_migration` and
-`execute_migration`; as Celery tasks: the package `tasks`.
+The public names are those of `graph_migrator`; docs/architecture.md has the map.
 """
 
-from core.graph_data import Edge, Node
-from core.graph_types import GraphType
-from core.hop_context import HopContext
-from core.in_process import execute_migration, run_graph_migration
-from core.reports import HopReport, MigrationReport
-from core.selectors import Edges, Nodes, Rows
-from core.writers import graph_writer
+from typing import Any
 
-__all__ = [
-    "Edge",
-    "Edges",
-    "GraphType",
-    "HopContext",
-    "HopReport",
-    "MigrationReport",
-    "Node",
-    "Nodes",
-    "Rows",
-    "execute_migration",
-    "graph_writer",
-    "run_graph_migration",
-]
+if __name__ == "core":
+    from graph_migrator.checkout import stand_in
+
+    stand_in("core")
+
+
+def __getattr__(name: str) -> Any:
+    import graph_migrator
+
+    if name in graph_migrator.__all__:
+        return getattr(graph_migrator, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

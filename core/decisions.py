@@ -2,7 +2,7 @@
 
 `decide_begin` answers a call of `migrate_graph`, `decide_hop` a delivered `run_hop` message (the design's
 message table, line by line), `decide_recovery` a migration that a recovery sweep looks at. The doing is
-in `core.migrations` and `core.recovery`.
+in `core.execution.begin` and `core.execution.recovery`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
-from core.statuses import SETTLED, MigrationStatus
+from graph_migrator.core.statuses import SETTLED, MigrationStatus
 
 # ── a call of migrate_graph ─────────────────────────────────────────────────────────────────────────
 
@@ -22,7 +22,7 @@ class BeginFacts(Protocol):
     graph_id: UUID | None
     version: int
     claim: UUID | None
-    half_done: dict[str, Any] | None
+    partially_migrated: dict[str, Any] | None
     status: str | None
     to_version: int | None
     checkpoint: dict[str, Any] | None
@@ -46,7 +46,7 @@ class InFlight:
 
 
 @dataclass(frozen=True)
-class StandsHalfDone:
+class IsPartiallyMigrated:
     """The graph was forced loose, or its failed migration stopped, half-way through a batched hop."""
 
 
@@ -56,7 +56,7 @@ class AlreadyThere:
 
 
 @dataclass(frozen=True)
-class TakeUpAgain:
+class ResumeFailed:
     """The graph's failed migration has the same target: go on with it."""
 
 
@@ -67,31 +67,33 @@ class Begin:
     releases: UUID | None = None
 
 
-BeginDecision = KnownRequest | NoSuchGraph | InFlight | StandsHalfDone | AlreadyThere | TakeUpAgain | Begin
+BeginDecision = (
+    KnownRequest | NoSuchGraph | InFlight | IsPartiallyMigrated | AlreadyThere | ResumeFailed | Begin
+)
 
 
-def decide_begin(facts: BeginFacts, target: int, *, finish_half_done: bool = False) -> BeginDecision:
+def decide_begin(facts: BeginFacts, target: int, *, finish_partially_migrated: bool = False) -> BeginDecision:
     """Answer a call of `migrate_graph`.
 
     Args:
         facts: What was found, under the graph's lock unless a live migration owns it.
         target: The version asked for.
-        finish_half_done: An operator means to finish a hop that was forced loose half-way.
+        finish_partially_migrated: An operator means to finish a hop that was forced loose half-way.
     """
     if facts.request_known:
         return KnownRequest()
     if facts.graph_id is None:
         return NoSuchGraph()
-    if facts.half_done is not None and not finish_half_done:
-        return StandsHalfDone()
+    if facts.partially_migrated is not None and not finish_partially_migrated:
+        return IsPartiallyMigrated()
     if facts.claim is None:
-        return AlreadyThere() if facts.version == target and facts.half_done is None else Begin()
+        return AlreadyThere() if facts.version == target and facts.partially_migrated is None else Begin()
     if facts.status != MigrationStatus.FAILED:
         return InFlight()
     if facts.to_version == target:
-        return TakeUpAgain()
+        return ResumeFailed()
     if facts.checkpoint is not None:
-        return StandsHalfDone()
+        return IsPartiallyMigrated()
     # At the target already: release the failed one, and there is nothing left to migrate.
     return Begin(releases=facts.claim)
 
@@ -115,7 +117,7 @@ class HopFacts(Protocol):
     running_to: int | None
     running_dispatch: int | None
     running_batches: int | None
-    later_begun: bool
+    next_hop_started: bool
     lost: int
     mismatches: int
 
@@ -171,7 +173,7 @@ class Settle:
 
 
 @dataclass(frozen=True)
-class Poisonous:
+class CrashLimitReached:
     """The hop lost its worker too often."""
 
     lost: int
@@ -179,7 +181,7 @@ class Poisonous:
 
 
 @dataclass(frozen=True)
-class PutBack:
+class Requeue:
     """This worker's code for the hop is not the planned one; another worker may have it."""
 
 
@@ -195,7 +197,7 @@ class Run:
     lost_id: int | None
 
 
-HopDecision = Answer | Ignored | Later | PassOn | Settle | Poisonous | PutBack | CodeDiffers | Run
+HopDecision = Answer | Ignored | Later | PassOn | Settle | CrashLimitReached | Requeue | CodeDiffers | Run
 
 
 def decide_hop(facts: HopFacts, message: HopMessage, fingerprint: str | None, limits: Limits) -> HopDecision:
@@ -223,7 +225,7 @@ def decide_hop(facts: HopFacts, message: HopMessage, fingerprint: str | None, li
     assert facts.version is not None  # noqa: S101 - a claimed graph cannot be deleted
     forward = 1 if facts.to_version > facts.from_version else -1
     if (facts.version - message.to_version) * forward >= 0:
-        if facts.later_begun:  # 5
+        if facts.next_hop_started:  # 5
             return Ignored("this hop is applied and a later one has begun")
         return PassOn()  # 6
     if facts.version != message.from_version:  # 7
@@ -232,9 +234,9 @@ def decide_hop(facts: HopFacts, message: HopMessage, fingerprint: str | None, li
     if status in {MigrationStatus.PAUSING, MigrationStatus.CANCELLING}:  # 9: poison never overrides it
         return Settle()
     if lost >= limits.lost_attempts:  # 10
-        return Poisonous(lost, facts.running_id)
+        return CrashLimitReached(lost, facts.running_id)
     if facts.hop is None or fingerprint != facts.hop["fingerprint"]:  # 11
-        return PutBack() if facts.mismatches < limits.code_mismatches else CodeDiffers()
+        return Requeue() if facts.mismatches < limits.code_mismatches else CodeDiffers()
     return Run(facts.running_id)  # 12
 
 
@@ -252,7 +254,7 @@ def lost_attempts(facts: HopFacts | RecoveryFacts) -> int:
 
 
 class RecoveryFacts(Protocol):
-    """What `graph_migrator.look_for_recovery` found, with the graph's lock held."""
+    """What `graph_migrator.load_recovery_state` found, with the graph's lock held."""
 
     status: str
     overdue: bool
@@ -276,7 +278,7 @@ class RingAgain:
     """It only waits. The same dispatch: a new number would kill the message that still queues."""
 
 
-RecoveryDecision = Nothing | Settle | Poisonous | Redispatch | RingAgain
+RecoveryDecision = Nothing | Settle | CrashLimitReached | Redispatch | RingAgain
 
 
 def decide_recovery(facts: RecoveryFacts, limits: Limits) -> RecoveryDecision:
@@ -288,5 +290,5 @@ def decide_recovery(facts: RecoveryFacts, limits: Limits) -> RecoveryDecision:
         return Nothing()
     if facts.running_id is not None:  # rows are opened and finished under the lock, so its executor is dead
         lost = lost_attempts(facts)
-        return Poisonous(lost, facts.running_id) if lost >= limits.lost_attempts else Redispatch()
+        return CrashLimitReached(lost, facts.running_id) if lost >= limits.lost_attempts else Redispatch()
     return RingAgain() if facts.overdue else Nothing()

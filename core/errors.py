@@ -14,10 +14,10 @@
     ├── Refused                     exit 3: the call is fine, the graph's present state forbids it
     │   ├── MigrationInFlight
     │   ├── IllegalTransition       a verb does not apply to the migration's status
-    │   ├── GraphHalfDone           it stands, or was forced loose, half-way through a batched hop
+    │   ├── GraphPartiallyMigrated           it stands, or was forced loose, half-way through a batched hop
     │   ├── GraphReadOnly           a writer met an owner's lock, a migration or a failure
     │   ├── GraphVersionMismatch    a writer was made for another version
-    │   ├── WritersNotDrained       writers in flight did not finish in time
+    │   ├── OpenWriteTransactions       writers in flight did not finish in time
     │   └── GraphBusy               another executor holds the graph's lock
     ├── MigrationError              exit 1: the migration ended, not at its target
     │   ├── HopFailed               a hop raised an error that cannot be rebuilt elsewhere
@@ -26,7 +26,7 @@
     │   ├── HopTimedOut
     │   ├── HopCrashedRepeatedly
     │   ├── HopCodeChanged
-    │   ├── HalfDone                cancelled half-way through a batched hop
+    │   ├── PartiallyMigrated                cancelled half-way through a batched hop
     │   ├── MigrationCancelled
     │   └── MigrationReleased
     ├── Unreachable                 exit 4
@@ -45,7 +45,7 @@ from __future__ import annotations
 import builtins
 import sys
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 
 @dataclass(eq=False, repr=False)
@@ -252,7 +252,7 @@ class IllegalTransition(Refused):
 
 
 @dataclass(eq=False, repr=False)
-class GraphHalfDone(Refused):
+class GraphPartiallyMigrated(Refused):
     """The graph stands, or was forced loose, half-way through a batched hop."""
 
     graph: str
@@ -277,7 +277,7 @@ class GraphHalfDone(Refused):
                 f"bring the old code back and {finish}, or go on with the new code, "
                 f"`graph-migrator retry {self.graph} --accept-new-code`"
             )
-        give_up = (
+        fail_migration_row = (
             "once you have mended the rows yourself, declare it whole with "
             f"`graph-migrator release {self.graph} --whole`"
             if self.loose
@@ -286,7 +286,7 @@ class GraphHalfDone(Refused):
         return (
             f"{self.graph}: {where} half-way through {self.hop!r} (v{self.from_version}→v{self.to_version}, "
             f"{self.done} rows done), so its rows are of two shapes. Nothing was changed. "
-            f"{finish[0].upper()}{finish[1:]}; or {give_up}."
+            f"{finish[0].upper()}{finish[1:]}; or {fail_migration_row}."
         )
 
 
@@ -334,7 +334,7 @@ class GraphVersionMismatch(Refused):
 
 
 @dataclass(eq=False, repr=False)
-class WritersNotDrained(Refused):
+class OpenWriteTransactions(Refused):
     """Writers that were in flight when a migration wanted to begin did not finish in time."""
 
     graph: str
@@ -465,7 +465,7 @@ class HopCodeChanged(MigrationError):
 
 
 @dataclass(eq=False, repr=False)
-class HalfDone(MigrationError):
+class PartiallyMigrated(MigrationError):
     """Cancelled half-way through a batched hop; the claim stays, because rows are of two shapes."""
 
     graph: str
@@ -581,9 +581,18 @@ class LostFence(GraphMigratorError):
 # ── carrying an error from one process to another ───────────────────────────────────────────────────
 
 
+CODE_PREFIX: Final = "graph_migrator."
+
+
 def name_of(error: BaseException) -> str:
-    """The error's type as it is stored: ``module.QualifiedName``, built-in types by their bare name."""
+    """The error's type as it is stored.
+
+    Our own errors have a code, ``graph_migrator.Name``, that outlives any move of a module; others are stored as
+    ``module.QualifiedName``, built-in types by their bare name.
+    """
     cls = type(error)
+    if cls.__module__ == __name__:
+        return f"{CODE_PREFIX}{cls.__name__}"
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 

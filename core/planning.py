@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from itertools import takewhile
 from typing import Any
 
-from core.errors import InvalidRequest, IrreversibleHop, UnknownTarget
-from core.graph_types import Direction, GraphType
+from graph_migrator.core.errors import InvalidRequest, IrreversibleHop, UnknownTarget
+from graph_migrator.core.graph_types.definition import Direction, GraphType
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from core.errors import GraphMigratorError, MigrationCancelled, MigrationReleased, revive
-from core.statuses import AttemptStatus, MigrationStatus
+from graph_migrator.core import errors
+from graph_migrator.core.errors import GraphMigratorError, MigrationCancelled, MigrationReleased, revive
+from graph_migrator.core.statuses import AttemptStatus, MigrationStatus
 
 
 class HopReport(BaseModel):
@@ -75,7 +76,7 @@ class MigrationReport(BaseModel):
             case MigrationStatus.FAILED:
                 hop = self.hops[-1].name if self.hops else "?"
                 error_type, message = self.error_type or "", self.error_message or ""
-                if error_type.startswith("core.errors."):  # their message follows from their fields
+                if error_type.startswith(errors.CODE_PREFIX):  # their message follows from their fields
                     return own_error(error_type, self.error_args or [])
                 return revive(error_type, message, self.error_args, graph=self.graph, hop=hop)
         return None
@@ -83,9 +84,7 @@ class MigrationReport(BaseModel):
 
 def own_error(error_type: str, args: list[Any]) -> GraphMigratorError:
     """One of this project's errors, from its recorded type and fields."""
-    import core.errors
-
-    cls = getattr(core.errors, error_type.rpartition(".")[2])
+    cls = getattr(errors, error_type.removeprefix(errors.CODE_PREFIX))
     error = cls(*args)
     if not isinstance(error, GraphMigratorError):
         raise TypeError(f"{error_type} is no error of this project")

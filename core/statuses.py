@@ -122,7 +122,9 @@ MIGRATION_EDGES: Final = (
     _edge("resume", "paused", "running", "resumed; a new dispatch, so that a late old message does nothing"),
     _edge("ask_cancel", "queued running pausing paused", "cancelling", "an operator asks"),
     _edge("cancel", "cancelling", "cancelled", "a boundary was reached and the graph is whole"),
-    _edge("half_done", "cancelling", "failed", "cancelled inside a batched hop: the claim must stay"),
+    _edge(
+        "partially_migrated", "cancelling", "failed", "cancelled inside a batched hop: the claim must stay"
+    ),
     _edge(
         "succeed", "running pausing cancelling", "succeeded", "the last hop commits; it wins over a request"
     ),
@@ -135,7 +137,7 @@ MIGRATION_EDGES: Final = (
         "force_release",
         "queued running pausing cancelling paused failed",
         "released",
-        "forced loose; graphs.half_done remembers a hop that was half-way",
+        "forced loose; graphs.partially_migrated remembers a hop that was half-way",
     ),
 )
 """Every permitted edge. Whatever is not here is refused, by Python and by Postgres."""

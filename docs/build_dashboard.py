@@ -49,7 +49,7 @@ _PANELS: list[tuple[str, str, str, int, list[tuple[str, str]]]] = [
         f"max by (graph_type, version) (graph_migrator_graphs{{{_TYPE}}})", "{{graph_type}} v{{version}}")]),
     ("timeseries", "Graphs behind their type, or half done", "none", 12, [
         (f"max by (graph_type) (graph_migrator_graphs_behind{{{_TYPE}}})", "{{graph_type}} behind"),
-        ("max(graph_migrator_graphs_half_done)", "half done")]),
+        ("max(graph_migrator_graphs_partially_migrated)", "half done")]),
 ]  # fmt: skip
 
 

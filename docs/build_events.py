@@ -1,4 +1,4 @@
-"""Write docs/events.md from `core.events`: ``python docs/build_events.py``. A test holds them equal."""
+"""Write docs/events.md from `core.events.types`: ``python docs/build_events.py``. A test holds them equal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from core import events
+from graph_migrator.core.events import types as events
 
 PAGE = Path(__file__).with_name("events.md")
 
@@ -20,7 +20,7 @@ The core tells what happens to migrations as named events, each after the commit
 process that made it:
 
 ```python
-from core import events
+from graph_migrator.core.events import types as events
 
 unsubscribe = events.subscribe(lambda event: print(event.name, event.fields()))
 ```

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import click
 
-import core.errors
-from core.errors import GraphMigratorError
-from core.settings import Settings
-from core.statuses import LIVE, MIGRATION_EDGES, SETTLED, AttemptStatus, MigrationStatus
-from core.store.tables import metadata
-from tasks.cli import main
+from graph_migrator.core import errors
+from graph_migrator.core.errors import GraphMigratorError
+from graph_migrator.core.settings import Settings
+from graph_migrator.core.statuses import LIVE, MIGRATION_EDGES, SETTLED, AttemptStatus, MigrationStatus
+from graph_migrator.core.store.tables import metadata
+from graph_migrator.tasks.cli import main
 
 _HERE = Path(__file__).parent
 
@@ -84,10 +84,12 @@ def _commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click
 
 
 def _tasks() -> Iterator[tuple[str, str]]:
-    import tasks
-    from tasks.results import CheckedTask
+    from graph_migrator.tasks.celery import app
 
-    for name, task in sorted(tasks.app.tasks.items()):
+    app.loader.import_default_modules()
+    from graph_migrator.tasks.results import CheckedTask
+
+    for name, task in sorted(app.tasks.items()):
         if isinstance(task, CheckedTask):
             yield name, ", ".join(f"`{field}`" for field in task.arguments.model_fields)
         elif name.startswith("tasks.") and name != "tasks.run_hop":
@@ -95,7 +97,7 @@ def _tasks() -> Iterator[tuple[str, str]]:
 
 
 def _errors() -> Iterator[type[GraphMigratorError]]:
-    for cls in vars(core.errors).values():
+    for cls in vars(errors).values():
         if isinstance(cls, type) and issubclass(cls, GraphMigratorError) and not cls.__subclasses__():
             yield cls
 

@@ -22,12 +22,12 @@ from typing import Any
 import networkx
 from rich.console import Console
 
-from core import history
-from core.embedded import Postgres, Redis
-from core.interchange import import_graph
-from core.store import schema
-from core.store.engine import make_engine
-from tasks.serving import Worker, environment
+from graph_migrator.core.embedded import Postgres, Redis
+from graph_migrator.core.inspection import history
+from graph_migrator.core.interchange import import_graph
+from graph_migrator.core.store import schema
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.tasks.serving import Worker, environment
 
 GRAPH = "les-miserables"
 NODE = "MmeMagloire"
@@ -86,7 +86,7 @@ def run() -> None:
         say("3", f"{GRAPH} is imported at v1: {imported.nodes} characters, {imported.edges} edges.")
         before = node(engine)
 
-        from tasks import migrate_graph
+        from graph_migrator import migrate_graph
 
         say("4", f'migrate_graph.delay("{GRAPH}", 4)')
         result = migrate_graph.delay(GRAPH, 4, requested_by="demo", reason="the new release")
@@ -127,8 +127,8 @@ def node(engine: Any) -> str:
 def follow(engine: Any, result: Any, hold: Path) -> None:
     """Print each attempt as it begins and ends, read from Postgres by another connection; and kill one."""
     seen: dict[int, str] = {}
-    give_up = time.monotonic() + 50
-    while time.monotonic() < give_up:
+    fail_migration_row = time.monotonic() + 50
+    while time.monotonic() < fail_migration_row:
         over = result.ready()
         stories = history.history(engine, GRAPH)
         for attempt in stories[-1].attempts if stories else ():
@@ -166,7 +166,7 @@ def follow(engine: Any, result: Any, hold: Path) -> None:
 
 def tell(engine: Any) -> None:
     """Print the history as the command line does."""
-    from tasks.cli.reading import print_story
+    from graph_migrator.tasks.cli.reading import print_story
 
     for story in history.history(engine, GRAPH):
         print_story(story, out if out.record else None)

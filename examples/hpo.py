@@ -23,8 +23,8 @@ from typing import Any, Final
 import orjson
 from sqlalchemy import Engine
 
-from core import Edge, Edges, GraphType, HopContext
-from core.interchange import ImportReport, import_graph
+from graph_migrator import Edge, Edges, GraphType, HopContext
+from graph_migrator.core.interchange import ImportReport, import_graph
 
 SLUG: Final = "hpo"
 

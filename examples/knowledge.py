@@ -12,7 +12,7 @@ import re
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from core import GraphType, HopContext, Node, Nodes
+from graph_migrator import GraphType, HopContext, Node, Nodes
 
 
 class Character(BaseModel):

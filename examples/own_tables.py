@@ -21,7 +21,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Engine, text
 
-from core import GraphType, HopContext, Rows, run_graph_migration
+from graph_migrator import GraphType, HopContext, Rows, run_graph_migration
 
 ORDERS: Final = Rows("shop.orders", key=("customer", "number"))
 
@@ -91,11 +91,11 @@ def make_shop(engine: Engine, orders: int = 1_000) -> UUID:
 
 def main() -> None:
     """Migrate a shop on a private Postgres, up and down again."""
-    from core.embedded import Postgres
-    from core.registry import register
-    from core.store.engine import make_engine
-    from core.store.guard import install_guard
-    from core.store.schema import upgrade
+    from graph_migrator.core.embedded import Postgres
+    from graph_migrator.core.graph_types.registry import register
+    from graph_migrator.core.store.connections import make_engine
+    from graph_migrator.core.store.guard import install_guard
+    from graph_migrator.core.store.schema import upgrade
 
     with Postgres(durable=False) as server:
         upgrade(server.url)

@@ -1,32 +1,19 @@
 """The Celery side: tasks, the worker's recovery, and the command line.
 
-from tasks import migrate_graph
-report = migrate_graph.delay("les-miserables", 3).get()
+The public names are those of `graph_migrator`: ``graph_migrator.migrate_graph.delay("les-miserables", 3).get()``.
 """
 
-from tasks import signing as _signing  # noqa: F401 - switches itself on, where it is set up
-from tasks.celery import app
-from tasks.migrate import migrate_graph
-from tasks.operate import (
-    cancel_migration,
-    lock_graph,
-    pause_migration,
-    release_graph,
-    resume_migration,
-    retry_migration,
-    unlock_graph,
-)
-from tasks.recover import recover_migrations
+from typing import Any
 
-__all__ = [
-    "app",
-    "cancel_migration",
-    "lock_graph",
-    "migrate_graph",
-    "pause_migration",
-    "recover_migrations",
-    "release_graph",
-    "resume_migration",
-    "retry_migration",
-    "unlock_graph",
-]
+if __name__ == "tasks":
+    from graph_migrator.checkout import stand_in
+
+    stand_in("tasks")
+
+
+def __getattr__(name: str) -> Any:
+    import graph_migrator
+
+    if name in graph_migrator.__all__:
+        return getattr(graph_migrator, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The Celery app. ``celery -A tasks worker -Q migrations`` finds it here."""
+"""The Celery app. ``celery -A graph_migrator worker -Q migrations`` finds it here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from celery import Celery
 from celery.app.amqp import AMQP
 
-from tasks import metrics
+from graph_migrator.tasks import metrics
 
 
 class Messages(AMQP):
@@ -27,8 +27,13 @@ class Messages(AMQP):
 app = Celery(
     "graph_migrator",
     amqp=Messages,
-    include=["tasks.fleet", "tasks.migrate", "tasks.operate", "tasks.recover"],
+    include=[
+        f"graph_migrator.tasks.{module}" for module in ("signing", "fleet", "migrate", "operate", "recover")
+    ],
+    # The program that imports us may have an app of its own, whose shared tasks must not become ours.
+    set_as_current=False,
 )
-app.config_from_object("celeryconfig")
+# By its full name: a celeryconfig in the working directory is somebody else's.
+app.config_from_object("graph_migrator.celeryconfig")
 app.user_options["worker"].update(metrics.OPTIONS)
 app.steps["worker"].add(metrics.MetricsEndpoint)

@@ -8,10 +8,10 @@ from typing import Any
 
 from celery.worker.control import inspect_command
 
-from core.errors import GraphMigratorError
-from core.registry import graph_types
-from core.settings import settings
-from tasks.celery import app
+from graph_migrator.core.errors import GraphMigratorError
+from graph_migrator.core.graph_types.registry import graph_types
+from graph_migrator.core.settings import settings
+from graph_migrator.tasks.celery import app
 
 _NO_QUEUE = ("not_found", "does not exist", "no queue")
 

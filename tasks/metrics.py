@@ -1,4 +1,4 @@
-"""Prometheus metrics, served by a worker's main process: ``celery -A tasks worker --metrics-port 9464``.
+"""Prometheus metrics, served by a worker's main process: ``celery -A graph_migrator worker --metrics-port 9464``.
 
 Everything is counted in Postgres when it is asked for, nothing in the workers' memory. The audit rows never
 change and are never deleted, so a count of them is a counter: it survives restarts, a killed process cannot
@@ -17,10 +17,10 @@ from celery import bootsteps
 from celery.signals import worker_process_init
 from click import Option
 
-from core.registry import graph_types
-from core.settings import settings
-from core.store.measures import Measures, Settled, measure
-from tasks.runtime import engine
+from graph_migrator.core.graph_types.registry import graph_types
+from graph_migrator.core.inspection.metrics import Measures, Watermark, measure
+from graph_migrator.core.settings import settings
+from graph_migrator.tasks.runtime import engine
 
 _log = logging.getLogger("graph_migrator.metrics")
 
@@ -42,7 +42,7 @@ METRICS = {
     "graph_migrator_overdue_migrations": "Those past the deadline at which recovery rings again.",
     "graph_migrator_graphs": "Graphs, by type and version.",
     "graph_migrator_graphs_behind": "Graphs below the newest version of their type that this worker knows.",
-    "graph_migrator_graphs_half_done": "Graphs that were forced loose half-way through a batched hop.",
+    "graph_migrator_graphs_partially_migrated": "Graphs that were forced loose half-way through a batched hop.",
 }
 """Every metric and what it says; docs/monitoring.md and the dashboard are held against it."""
 
@@ -52,7 +52,7 @@ class Counted:
 
     def __init__(self) -> None:
         self._one_at_a_time = threading.Lock()
-        self._settled = Settled()
+        self._settled = Watermark()
 
     def describe(self) -> Iterable[Any]:
         """Nothing: registering must not ask Postgres."""
@@ -122,7 +122,7 @@ def families(found: Measures, newest: dict[str, int]) -> Iterator[Any]:
         if version < newest.get(kind, 0):
             behind[kind,] += count
     yield gauge("graph_migrator_graphs_behind", {**behind}, ("graph_type",))
-    yield gauge("graph_migrator_graphs_half_done", {(): found.half_done})
+    yield gauge("graph_migrator_graphs_partially_migrated", {(): found.partially_migrated})
 
 
 class MetricsEndpoint(bootsteps.StartStopStep):

@@ -11,18 +11,18 @@ from celery.exceptions import Ignore
 from celery.signals import after_task_publish, task_success
 from celery.utils.log import get_task_logger
 
-from core import killpoints
-from core.decisions import HopMessage, Ignored, Later
-from core.errors import GraphMigratorError
-from core.hop_runs import Applied, Failed, Worker, backoff
-from core.hop_runs import run_hop as run_one_hop
-from core.migrations import Caller, Dispatch, begin_migration
-from core.store.disclosure import tellable
-from core.store.failures import Failure, classify
-from tasks.celery import app
-from tasks.results import BEGUN, HopArguments, MigrateArguments, MigrateTask, checked
-from tasks.runtime import executors
-from tasks.telling import show_failure, show_ignored
+from graph_migrator.core.decisions import HopMessage, Ignored, Later
+from graph_migrator.core.errors import GraphMigratorError
+from graph_migrator.core.execution import failpoints
+from graph_migrator.core.execution.begin import Caller, Dispatch, begin_migration
+from graph_migrator.core.execution.run_hop import Applied, Failed, Worker, backoff
+from graph_migrator.core.execution.run_hop import run_hop as run_one_hop
+from graph_migrator.core.store.errors import Failure, classify
+from graph_migrator.core.store.redaction import redacted
+from graph_migrator.tasks.celery import app
+from graph_migrator.tasks.events import show_failure, show_ignored
+from graph_migrator.tasks.results import BEGUN, HopArguments, MigrateArguments, MigrateTask, checked
+from graph_migrator.tasks.runtime import executors
 
 _log = get_task_logger("graph_migrator.tasks")
 
@@ -49,8 +49,8 @@ def migrate_graph(self: MigrateTask, *args: Any, **kwargs: Any) -> Any:
         raise
     except Exception as error:  # noqa: BLE001 - raised again, without values
         if classify(error) is Failure.PERMANENT:
-            raise tellable(error) from None
-        raise self.retry(countdown=backoff(self.request.retries), exc=tellable(error)) from None
+            raise redacted(error) from None
+        raise self.retry(countdown=backoff(self.request.retries), exc=redacted(error)) from None
     match begun:
         case Dispatch():
             return _replace(self, begun)
@@ -77,7 +77,7 @@ def run_hop(self: Task, migration_id: str, from_version: int, to_version: int, d
     try:
         outcome = run_one_hop(executors(), message, worker=worker)
     except Exception as hindrance:  # noqa: BLE001 - raised again, without values
-        raise tellable(hindrance) from None
+        raise redacted(hindrance) from None
     match outcome:
         case Applied(report):
             # Nobody but Flower looks at what an inner hop returns.
@@ -145,14 +145,14 @@ def _replace(task: Task, dispatch: Dispatch) -> str:
     if _is_linked(request):
         with suppress(Ignore):
             task.replace(chain(hops))
-        killpoints.reach("begin_dispatched")
+        failpoints.hit("begin_dispatched")
         raise Ignore("its chain answers")
     for hop in hops:
         hop.set(root_id=request.root_id or request.id, replaced_task_nesting=1)
         hop.options.setdefault("task_id", uuid())
     first, *rest = hops
     first.apply_async(chain=rest[::-1])
-    killpoints.reach("begin_dispatched")
+    failpoints.hit("begin_dispatched")
     request.ignore_result = True  # nothing is stored: the result to come is the chain's; see `MigrateRequest`
     return f"{BEGUN} {len(hops)} {'hop' if len(hops) == 1 else 'hops'}"
 
@@ -175,15 +175,15 @@ def row_of_the_call(task: Task) -> str | None:
 @task_success.connect
 def _after_the_result(sender: Task | None = None, **_: object) -> None:
     if sender is not None and sender.name == run_hop.name:
-        killpoints.reach("hop_result_stored")
+        failpoints.hit("hop_result_stored")
 
 
 def _after_the_next_message(sender: str | None = None, **published: Any) -> None:
     inside = current_task and current_task.name == run_hop.name
     # A hop that puts itself back publishes its own id; that is not the next message.
     if inside and sender == run_hop.name and published["headers"]["id"] != current_task.request.id:
-        killpoints.reach("hop_published")
+        failpoints.hit("hop_published")
 
 
-if killpoints.hold_folder is not None:
+if failpoints.hold_folder is not None:
     after_task_publish.connect(_after_the_next_message)

@@ -9,17 +9,17 @@ from uuid import UUID
 from celery import Task
 from pydantic import BaseModel
 
-from core import operations
-from core.errors import GraphMigratorError
-from core.migrations import Caller, Dispatch, record_outcome
-from core.operations import VerbReport
-from core.statuses import Verb
-from core.store.disclosure import tellable
-from core.store.executor import Executor
-from core.store.failures import Failure, classify
-from tasks.celery import app
-from tasks.migrate import send
-from tasks.results import (
+from graph_migrator.core.errors import GraphMigratorError
+from graph_migrator.core.execution import operations
+from graph_migrator.core.execution.begin import Caller, Dispatch, record_outcome
+from graph_migrator.core.execution.operations import VerbReport
+from graph_migrator.core.statuses import Verb
+from graph_migrator.core.store.errors import Failure, classify
+from graph_migrator.core.store.redaction import redacted
+from graph_migrator.core.store.session import Executor
+from graph_migrator.tasks.celery import app
+from graph_migrator.tasks.migrate import send
+from graph_migrator.tasks.results import (
     CheckedTask,
     GraphArguments,
     LockArguments,
@@ -27,7 +27,7 @@ from tasks.results import (
     RetryArguments,
     checked,
 )
-from tasks.runtime import executors
+from graph_migrator.tasks.runtime import executors
 
 _VERBS = {
     "tasks.pause_migration": Verb.PAUSE,
@@ -56,8 +56,8 @@ def _carry_out(task: Task, model: type[BaseModel], args: Any, kwargs: Any, verb:
         raise
     except Exception as error:  # noqa: BLE001 - raised again, without values
         if classify(error) is Failure.PERMANENT:
-            raise tellable(error) from None
-        raise task.retry(countdown=1, exc=tellable(error)) from None
+            raise redacted(error) from None
+        raise task.retry(countdown=1, exc=redacted(error)) from None
     if dispatch is not None:
         send(dispatch)
     return report.model_dump(mode="json")

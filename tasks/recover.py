@@ -8,14 +8,14 @@ import threading
 from celery.backends.redis import RedisBackend
 from celery.signals import worker_ready, worker_shutting_down
 
-from core import recovery
-from core.reports import MigrationReport
-from core.settings import settings
-from core.store.disclosure import safe_message
-from tasks.celery import app
-from tasks.migrate import send
-from tasks.runtime import executors
-from tasks.telling import show_failure
+from graph_migrator.core.execution import recovery
+from graph_migrator.core.reports import MigrationReport
+from graph_migrator.core.settings import settings
+from graph_migrator.core.store.redaction import safe_message
+from graph_migrator.tasks.celery import app
+from graph_migrator.tasks.events import show_failure
+from graph_migrator.tasks.migrate import send
+from graph_migrator.tasks.runtime import executors
 
 _log = logging.getLogger("graph_migrator.recovery")
 _stop = threading.Event()
@@ -46,7 +46,7 @@ def sweep_once() -> dict[str, int]:
     return {
         "sent": len(done.to_send),
         "lost": done.lost,
-        "rung": done.rung,
+        "redelivered": done.redelivered,
         "settled": done.settled,
         "given_up": done.given_up,
         "answered": answered,

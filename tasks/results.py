@@ -11,8 +11,8 @@ from celery.worker.request import Request
 from celery.worker.state import successful_requests
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from core.errors import InvalidRequest
-from core.reports import MigrationReport
+from graph_migrator.core.errors import InvalidRequest
+from graph_migrator.core.reports import MigrationReport
 
 
 class MigrationResult(AsyncResult):

@@ -8,11 +8,11 @@ from functools import cache
 from celery.signals import worker_init, worker_process_init, worker_process_shutdown
 from sqlalchemy import Engine
 
-from core import checkup
-from core.settings import settings
-from core.store.disclosure import safe_message
-from core.store.engine import make_engine
-from core.store.executor import Executors
+from graph_migrator.core.inspection import doctor
+from graph_migrator.core.settings import settings
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.redaction import safe_message
+from graph_migrator.core.store.session import Executors
 
 _log = logging.getLogger("graph_migrator.runtime")
 
@@ -37,11 +37,11 @@ def _refuse_a_pooling_proxy(**_: object) -> None:
         SystemExit: It is behind a transaction-pooling proxy; it does not start.
     """
     try:
-        found = checkup.pooling(lambda: engine().raw_connection())
+        found = doctor.pooling(lambda: engine().raw_connection())
     except Exception as error:  # noqa: BLE001 - Postgres is away: the worker waits for it, as it does later on
         _log.warning("Postgres does not answer yet: %s", safe_message(error))
         return
-    if found.level is checkup.Level.WRONG:
+    if found.level is doctor.Level.WRONG:
         raise SystemExit(f"graph-migrator: {found.found}. {found.remedy}")
 
 

@@ -9,8 +9,8 @@ import socket
 import sys
 from pathlib import Path
 
-from core.embedded import Postgres, Redis, Server
-from core.settings import settings
+from graph_migrator.core.embedded import Postgres, Redis, Server
+from graph_migrator.core.settings import settings
 
 
 def environment(postgres: Postgres, redis: Redis) -> dict[str, str]:
@@ -54,7 +54,7 @@ class Worker(Server):
     def _command(self) -> list[str]:
         self._skip = self.log.stat().st_size if self.log.exists() else 0
         return [
-            sys.executable, "-W", "ignore::celery.platforms.SecurityWarning", "-m", "celery", "-A", "tasks",
+            sys.executable, "-W", "ignore::celery.platforms.SecurityWarning", "-m", "celery", "-A", "graph_migrator",
             "worker", "-Q", settings().queue, "-n", self.url, "-l", "INFO", *self._options,
         ]  # fmt: skip
 
@@ -91,7 +91,8 @@ class Flower(Server):
 
     def _command(self) -> list[str]:
         return [
-            sys.executable, "-m", "celery", "-A", "tasks", "flower", "--address=127.0.0.1", f"--port={self.port}",
+            sys.executable, "-m", "celery", "-A", "graph_migrator", "flower",
+            "--address=127.0.0.1", f"--port={self.port}",
             "--persistent=False", f"--tasks-columns={FLOWER_COLUMNS}",
         ]  # fmt: skip
 

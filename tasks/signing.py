@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.settings import settings
-from tasks.celery import app
+from graph_migrator.core.settings import settings
+from graph_migrator.tasks.celery import app
 
 
 @app.on_after_configure.connect

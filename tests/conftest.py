@@ -13,12 +13,12 @@ import psycopg2
 import pytest
 from sqlalchemy import Engine
 
-from core import registry
-from core.embedded import Postgres, Redis
-from core.settings import settings
-from core.store.engine import make_engine
-from core.store.executor import Executors
-from core.store.schema import upgrade
+from graph_migrator.core.embedded import Postgres, Redis
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.settings import settings
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.schema import upgrade
+from graph_migrator.core.store.session import Executors
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

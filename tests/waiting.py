@@ -15,11 +15,11 @@ def until(condition: Callable[[], _T], what: str, *, seconds: float = 30, pause:
     Raises:
         AssertionError: It was not in time; names `what` and the last answer.
     """
-    give_up = time.monotonic() + seconds
+    fail_migration_row = time.monotonic() + seconds
     while True:
         answer = condition()
         if answer:
             return answer
-        if time.monotonic() >= give_up:
+        if time.monotonic() >= fail_migration_row:
             raise AssertionError(f"{what}: not within {seconds:g} s; last seen: {answer!r}")
         time.sleep(pause)

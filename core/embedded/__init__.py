@@ -5,8 +5,8 @@ free port that was picked for it, with a password of its own, in a private folde
 own pid, and ends by itself when the process that started it dies.
 """
 
-from core.embedded.postgres import Postgres
-from core.embedded.redis import Redis
-from core.embedded.server import EmbeddedUnavailable, Server, free_port
+from graph_migrator.core.embedded.postgres import Postgres
+from graph_migrator.core.embedded.redis import Redis
+from graph_migrator.core.embedded.server import EmbeddedUnavailable, Server, free_port
 
 __all__ = ["EmbeddedUnavailable", "Postgres", "Redis", "Server", "free_port"]

@@ -19,7 +19,12 @@ from pathlib import Path
 
 import psycopg2
 
-from core.embedded.server import EmbeddedUnavailable, Server, end_with_parent, unprivileged_user
+from graph_migrator.core.embedded.server import (
+    EmbeddedUnavailable,
+    Server,
+    end_with_parent,
+    unprivileged_user,
+)
 
 
 class Postgres(Server):

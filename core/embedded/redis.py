@@ -10,7 +10,7 @@ import socket
 import stat
 from pathlib import Path
 
-from core.embedded.server import EmbeddedUnavailable, Server
+from graph_migrator.core.embedded.server import EmbeddedUnavailable, Server
 
 
 class Redis(Server):

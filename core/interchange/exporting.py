@@ -12,9 +12,9 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine
 
-from core.errors import InvalidRequest, UnknownGraph
-from core.interchange.input_file import Format
-from core.interchange.loading import Progress
+from graph_migrator.core.errors import InvalidRequest, UnknownGraph
+from graph_migrator.core.interchange.input_file import Format
+from graph_migrator.core.interchange.loading import Progress
 
 _EVERY: Final = 10_000
 

@@ -13,12 +13,12 @@ import psycopg2
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine
 
-from core.errors import GraphExists, InvalidRequest
-from core.interchange.exact_json import encode
-from core.interchange.input_file import Format, InputFile, open_input
-from core.interchange.json_lines import read_json_lines
-from core.interchange.loading import Loader, Progress
-from core.interchange.node_link import NodeLinkReader
+from graph_migrator.core.errors import GraphExists, InvalidRequest
+from graph_migrator.core.interchange.exact_json import encode
+from graph_migrator.core.interchange.input_file import Format, InputFile, open_input
+from graph_migrator.core.interchange.json_lines import read_json_lines
+from graph_migrator.core.interchange.loading import Loader, Progress
+from graph_migrator.core.interchange.node_link import NodeLinkReader
 
 _SLUG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)

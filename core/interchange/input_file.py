@@ -13,8 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any, Final
 
-from core.errors import InvalidRecord, InvalidRequest
-from core.interchange.exact_json import Unstorable, decode_line
+from graph_migrator.core.errors import InvalidRecord, InvalidRequest
+from graph_migrator.core.interchange.exact_json import Unstorable, decode_line
 
 LONGEST_RECORD: Final = 64 * 1024 * 1024
 """Bytes of one line, characters of one element. What is longer is taken for damage, not held in memory."""

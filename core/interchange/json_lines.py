@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from core.interchange.exact_json import Unstorable, decode_line
-from core.interchange.input_file import InputFile
-from core.interchange.records import (
+from graph_migrator.core.interchange.exact_json import Unstorable, decode_line
+from graph_migrator.core.interchange.input_file import InputFile
+from graph_migrator.core.interchange.records import (
     BadField,
     EdgeRecord,
     NodeRecord,

@@ -9,11 +9,11 @@ from uuid import UUID
 
 import psycopg2
 
-from core.errors import DanglingEdges
-from core.interchange.copy_text import escape, escape_json, unescape
-from core.interchange.edges_aside import EdgesAside
-from core.interchange.input_file import InputFile
-from core.interchange.records import EdgeRecord, NodeRecord, Place
+from graph_migrator.core.errors import DanglingEdges
+from graph_migrator.core.interchange.copy_text import escape, escape_json, unescape
+from graph_migrator.core.interchange.edge_spool import EdgesAside
+from graph_migrator.core.interchange.input_file import InputFile
+from graph_migrator.core.interchange.records import EdgeRecord, NodeRecord, Place
 
 Progress = Callable[[int, int], None]
 """Called with how many nodes and how many edges are through."""

@@ -12,9 +12,9 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from core.interchange.exact_json import ExactNumber, Unstorable, scan
-from core.interchange.input_file import LONGEST_RECORD, InputFile
-from core.interchange.records import (
+from graph_migrator.core.interchange.exact_json import ExactNumber, Unstorable, scan
+from graph_migrator.core.interchange.input_file import LONGEST_RECORD, InputFile
+from graph_migrator.core.interchange.records import (
     BadField,
     EdgeRecord,
     NodeRecord,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from core.interchange.exact_json import ExactNumber, Unstorable, encode, text_fault
+from graph_migrator.core.interchange.exact_json import ExactNumber, Unstorable, encode, text_fault
 
 
 class Place(NamedTuple):

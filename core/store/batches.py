@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from core.graph_data import Edge, Node
-from core.hop_context import GraphFacts, HopContext
-from core.selectors import Edges, Nodes, Rows
-from core.store.executor import Executor
-from core.store.graph_rows import GraphRows
-from core.store.keyset import Key, Keyset
-from core.store.own_rows import OwnRows
-from core.store.validation import validate_labels, validate_range, validate_rows
+from graph_migrator.core.graph_types.context import GraphFacts, HopContext
+from graph_migrator.core.graph_types.data import Edge, Node
+from graph_migrator.core.graph_types.selectors import Edges, Nodes, Rows
+from graph_migrator.core.store.graph_rows import GraphRows
+from graph_migrator.core.store.keyset import Key, Keyset
+from graph_migrator.core.store.session import Executor
+from graph_migrator.core.store.table_rows import OwnRows
+from graph_migrator.core.store.validation import validate_labels, validate_range, validate_rows
 
 if TYPE_CHECKING:
-    from core.graph_types import DirectedHop
+    from graph_migrator.core.graph_types.definition import DirectedHop
 
 _SMALLEST, _LARGEST = 100, 50_000
 
@@ -29,7 +29,7 @@ WHERE migration_id = (SELECT migration_id FROM graph_migrator.graphs WHERE id = 
 
 
 class BatchWalk:
-    """A hop's way through its rows; what is visited is told in `core.selectors`.
+    """A hop's way through its rows; what is visited is told in `core.graph_types.selectors`.
 
     Attributes:
         cursor: The key of the last row that has the new shape; None at the start.

@@ -14,9 +14,9 @@ from typing import Any
 
 from psycopg2 import sql
 
-from core.graph_data import Edge, Node
-from core.store.json_text import dumps, loads_many
-from core.store.keyset import Key, Keyset, fetch
+from graph_migrator.core.graph_types.data import Edge, Node
+from graph_migrator.core.store.json_text import dumps, loads_many
+from graph_migrator.core.store.keyset import Key, Keyset, fetch
 
 # A backslash is the only character of written JSON that COPY takes for something else.
 _ESCAPE, _ESCAPED = "\\", "\\\\"

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import ProgrammingError
 
-from core.errors import InvalidRequest
+from graph_migrator.core.errors import InvalidRequest
 
 _BUILT_IN = {"graph_migrator.nodes", "graph_migrator.edges"}
 

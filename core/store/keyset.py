@@ -7,9 +7,9 @@ from typing import Any
 
 from psycopg2 import sql
 
-from core.errors import InvalidRequest
-from core.hop_context import GraphFacts
-from core.selectors import Edges, Nodes, Rows
+from graph_migrator.core.errors import InvalidRequest
+from graph_migrator.core.graph_types.context import GraphFacts
+from graph_migrator.core.graph_types.selectors import Edges, Nodes, Rows
 
 Key = list[str]
 """A row's key as Postgres writes it, a text for each column: it fits into a checkpoint whatever its type."""

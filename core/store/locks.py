@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
-from core.store.executor import Executor
-from core.store.failures import sqlstate
+from graph_migrator.core.store.errors import sqlstate
+from graph_migrator.core.store.session import Executor
 
 
 def take_lock(executor: Executor, graph_id: UUID, *, seconds: float) -> bool:

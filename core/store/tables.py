@@ -61,7 +61,7 @@ class Graph(_Base):
     migration_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("graph_migrator.migrations.id", name="graphs_claim_is_a_migration", use_alter=True)
     )
-    half_done: Mapped[_Json | None]
+    partially_migrated: Mapped[_Json | None]
     config: Mapped[_Json] = mapped_column(server_default=text("'{}'::jsonb"))
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
@@ -150,7 +150,7 @@ class Migration(_Base):
     deadline: Mapped[datetime]
     rings: Mapped[int] = mapped_column(server_default=text("0"))
     code_mismatches: Mapped[int] = mapped_column(server_default=text("0"))
-    counted_from: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    retries_reset_after_id: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel, ValidationError
 from sqlalchemy import text
 
-from core.errors import InvalidGraphData
-from core.graph_data import Node
-from core.hop_context import HopContext
-from core.selectors import Edges, Nodes, Rows
+from graph_migrator.core.errors import InvalidGraphData
+from graph_migrator.core.graph_types.context import HopContext
+from graph_migrator.core.graph_types.data import Node
+from graph_migrator.core.graph_types.selectors import Edges, Nodes, Rows
 
 if TYPE_CHECKING:
-    from core.graph_types import DirectedHop
+    from graph_migrator.core.graph_types.definition import DirectedHop
 
 _NAMED: Final = 20
 """So many failing rows are named; the others are counted."""

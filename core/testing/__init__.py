@@ -1,6 +1,6 @@
 """For the tests of graph types: a real Postgres, graphs from literals, and assertions about hops.
 
-    pytest_plugins = ["core.testing"]
+    pytest_plugins = ["graph_migrator.testing"]
 
     def test_names_are_split(make_graph):
         graph = make_graph(people, version=1, nodes=[Node("1", "Person", {"name": "Ada Lovelace"})])
@@ -10,10 +10,10 @@ The fixtures need the extra `embedded`. They are no plugin that pytest loads by 
 have this package installed are left alone. (PYTEST_DONT_REWRITE: a test module imports this before pytest does.)
 """
 
-from core.testing.assertions import assert_hop, assert_reversible
-from core.testing.crashes import assert_survives_crash
-from core.testing.fixtures import MakeGraph, graph_database, graph_server, make_graph
-from core.testing.sample import SampleGraph
+from graph_migrator.core.testing.assertions import assert_hop, assert_reversible
+from graph_migrator.core.testing.crashes import assert_survives_crash
+from graph_migrator.core.testing.fixtures import MakeGraph, graph_database, graph_server, make_graph
+from graph_migrator.core.testing.sample import SampleGraph
 
 __all__ = [
     "MakeGraph",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from core.errors import IrreversibleHop
-from core.graph_data import Edge, Node
-from core.graph_types import GraphType
-from core.testing.sample import Contents, SampleGraph
+from graph_migrator.core.errors import IrreversibleHop
+from graph_migrator.core.graph_types.data import Edge, Node
+from graph_migrator.core.graph_types.definition import GraphType
+from graph_migrator.core.testing.sample import Contents, SampleGraph
 
 _SHOWN = 10
 _Row = TypeVar("_Row", Node, Edge)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from core import killpoints
-from core.graph_types import GraphType
-from core.in_process import follow
-from core.migrations import Dispatch, begin_migration, load_dispatch, load_report
-from core.recovery import sweep, sweeping
-from core.store.executor import Executors
-from core.testing.assertions import require_same, require_type
-from core.testing.sample import SampleGraph
+from graph_migrator.core.execution import failpoints
+from graph_migrator.core.execution.begin import Dispatch, begin_migration, load_dispatch, load_report
+from graph_migrator.core.execution.in_process import follow
+from graph_migrator.core.execution.recovery import sweep, sweeping
+from graph_migrator.core.graph_types.definition import GraphType
+from graph_migrator.core.store.session import Executors
+from graph_migrator.core.testing.assertions import require_same, require_type
+from graph_migrator.core.testing.sample import SampleGraph
 
 BOUNDARIES = frozenset(
     {
@@ -91,7 +91,7 @@ def _recover(executors: Executors, begun: Dispatch) -> None:
 def _dying_at(number: int | None) -> Iterator[list[str]]:
     """Die at the boundary of this number, counted from 0; yields the boundaries that were passed."""
     passed: list[str] = []
-    before = killpoints.hook
+    before = failpoints.hook
 
     def reach(point: str) -> None:
         if point in BOUNDARIES:
@@ -99,11 +99,11 @@ def _dying_at(number: int | None) -> Iterator[list[str]]:
             if len(passed) - 1 == number:
                 raise Crash(point)
 
-    killpoints.hook = reach
+    failpoints.hook = reach
     try:
         yield passed
     finally:
-        killpoints.hook = before
+        failpoints.hook = before
 
 
 @contextmanager

@@ -9,13 +9,13 @@ from typing import Protocol
 import pytest
 from sqlalchemy import Engine, text
 
-from core import registry
-from core.embedded import Postgres
-from core.graph_data import Edge, Node
-from core.graph_types import GraphType
-from core.store import schema
-from core.store.engine import make_engine
-from core.testing.sample import SampleGraph
+from graph_migrator.core.embedded import Postgres
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.graph_types.data import Edge, Node
+from graph_migrator.core.graph_types.definition import GraphType
+from graph_migrator.core.store import schema
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.testing.sample import SampleGraph
 
 
 class MakeGraph(Protocol):

@@ -9,9 +9,9 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Engine, text
 
-from core.graph_data import Edge, Node
-from core.graph_types import GraphType
-from core.in_process import run_graph_migration
+from graph_migrator.core.execution.in_process import run_graph_migration
+from graph_migrator.core.graph_types.data import Edge, Node
+from graph_migrator.core.graph_types.definition import GraphType
 
 _NODES = text(
     'SELECT id, label, properties FROM graph_migrator.nodes WHERE graph_id = :graph ORDER BY id COLLATE "C"'

@@ -22,11 +22,11 @@ from typing import Any
 
 import networkx
 
-from core.embedded import Postgres, Redis
-from core.interchange import import_graph
-from core.store import schema
-from core.store.engine import make_engine
-from tasks.serving import Flower, Worker, environment
+from graph_migrator.core.embedded import Postgres, Redis
+from graph_migrator.core.interchange import import_graph
+from graph_migrator.core.store import schema
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.tasks.serving import Flower, Worker, environment
 
 HERE = Path(__file__).parent
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -54,7 +54,7 @@ def main() -> None:
         until(lambda: len(ask(flower, "/api/workers?refresh=1")) == 2)
         until(lambda: all("Events of group" in worker.log.read_text() for worker in workers))
 
-        from tasks import migrate_graph, pause_migration
+        from graph_migrator import migrate_graph, pause_migration
 
         novel = networkx.les_miserables_graph()
         engine = make_engine(postgres.url)
@@ -81,9 +81,9 @@ def main() -> None:
 
 def until(condition: Callable[[], Any], seconds: float = 60) -> None:
     """Wait for a condition."""
-    give_up = time.monotonic() + seconds
+    fail_migration_row = time.monotonic() + seconds
     while not condition():
-        if time.monotonic() > give_up:
+        if time.monotonic() > fail_migration_row:
             sys.exit("It did not come to the moment for the picture in time.")
         time.sleep(0.1)
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tasks.cli.main import main
+from graph_migrator.tasks.cli.main import main
 
 __all__ = ["main"]

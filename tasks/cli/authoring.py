@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from click.shell_completion import get_completion_class
 
-from core.errors import InvalidRequest
+from graph_migrator.core.errors import InvalidRequest
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -55,7 +55,7 @@ def _packages(folder: Path) -> list[str]:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the completion script for a shell: `eval "$(graph-migrator completion bash)"`."""
-    from tasks.cli.main import main
+    from graph_migrator.tasks.cli.main import main
 
     found = get_completion_class(shell)
     assert found is not None  # noqa: S101 - click ships all three

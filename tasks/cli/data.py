@@ -6,11 +6,11 @@ import sys
 
 import click
 
-from core.errors import InvalidRequest, UnknownTarget
-from core.interchange import export_graph, import_graph
-from core.registry import graph_type as type_named
-from tasks.cli.output import json_option, print_json
-from tasks.runtime import engine
+from graph_migrator.core.errors import InvalidRequest, UnknownTarget
+from graph_migrator.core.graph_types.registry import graph_type as type_named
+from graph_migrator.core.interchange import export_graph, import_graph
+from graph_migrator.tasks.cli.output import json_option, print_json
+from graph_migrator.tasks.runtime import engine
 
 _FORMATS = click.Choice(["node-link", "jsonl"])
 

@@ -9,18 +9,18 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from core import checkup
-from core.checkup import Finding, Level
-from core.errors import GraphMigratorError
-from core.graph_types import GraphType
-from core.registry import graph_types
-from core.settings import settings
-from core.store.disclosure import safe_message
-from tasks.celery import app
-from tasks.cli.errors import as_ours
-from tasks.cli.output import console, json_option, print_json, table, without_password
-from tasks.fleet import Fleet, code_digests, look_at_fleet
-from tasks.runtime import engine
+from graph_migrator.core.errors import GraphMigratorError
+from graph_migrator.core.graph_types.definition import GraphType
+from graph_migrator.core.graph_types.registry import graph_types
+from graph_migrator.core.inspection import doctor as checks
+from graph_migrator.core.inspection.doctor import Finding, Level
+from graph_migrator.core.settings import settings
+from graph_migrator.core.store.redaction import safe_message
+from graph_migrator.tasks.celery import app
+from graph_migrator.tasks.cli.errors import as_ours
+from graph_migrator.tasks.cli.output import console, json_option, print_json, table, without_password
+from graph_migrator.tasks.fleet import Fleet, code_digests, look_at_fleet
+from graph_migrator.tasks.runtime import engine
 
 _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.WRONG: "red"}
 _PATIENCE = 5.0
@@ -65,7 +65,7 @@ def _of_the_database(types: dict[str, GraphType]) -> Iterator[Finding]:
     try:
         with engine().connect():
             yield Finding(check="database", level=Level.OK, found=f"{where} answers")
-        yield from checkup.examine(engine(), types)
+        yield from checks.examine(engine(), types)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
         told = as_ours(error)
         found = str(told) if told is not None else f"{where}: {safe_message(error)}"
@@ -110,7 +110,7 @@ def _of_the_results() -> Finding:
 def _of_the_workers(fleet: Fleet, types: dict[str, GraphType]) -> Iterator[Finding]:
     if not fleet.workers:
         also = f"; {', '.join(fleet.elsewhere)} serve other queues" if fleet.elsewhere else ""
-        remedy = f"Start one: `celery -A tasks worker -Q {settings().queue}`."
+        remedy = f"Start one: `celery -A graph_migrator worker -Q {settings().queue}`."
         yield _wrong("workers", f"none takes messages from {settings().queue!r}{also}", remedy)
         return
     yield Finding(check="workers", level=Level.OK, found=", ".join(sorted(fleet.workers)))

@@ -9,7 +9,7 @@ from rich.console import Console
 from sqlalchemy import Engine
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
-from core.errors import (
+from graph_migrator.core.errors import (
     BrokerUnreachable,
     DatabaseUnreachable,
     GraphMigratorError,
@@ -19,11 +19,11 @@ from core.errors import (
     SchemaOutdated,
     name_of,
 )
-from core.settings import settings
-from core.store import schema
-from core.store.disclosure import safe_message
-from core.store.failures import DRIVER_ERRORS, Failure, classify, sqlstate
-from tasks.cli.output import without_password
+from graph_migrator.core.settings import settings
+from graph_migrator.core.store import schema
+from graph_migrator.core.store.errors import DRIVER_ERRORS, Failure, classify, sqlstate
+from graph_migrator.core.store.redaction import safe_message
+from graph_migrator.tasks.cli.output import without_password
 
 _NO_TABLES = {"42P01", "3F000", "42883", "42703"}  # undefined table, schema, function, column
 _NOT_ALLOWED = "42501"
@@ -97,7 +97,7 @@ def _of_postgres(error: Exception) -> GraphMigratorError | None:
 
 
 def _of_the_schema() -> SchemaOutdated | None:
-    from tasks.runtime import engine
+    from graph_migrator.tasks.runtime import engine
 
     found = _revision(engine())
     return SchemaOutdated(found, schema.head_revision()) if found != schema.head_revision() else None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from core.history import GraphState
-from core.registry import graph_types
-from core.sessions import LockSession
-from core.statuses import MigrationStatus
-from tasks.cli.output import duration, row_count
-from tasks.fleet import Fleet, look_at_fleet
+from graph_migrator.core.graph_types.registry import graph_types
+from graph_migrator.core.inspection.history import GraphState
+from graph_migrator.core.inspection.lock_sessions import LockSession
+from graph_migrator.core.statuses import MigrationStatus
+from graph_migrator.tasks.cli.output import duration, row_count
+from graph_migrator.tasks.fleet import Fleet, look_at_fleet
 
 
 class Reason(BaseModel):
@@ -34,7 +34,7 @@ def explain(state: GraphState, sessions: list[LockSession], fleet: Fleet | None 
         fleet: The workers; they are asked where it matters and this is None.
     """
     slug, migration = state.graph.slug, state.migration
-    if state.graph.half_done:
+    if state.graph.partially_migrated:
         way_out = (
             f"Finish it: `graph-migrator retry {slug}`; or, mended by hand: "
             f"`graph-migrator release {slug} --whole`."
@@ -74,9 +74,9 @@ def _of_a_live_migration(state: GraphState, sessions: list[LockSession], fleet: 
         what = "Its worker died a moment ago. Recovery in any living worker sends it again within seconds."
         return [Reason(kind="worker-died", what=what), *_of_the_fleet(state, fleet)]
     reasons = _of_the_fleet(state, fleet)
-    if state.put_back:
+    if state.requeued:
         what = (
-            f"Workers whose code for the hop is not the planned one have put it back {state.put_back} times."
+            f"Workers whose code for the hop is not the planned one have put it back {state.requeued} times."
         )
         way_out = "Deploy the planned code; or let it fail, and `retry` plans with the code that is there."
         reasons.insert(0, Reason(kind="other-code", what=what, way_out=way_out))
@@ -143,7 +143,7 @@ def _of_the_fleet(state: GraphState, fleet: Fleet) -> list[Reason]:
     if not fleet.workers:
         also = f" ({len(fleet.elsewhere)} serve other queues)" if fleet.elsewhere else ""
         waiting = f"; {fleet.queued} messages wait" if fleet.queued else ""
-        way_out = "Start one: `celery -A tasks worker -Q migrations`."
+        way_out = "Start one: `celery -A graph_migrator worker -Q migrations`."
         what = f"No worker answers on the queue{also}{waiting}."
         return [Reason(kind="no-worker", what=what, way_out=way_out)]
     kind = state.graph.graph_type

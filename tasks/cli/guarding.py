@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from core.store.guard import GuardedTable, install_guard, list_guards, remove_guard
-from tasks.cli.output import ask, console, json_option, print_json, table
-from tasks.runtime import engine
+from graph_migrator.core.store.guard import GuardedTable, install_guard, list_guards, remove_guard
+from graph_migrator.tasks.cli.output import ask, console, json_option, print_json, table
+from graph_migrator.tasks.runtime import engine
 
 
 @click.group()

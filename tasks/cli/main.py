@@ -8,9 +8,19 @@ from typing import Any
 
 import click
 
-from tasks.celery import app
-from tasks.cli import authoring, data, doctor, guarding, migrating, operating, reading, serving, watching
-from tasks.cli.errors import report
+from graph_migrator.tasks.celery import app
+from graph_migrator.tasks.cli import (
+    authoring,
+    data,
+    doctor,
+    guarding,
+    migrating,
+    operating,
+    reading,
+    serving,
+    watching,
+)
+from graph_migrator.tasks.cli.errors import report
 
 _EXIT_CODES = (
     "Exit codes: 0 done · 1 the migration failed · 2 wrong usage, or unknown graph, type or target · "

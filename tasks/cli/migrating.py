@@ -9,22 +9,31 @@ from uuid import UUID
 import click
 from rich.markup import escape
 
-from core import dry_run as trying
-from core import history as reading
-from core.decisions import HopMessage, Ignored
-from core.dry_run import DryRun
-from core.errors import MigrationError, MigrationInFlight
-from core.history import Attempt, GraphSummary
-from core.hop_runs import Failed, HopOutcome
-from core.in_process import follow
-from core.migrations import Caller, Dispatch, begin_migration
-from core.planning import make_plan
-from core.registry import graph_types
-from core.reports import MigrationReport
-from core.statuses import AttemptStatus, MigrationStatus
-from tasks.cli.errors import of_a_hop
-from tasks.cli.output import coloured, console, duration, json_option, print_json, row_count, table, user
-from tasks.runtime import engine, executors
+from graph_migrator.core.decisions import HopMessage, Ignored
+from graph_migrator.core.errors import MigrationError, MigrationInFlight
+from graph_migrator.core.execution import dry_run as trying
+from graph_migrator.core.execution.begin import Caller, Dispatch, begin_migration
+from graph_migrator.core.execution.dry_run import DryRun
+from graph_migrator.core.execution.in_process import follow
+from graph_migrator.core.execution.run_hop import Failed, HopOutcome
+from graph_migrator.core.graph_types.registry import graph_types
+from graph_migrator.core.inspection import history as reading
+from graph_migrator.core.inspection.history import Attempt, GraphSummary
+from graph_migrator.core.planning import make_plan
+from graph_migrator.core.reports import MigrationReport
+from graph_migrator.core.statuses import AttemptStatus, MigrationStatus
+from graph_migrator.tasks.cli.errors import of_a_hop
+from graph_migrator.tasks.cli.output import (
+    coloured,
+    console,
+    duration,
+    json_option,
+    print_json,
+    row_count,
+    table,
+    user,
+)
+from graph_migrator.tasks.runtime import engine, executors
 
 
 @click.command()
@@ -118,7 +127,7 @@ def _refuse_what_cannot_be(found: GraphSummary, target: int | None) -> None:
 
 
 def _send(graph_id: UUID, *arguments: Any) -> Any:
-    from tasks.migrate import migrate_graph
+    from graph_migrator.tasks.migrate import migrate_graph
 
     return migrate_graph.delay(str(graph_id), *arguments)
 

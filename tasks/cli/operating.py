@@ -9,15 +9,15 @@ from uuid import UUID
 import click
 from kombu.exceptions import OperationalError as BrokerError
 
-from core import history as reading
-from core import operations
-from core.errors import GraphMigratorError
-from core.migrations import Caller, Dispatch
-from core.operations import VerbReport
-from core.settings import settings
-from core.store.executor import Executor
-from tasks.cli.output import ask, json_option, print_json, row_count, user
-from tasks.runtime import engine, executors
+from graph_migrator.core.errors import GraphMigratorError
+from graph_migrator.core.execution import operations
+from graph_migrator.core.execution.begin import Caller, Dispatch
+from graph_migrator.core.execution.operations import VerbReport
+from graph_migrator.core.inspection import history as reading
+from graph_migrator.core.settings import settings
+from graph_migrator.core.store.session import Executor
+from graph_migrator.tasks.cli.output import ask, json_option, print_json, row_count, user
+from graph_migrator.tasks.runtime import engine, executors
 
 _yes = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 
@@ -35,7 +35,7 @@ def _carry_out(
 
 def _send(dispatch: Dispatch) -> None:
     """Ring the doorbell. It is done in Postgres already, so a broker that is away only delays it."""
-    from tasks.migrate import send
+    from graph_migrator.tasks.migrate import send
 
     try:
         send(dispatch)
@@ -202,7 +202,7 @@ def unlock(graph: str, as_json: bool) -> None:
 @json_option
 def recover(as_json: bool) -> None:
     """One recovery sweep, as every worker makes it twice a second by itself."""
-    from tasks.recover import sweep_once
+    from graph_migrator.tasks.recover import sweep_once
 
     done = sweep_once()
     if as_json:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from core.statuses import AttemptStatus, MigrationStatus
+from graph_migrator.core.statuses import AttemptStatus, MigrationStatus
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

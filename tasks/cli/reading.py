@@ -6,17 +6,26 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from core import history as reading
-from core.errors import GraphMigratorError, InvalidRequest
-from core.history import Attempt, GraphState, MigrationStory
-from core.planning import make_plan
-from core.registry import graph_type as type_named
-from core.registry import graph_types
-from core.sessions import lock_sessions
-from core.statuses import AttemptStatus, MigrationStatus
-from tasks.cli.explaining import Reason, explain
-from tasks.cli.output import coloured, console, duration, json_option, moment, print_json, row_count, table
-from tasks.runtime import engine
+from graph_migrator.core.errors import GraphMigratorError, InvalidRequest
+from graph_migrator.core.graph_types.registry import graph_type as type_named
+from graph_migrator.core.graph_types.registry import graph_types
+from graph_migrator.core.inspection import history as reading
+from graph_migrator.core.inspection.history import Attempt, GraphState, MigrationStory
+from graph_migrator.core.inspection.lock_sessions import lock_sessions
+from graph_migrator.core.planning import make_plan
+from graph_migrator.core.statuses import AttemptStatus, MigrationStatus
+from graph_migrator.tasks.cli.explaining import Reason, explain
+from graph_migrator.tasks.cli.output import (
+    coloured,
+    console,
+    duration,
+    json_option,
+    moment,
+    print_json,
+    row_count,
+    table,
+)
+from graph_migrator.tasks.runtime import engine
 
 
 @click.command()
@@ -86,7 +95,8 @@ def graphs(
         return
     rows = [
         (g.slug, g.graph_type, f"v{g.version}" + (f" of {newest[g.graph_type]}" if g.graph_type in newest else ""),
-         coloured(g.status) + (f" to v{g.to_version}" if g.to_version else "") + (" half done" if g.half_done else ""),
+         coloured(g.status) + (f" to v{g.to_version}" if g.to_version else "")
+         + (" half done" if g.partially_migrated else ""),
          g.read_only, moment(g.changed_at))
         for g in found
     ]  # fmt: skip

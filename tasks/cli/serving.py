@@ -13,12 +13,12 @@ from pathlib import Path
 
 import click
 
-from core.embedded import EmbeddedUnavailable, Postgres, Redis
-from core.registry import graph_types
-from core.store import schema
-from tasks.cli.output import json_option, print_json
-from tasks.runtime import engine
-from tasks.serving import Flower, Worker, environment
+from graph_migrator.core.embedded import EmbeddedUnavailable, Postgres, Redis
+from graph_migrator.core.graph_types.registry import graph_types
+from graph_migrator.core.store import schema
+from graph_migrator.tasks.cli.output import json_option, print_json
+from graph_migrator.tasks.runtime import engine
+from graph_migrator.tasks.serving import Flower, Worker, environment
 
 _FOLDER = click.option(
     "--folder",

@@ -9,11 +9,11 @@ import click
 from rich.live import Live
 from rich.table import Table
 
-from core import history as reading
-from core.history import GraphState
-from core.statuses import MigrationStatus
-from tasks.cli.output import coloured, console, duration, json_option, table
-from tasks.runtime import engine
+from graph_migrator.core.inspection import history as reading
+from graph_migrator.core.inspection.history import GraphState
+from graph_migrator.core.statuses import MigrationStatus
+from graph_migrator.tasks.cli.output import coloured, console, duration, json_option, table
+from graph_migrator.tasks.runtime import engine
 
 _MOVING = frozenset(
     {MigrationStatus.QUEUED, MigrationStatus.RUNNING, MigrationStatus.PAUSING, MigrationStatus.CANCELLING}

@@ -27,12 +27,12 @@ import psutil
 import redis as redis_client
 from sqlalchemy import Engine
 
-from core import registry
-from core.embedded import Postgres, Redis
-from core.embedded.server import end_with_parent
-from core.settings import settings
-from core.store.engine import make_engine
-from core.store.schema import upgrade
+from graph_migrator.core.embedded import Postgres, Redis
+from graph_migrator.core.embedded.server import end_with_parent
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.settings import settings
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.schema import upgrade
 from tests.rows import add_graph
 from tests.waiting import until
 
@@ -198,7 +198,8 @@ class Cluster:
 
     def connect_this_process(self) -> None:
         """Let this process reach the cluster: `.delay()`, and whatever reads the settings."""
-        from tasks import app, runtime
+        from graph_migrator import app
+        from graph_migrator.tasks import runtime
 
         before = dict(os.environ)
         os.environ.update(self.environment)
@@ -251,7 +252,7 @@ class Cluster:
         with log.open("wb") as out:
             process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "celery", "-A", "tasks", "worker", "-Q", QUEUE,
+                    sys.executable, "-m", "celery", "-A", "graph_migrator", "worker", "-Q", QUEUE,
                     "-c", str(concurrency), "-n", f"{name}@localhost", "--loglevel", "INFO",
                     "--without-gossip", "--without-mingle", *arguments,
                 ],

@@ -21,8 +21,8 @@ from celery import Celery
 from pytest_celery import CeleryTestBroker, CeleryTestContainer, CeleryTestWorker
 from sqlalchemy import Engine
 
-from core.store.engine import make_engine
-from core.store.schema import upgrade
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.schema import upgrade
 from tests.acceptance.cluster import ROOT, Cluster, Worker
 from tests.acceptance.crash.local_nodes import LocalRedis, LocalWorker
 from tests.waiting import until

@@ -9,17 +9,8 @@ from uuid import UUID
 import pytest
 from celery.result import AsyncResult
 
-from core.errors import (
-    HopCrashedRepeatedly,
-    InvalidRequest,
-    IrreversibleHop,
-    MigrationInFlight,
-    UnknownGraph,
-    UnknownGraphType,
-    UnknownTarget,
-)
-from core.reports import MigrationReport
-from tasks import (
+from graph_migrator import (
+    MigrationReport,
     app,
     cancel_migration,
     migrate_graph,
@@ -27,6 +18,15 @@ from tasks import (
     resume_migration,
     retry_migration,
     unlock_graph,
+)
+from graph_migrator.core.errors import (
+    HopCrashedRepeatedly,
+    InvalidRequest,
+    IrreversibleHop,
+    MigrationInFlight,
+    UnknownGraph,
+    UnknownGraphType,
+    UnknownTarget,
 )
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.types_for_tests import DeliberateError

@@ -24,9 +24,9 @@ from typing import Any
 import psycopg2
 import pytest
 
-import celeryconfig
-from core.embedded import Postgres, Redis, free_port
-from core.embedded.redis import redis_program
+from graph_migrator import celeryconfig
+from graph_migrator.core.embedded import Postgres, Redis, free_port
+from graph_migrator.core.embedded.redis import redis_program
 from tests.acceptance.compose import ROOT, Running, Unset, interpolated, load
 from tests.waiting import until
 

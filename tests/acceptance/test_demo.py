@@ -77,21 +77,23 @@ def test_ctrl_c_on_the_demo_leaves_no_process_behind(tmp_path: Path, when: str) 
 @pytest.mark.timeout(120)
 def test_a_dev_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
     folder = tmp_path / "dev"
-    dev = start([sys.executable, "-m", "tasks.cli", "dev", "--folder", str(folder)], tmp_path / "log")
+    dev = start([sys.executable, "-m", "graph_migrator", "dev", "--folder", str(folder)], tmp_path / "log")
     until(lambda: "Ready." in (tmp_path / "log").read_text(), "dev to be ready", seconds=60)
     processes = family(dev)
     dev.kill()
     dev.wait(10)
     until(lambda: nobody_is_left(processes), "every process of dev to end", seconds=20)
     again = subprocess.run(
-        [sys.executable, "-m", "tasks.cli", "env", "--folder", str(folder)], cwd=ROOT, capture_output=True
+        [sys.executable, "-m", "graph_migrator", "env", "--folder", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
     )
     assert (again.returncode, again.stdout) == (4, b"")
 
 
 @pytest.mark.timeout(120)
 def test_ctrl_c_on_dev_leaves_no_process_behind(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tasks.cli", "dev", "--folder", str(tmp_path / "dev")]
+    command = [sys.executable, "-m", "graph_migrator", "dev", "--folder", str(tmp_path / "dev")]
     dev = start(
         command, tmp_path / "log", PYTHONUNBUFFERED="1", GRAPH_MIGRATOR_TYPES="examples.knowledge:knowledge"
     )
@@ -100,7 +102,7 @@ def test_ctrl_c_on_dev_leaves_no_process_behind(tmp_path: Path) -> None:
     names = {p.name() for p in processes}
     assert {"postgres", "redis-server"} <= names
     printed = subprocess.run(
-        [sys.executable, "-m", "tasks.cli", "env", "--folder", str(tmp_path / "dev")],
+        [sys.executable, "-m", "graph_migrator", "env", "--folder", str(tmp_path / "dev")],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "export DATABASE_URL=" in printed.stdout

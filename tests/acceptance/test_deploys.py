@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 from celery.result import AsyncResult
 
-from core.errors import HopCodeChanged
-from core.statuses import MigrationStatus
+from graph_migrator.core.errors import HopCodeChanged
+from graph_migrator.core.statuses import MigrationStatus
 from tests.acceptance.cluster import Worker
 from tests.acceptance.crash import ledger
 from tests.acceptance.crash.nursery import Nursery

@@ -16,10 +16,10 @@ from pathlib import Path
 import click
 import pytest
 
-from core.embedded import Redis
-from tasks.cli import main
-from tasks.metrics import METRICS
-from tasks.serving import FLOWER_COLUMNS
+from graph_migrator.core.embedded import Redis
+from graph_migrator.tasks.cli import main
+from graph_migrator.tasks.metrics import METRICS
+from graph_migrator.tasks.serving import FLOWER_COLUMNS
 from tests.acceptance.cluster import ROOT, Cluster
 
 PAGES = (
@@ -33,9 +33,9 @@ RUN_ELSEWHERE = {
     "graph-migrator dev": "tests/acceptance/test_demo.py; here the cluster stands in for it",
     'eval "$(graph-migrator env)"': "the cluster's environment is set below",
     "export GRAPH_MIGRATOR_TYPES=people:people": "likewise",
-    "celery -A tasks worker -Q migrations -c 4": "tests/acceptance/test_deploys.py",
-    "celery -A tasks worker -Q migrations --metrics-port 9464": "tests/acceptance/test_metrics.py",
-    'FLOWER_BASIC_AUTH="operator:$FLOWER_PASSWORD" celery -A tasks flower --address=127.0.0.1 '
+    "celery -A graph_migrator worker -Q migrations -c 4": "tests/acceptance/test_deploys.py",
+    "celery -A graph_migrator worker -Q migrations --metrics-port 9464": "tests/acceptance/test_metrics.py",
+    'FLOWER_BASIC_AUTH="operator:$FLOWER_PASSWORD" celery -A graph_migrator flower --address=127.0.0.1 '
     f"--tasks-columns={FLOWER_COLUMNS}": "tests/acceptance/test_flower.py",
 }
 
@@ -43,7 +43,7 @@ PREAMBLE = """
 import os
 from sqlalchemy import text
 from sqlalchemy.orm import Session
-from core.store.engine import make_engine
+from graph_migrator.core.store.connections import make_engine
 session = Session(make_engine(os.environ["DATABASE_URL"]))
 rename_ada = text("UPDATE nodes SET properties = properties || '{\\"last_name\\": \\"King\\"}' "
                   "WHERE graph_id = :graph AND id = 'ada'")

@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from core.embedded import Redis
-from core.errors import MigrationCancelled
-from tasks import cancel_migration, migrate_graph, pause_migration, resume_migration
-from tasks.serving import Flower
+from graph_migrator import cancel_migration, migrate_graph, pause_migration, resume_migration
+from graph_migrator.core.embedded import Redis
+from graph_migrator.core.errors import MigrationCancelled
+from graph_migrator.tasks.serving import Flower
 from tests.acceptance.cluster import Cluster
 from tests.rows import rows
 from tests.waiting import until

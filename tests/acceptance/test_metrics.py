@@ -11,9 +11,9 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from core.embedded import Postgres, Redis, free_port
-from core.store.schema import upgrade
-from tasks import migrate_graph
+from graph_migrator import migrate_graph
+from graph_migrator.core.embedded import Postgres, Redis, free_port
+from graph_migrator.core.store.schema import upgrade
 from tests.acceptance.cluster import Cluster
 from tests.waiting import until
 

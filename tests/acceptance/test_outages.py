@@ -15,9 +15,9 @@ from celery.result import AsyncResult
 from psycopg2.extras import wait_select
 from redis.exceptions import RedisError
 
-from core.embedded import Redis, Server
-from core.reports import MigrationReport
-from core.statuses import MigrationStatus
+from graph_migrator import MigrationReport
+from graph_migrator.core.embedded import Redis, Server
+from graph_migrator.core.statuses import MigrationStatus
 from tests.acceptance.crash import ledger
 from tests.acceptance.crash.stage import PATIENT, Stage
 from tests.rows import graph_row, rows

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from core.embedded import Redis
-from tasks import migrate_graph
+from graph_migrator import migrate_graph
+from graph_migrator.core.embedded import Redis
 from tests.acceptance.cluster import Cluster
 from tests.rows import attempts
 from tests.waiting import until

@@ -1,4 +1,4 @@
-"""Recovery and the queue: who only waits is not rung for again and again, who works is left alone."""
+"""Recovery and the queue: who only waits is not redelivered for again and again, who works is left alone."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from core.migrations import load_dispatch
-from core.statuses import MigrationStatus
-from tasks.migrate import send
-from tasks.runtime import executors
+from graph_migrator.core.execution.begin import load_dispatch
+from graph_migrator.core.statuses import MigrationStatus
+from graph_migrator.tasks.migrate import send
+from graph_migrator.tasks.runtime import executors
 from tests.acceptance.crash import ledger
 from tests.acceptance.crash.stage import PATIENT, Stage
 from tests.rows import attempts, one, properties, rows
@@ -76,19 +76,19 @@ def test_two_thousand_that_wait_behind_a_busy_worker_get_no_second_message_withi
 
     assert after_each_sweep(stage, 5) == [sent] * 5
 
-    # Past its deadline each is rung for once, under the same dispatch; then its deadline is twice as far.
+    # Past its deadline each is redelivered for once, under the same dispatch; then its deadline is twice as far.
     with stage.engine.begin() as connection:
         connection.exec_driver_sql(
             "UPDATE migrations SET deadline = clock_timestamp() WHERE status = 'queued'"
         )
     until(lambda: stage.queue_length() == sent + QUEUED, "one ring for each", seconds=PATIENT)
     assert after_each_sweep(stage, 5) == [sent + QUEUED] * 5
-    rung = one(
+    redelivered = one(
         stage.engine,
         "SELECT min(rings) AS least, max(rings) AS most, max(dispatch) AS dispatch, "
         "min(deadline) > clock_timestamp() + interval '30 s' AS backed_off FROM migrations WHERE status = 'queued'",
     )
-    assert rung == (1, 1, 1, True)
+    assert redelivered == (1, 1, 1, True)
 
     stage.let_go()
     until(lambda: attempts(stage.engine, "busy")[0] == (FIRST, "succeeded"), "the busy hop", seconds=PATIENT)

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from core.embedded import Redis
+from graph_migrator.core.embedded import Redis
 from tests.acceptance.cluster import ROOT, Cluster, _inherited
 from tests.rows import dump, graph_row, rows
 from tests.waiting import until
@@ -86,6 +86,10 @@ def test_only_signed_messages_are_carried_out(tmp_path: Path, database_url: str,
         assert signed.stdout.strip() == "2", signed.stderr
         assert graph_row(cluster.engine, "g").version == 2
         assert len(rows(cluster.engine, "SELECT * FROM requests")) == 1  # they came first, and left nothing
-        workers = run(cluster, "from tasks.fleet import look_at_fleet; print(*look_at_fleet().workers)", ours)
+        workers = run(
+            cluster,
+            "from graph_migrator.tasks.fleet import look_at_fleet; print(*look_at_fleet().workers)",
+            ours,
+        )
         assert workers.stdout.strip() == "w1@localhost", workers.stderr
         assert worker.is_alive

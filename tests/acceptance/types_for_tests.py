@@ -17,10 +17,7 @@ import signal
 import time
 from pathlib import Path
 
-from core.graph_data import Node
-from core.graph_types import GraphType
-from core.hop_context import HopContext
-from core.selectors import Nodes
+from graph_migrator import GraphType, HopContext, Node, Nodes
 
 
 class DeliberateError(Exception):
@@ -38,9 +35,9 @@ def obey(ctx: HopContext) -> None:
     with (folder / "invocations").open("a") as log:  # one short write in append mode: never torn
         log.write(f"{ctx.graph.slug} {ctx.hop} {os.getpid()}\n")
     name = f"{ctx.graph.slug}-{ctx.hop}"
-    give_up = time.monotonic() + 90
+    fail_migration_row = time.monotonic() + 90
     while (folder / f"hold-{name}").exists():
-        if time.monotonic() > give_up:
+        if time.monotonic() > fail_migration_row:
             raise TimeoutError(f"nobody removed hold-{name}")
         time.sleep(0.02)
     if (folder / f"kill-{name}").exists():

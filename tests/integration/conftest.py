@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from core import registry
-from core.settings import settings
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.settings import settings
 from tests.integration.scripted import SCRIPT, TYPES, Script
 
 

@@ -32,7 +32,7 @@ class Outcome:
 
 def call(*arguments: object, answer: str | None = None) -> Outcome:
     """Run a command in this process."""
-    from tasks.cli import main
+    from graph_migrator.tasks.cli import main
 
     result = CliRunner().invoke(main, [str(each) for each in arguments], input=answer)
     error = result.exception
@@ -49,7 +49,7 @@ def spawn(*arguments: object, env: Mapping[str, str], cwd: Path = ROOT) -> Outco
     """Run a command as a process whose output goes into pipes."""
     inherited = {k: v for k, v in os.environ.items() if k not in OURS and not k.startswith("GRAPH_MIGRATOR_")}
     done = subprocess.run(
-        [sys.executable, "-m", "tasks.cli", *map(str, arguments)],
+        [sys.executable, "-m", "graph_migrator", *map(str, arguments)],
         env={**inherited, "PYTHONPATH": str(ROOT), **env},
         cwd=cwd,
         stdin=subprocess.DEVNULL,

@@ -14,8 +14,8 @@ from uuid import UUID, uuid4
 
 import psycopg2
 
-from core.store.engine import make_engine
-from core.store.executor import Executor
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.session import Executor
 
 READ_COMMITTED = "READ COMMITTED"
 REPEATABLE_READ = "REPEATABLE READ"
@@ -88,12 +88,12 @@ class HandDriven:
         raw: Any = self.executor.connection.connection.dbapi_connection
         return int(raw.info.backend_pid)
 
-    def enter(self, wait_ms: int = 2_000) -> Any:
+    def lock_and_load(self, wait_ms: int = 2_000) -> Any:
         """Take the lock, as begin does."""
-        return self.executor.call("enter", str(self.graph), None, wait_ms, True)
+        return self.executor.call("lock_and_load", str(self.graph), None, wait_ms, True)
 
     def claim(self, *, leave: bool = False) -> None:
-        """Commit the claim, under the lock; `leave` gives the lock back with that commit."""
+        """Commit the claim, under the lock; `release_lock` gives the lock back with that commit."""
         plan = [
             {"from_version": v, "to_version": v + 1, "name": f"hop_{v}", "fingerprint": "f"}
             for v in range(self.version, self.target)
@@ -103,13 +103,13 @@ class HandDriven:
             None, None, self.target, None, None, 30.0, leave,
         )  # fmt: skip
 
-    def leave(self, *, stamp: bool = False) -> None:
-        self.executor.leave(self.graph, stamp=stamp)
+    def release_lock(self, *, stamp: bool = False) -> None:
+        self.executor.release_lock(self.graph, stamp=stamp)
 
     def begin(self) -> HandDriven:
-        self.enter()
+        self.lock_and_load()
         self.claim()
-        self.leave()
+        self.release_lock()
         return self
 
     def open_hop(self) -> None:
@@ -121,7 +121,7 @@ class HandDriven:
 
         def look() -> bool:
             nonlocal facts
-            facts = self.executor.call("look", self.id, self.version + 1, 1)
+            facts = self.executor.call("load_hop_state", self.id, self.version + 1, 1)
             return bool(facts.locked)
 
         wait_until(look)
@@ -164,7 +164,7 @@ class HandDriven:
         with self.data() as run:
             for statement in statements or (shape_update(self.version + 1),):
                 run(statement, self.graph)
-        self.leave(stamp=last)
+        self.release_lock(stamp=last)
 
     def run(self) -> HandDriven:
         """The whole migration."""
@@ -178,7 +178,7 @@ class HandDriven:
         assert self.executor.call(
             "fail_hop", self._attempt, self.id, self.graph, False, True, "ValueError", "no", None, "", 30.0
         ).fail_hop
-        self.leave()
+        self.release_lock()
 
     def cancel(self) -> None:
         """Between two hops: asked for, and carried out."""

@@ -11,10 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.graph_data import Node
-from core.graph_types import GraphType
-from core.hop_context import HopContext
-from core.selectors import Nodes, Rows
+from graph_migrator import GraphType, HopContext, Node, Nodes, Rows
 
 
 class Flaky(Exception):

@@ -14,11 +14,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-import tasks
-from core.embedded import Redis
-from core.errors import GraphMigratorError, InvalidRequest, WrongUsage
-from core.interchange import import_graph
-from tasks.results import (
+import graph_migrator
+from graph_migrator import app
+from graph_migrator.core.embedded import Redis
+from graph_migrator.core.errors import GraphMigratorError, InvalidRequest, WrongUsage
+from graph_migrator.core.interchange import import_graph
+from graph_migrator.tasks.results import (
     GraphArguments,
     LockArguments,
     MigrateArguments,
@@ -107,7 +108,7 @@ def test_nothing_malformed_is_sent(here: Cluster, verb: str, args: list[Any], kw
         checked(VERBS[verb], args, kwargs)
     except InvalidRequest:
         with pytest.raises(InvalidRequest):
-            getattr(tasks, verb).apply_async(args, kwargs)
+            getattr(graph_migrator, verb).apply_async(args, kwargs)
         assert here.queue_length() == 0
 
 
@@ -116,7 +117,7 @@ def test_a_worker_refuses_what_another_service_sends(here: Cluster) -> None:
     worker = here.start_worker(concurrency=1)
     before = dump(here.engine)
     sent = [
-        tasks.app.send_task(f"tasks.{verb}", args=args, kwargs=kwargs, queue="migrations")
+        app.send_task(f"tasks.{verb}", args=args, kwargs=kwargs, queue="migrations")
         for verb in VERBS
         for args, kwargs in [
             ([], {}), ([None], {}), (["g"] * 9, {}), ([{"a": 1}], {}),
@@ -130,7 +131,7 @@ def test_a_worker_refuses_what_another_service_sends(here: Cluster) -> None:
             result.get(timeout=60)
     assert dump(here.engine) == before
     assert worker.is_alive
-    assert tasks.migrate_graph.delay("g", 2).get(timeout=60).version == 2
+    assert graph_migrator.migrate_graph.delay("g", 2).get(timeout=60).version == 2
 
 
 def test_internal_tasks_survive_malformed_messages(here: Cluster) -> None:
@@ -138,7 +139,7 @@ def test_internal_tasks_survive_malformed_messages(here: Cluster) -> None:
     before = dump(here.engine)
     for args in ([], ["no uuid", 1, 2, 1], ["0" * 32, "x", None, {}], [None] * 4, ["g", 1, 2, 3, 4]):
         with pytest.raises(Exception) as caught:  # noqa: PT011 - any, as long as it arrives
-            tasks.app.send_task("tasks.run_hop", args=args, queue="migrations").get(timeout=60)
+            app.send_task("tasks.run_hop", args=args, queue="migrations").get(timeout=60)
         assert "psycopg2" not in repr(caught.value)
     assert dump(here.engine) == before
     assert worker.is_alive

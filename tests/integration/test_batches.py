@@ -12,15 +12,13 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine, text
 
-from core import killpoints, registry
-from core.errors import InvalidGraphData
-from core.graph_data import Edge, Node
-from core.graph_types import GraphType
-from core.hop_context import GraphFacts, HopContext
-from core.hops import BatchWalk
-from core.in_process import execute_migration, run_graph_migration
-from core.selectors import Edges, Nodes, Rows
-from core.store.executor import Executors
+from graph_migrator import Edge, Edges, GraphType, Node, Nodes, Rows, execute_migration, run_graph_migration
+from graph_migrator.core.errors import InvalidGraphData
+from graph_migrator.core.execution import failpoints
+from graph_migrator.core.execution.apply_hop import BatchWalk
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.graph_types.context import GraphFacts, HopContext
+from graph_migrator.core.store.session import Executors
 
 NUMBERS = (
     '{"a": 1.10, "b": 10000000000000000000000, "c": [18446744073709551617, 0.30000000000000004000], '
@@ -477,7 +475,7 @@ def test_no_batch_is_applied_twice_when_the_session_dies(
         kind.hop(1, 2, over=Nodes(), batch_size=10)(add_one)
     registry.register(kind)
     graph = make_graph(engine, "t", 95)
-    monkeypatch.setattr(killpoints, "hook", end_sessions(engine, point, times=2))
+    monkeypatch.setattr(failpoints, "hook", end_sessions(engine, point, times=2))
     run_graph_migration(executors, graph)
     assert scalar(engine, "SELECT array_agg(DISTINCT (properties->'k')::int) FROM nodes") == [1]
     assert scalar(engine, "SELECT count(*) FROM hop_attempts") == 3

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, text
 
-from core import registry, run_graph_migration
-from core.store.executor import Executors
-from core.store.guard import install_guard
 from examples.own_tables import make_shop, shop
+from graph_migrator import run_graph_migration
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.store.guard import install_guard
+from graph_migrator.core.store.session import Executors
 
 
 @pytest.mark.parametrize("guarded", [False, True])

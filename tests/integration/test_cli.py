@@ -15,11 +15,11 @@ from typing import Any
 import click
 import pytest
 
-from core import operations
-from core.embedded import Redis
-from core.migrations import begin_migration
-from tasks import runtime
-from tasks.cli import main
+from graph_migrator.core.embedded import Redis
+from graph_migrator.core.execution import operations
+from graph_migrator.core.execution.begin import begin_migration
+from graph_migrator.tasks import runtime
+from graph_migrator.tasks.cli import main
 from tests.acceptance.cluster import ROOT, Cluster
 from tests.integration.console import ESCAPE, call, spawn
 from tests.rows import dump, graph_row, migration_of, rows
@@ -139,7 +139,8 @@ def test_1_a_hop_that_raises_is_named_with_its_error(here: Cluster) -> None:
 
 
 def test_1_a_connection_error_of_a_hop_is_not_taken_for_the_brokers(here: Cluster) -> None:
-    from core import GraphType, HopContext, registry
+    from graph_migrator import GraphType, HopContext
+    from graph_migrator.core.graph_types import registry
 
     flaky = GraphType("flaky")
 
@@ -325,7 +326,7 @@ def test_a_pipe_gets_no_colours_even_where_the_environment_asks_for_them(here: C
 def test_a_reader_that_goes_away_is_no_traceback(here: Cluster) -> None:
     here.add_graph("g", "trail", nodes=20_000)
     piped = subprocess.run(
-        f"{sys.executable} -m tasks.cli export g | head -c 10",
+        f"{sys.executable} -m graph_migrator export g | head -c 10",
         shell=True, env={"PATH": "/usr/bin:/bin", **here.environment}, cwd=ROOT, capture_output=True, timeout=60,
     )  # fmt: skip
     assert b"Traceback" not in piped.stderr
@@ -421,7 +422,7 @@ def test_a_yes_is_for_the_migration_that_was_asked_about(
             operations.release(executor, "g")
             begin_migration(executor, "g", 5)
 
-    monkeypatch.setattr("tasks.cli.operating.ask", answer)
+    monkeypatch.setattr("graph_migrator.tasks.cli.operating.ask", answer)
     outcome = call(verb, "g", *(["--force"] if verb == "release" else []))
     assert outcome.exit_code == 3
     assert "that needs migration" in outcome.err
@@ -461,7 +462,7 @@ def test_lock_and_unlock(here: Cluster) -> None:
 
 
 def test_recover_sweeps_once(here: Cluster) -> None:
-    assert call("recover").out == "0 sent, 0 lost, 0 rung, 0 settled, 0 given_up, 0 answered\n"
+    assert call("recover").out == "0 sent, 0 lost, 0 redelivered, 0 settled, 0 given_up, 0 answered\n"
 
 
 # ── a worker is there ──────────────────────────────────────────────────────────────────────────────

@@ -14,15 +14,16 @@ import pytest
 from celery.signals import worker_init
 from sqlalchemy import text
 
-from core import checkup, operations
-from core.checkup import Level
-from core.embedded import Redis
-from core.errors import MigrationReleased
-from core.migrations import begin_migration
-from core.sessions import without_values
-from core.store.engine import make_engine
-from core.store.executor import Executors
-from tasks import runtime
+from graph_migrator.core.embedded import Redis
+from graph_migrator.core.errors import MigrationReleased
+from graph_migrator.core.execution import operations
+from graph_migrator.core.execution.begin import begin_migration
+from graph_migrator.core.inspection import doctor
+from graph_migrator.core.inspection.doctor import Level
+from graph_migrator.core.inspection.lock_sessions import without_values
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.session import Executors
+from graph_migrator.tasks import runtime
 from tests.acceptance.cluster import Cluster
 from tests.integration.console import call, spawn
 from tests.rows import graph_row
@@ -68,7 +69,7 @@ def begin(here: Cluster, slug: str, graph_type: str = "trail", **options: Any) -
 def test_no_worker_on_the_queue(here: Cluster) -> None:
     begin(here, "g")
     told = reasons("g")
-    assert "celery -A tasks worker -Q migrations" in told["no-worker"]
+    assert "celery -A graph_migrator worker -Q migrations" in told["no-worker"]
     assert "Recovery rings again in" in told["deadline"]
     here.start_worker("other", arguments=("-Q", "elsewhere"))
     assert "(1 serve other queues)" in reasons("g")["no-worker"]
@@ -133,8 +134,8 @@ def test_a_worker_is_on_it_then_paused_then_failed(here: Cluster) -> None:
     assert "graph-migrator" in reasons("g")["working"]
     assert "on w1@localhost" in call("status", "g").out
     begin(here, "h")
-    from core.migrations import load_dispatch
-    from tasks.migrate import send
+    from graph_migrator.core.execution.begin import load_dispatch
+    from graph_migrator.tasks.migrate import send
 
     for slug in ("h", "h"):
         with runtime.executors().borrow() as executor:
@@ -181,11 +182,12 @@ def test_a_graph_that_nothing_owns(here: Cluster) -> None:
 
 def test_paused_half_way_through_a_hop(here: Cluster) -> None:
     here.add_graph("g", "batched_trail", nodes=25)
-    from core import killpoints, run_graph_migration
+    from graph_migrator import run_graph_migration
+    from graph_migrator.core.execution import failpoints
 
     def pause(point: str) -> None:
         if point == "batch_committed":
-            killpoints.hook = None
+            failpoints.hook = None
             with runtime.executors().borrow() as executor:
                 operations.pause(executor, "g")
 
@@ -193,7 +195,7 @@ def test_paused_half_way_through_a_hop(here: Cluster) -> None:
         with suppress(MigrationReleased):
             run_graph_migration(here.engine, "g")
 
-    killpoints.hook = pause
+    failpoints.hook = pause
     running = threading.Thread(target=run)  # it waits for somebody to go on
     running.start()
     until(lambda: "paused" in reasons("g"), "the pause")
@@ -209,20 +211,21 @@ def test_paused_half_way_through_a_hop(here: Cluster) -> None:
     assert not running.is_alive()
 
 
-def test_a_hop_half_done(here: Cluster) -> None:
+def test_a_hop_partially_migrated(here: Cluster) -> None:
     here.add_graph("g", "batched_trail", nodes=25)
-    from core import killpoints, run_graph_migration
+    from graph_migrator import run_graph_migration
+    from graph_migrator.core.execution import failpoints
 
     def fail_late(point: str) -> None:
         if point == "batch_committed":
             raise RuntimeError("out of luck")
 
-    killpoints.hook = fail_late
+    failpoints.hook = fail_late
     try:
         with pytest.raises(RuntimeError):
             run_graph_migration(here.engine, "g")
     finally:
-        killpoints.hook = None
+        failpoints.hook = None
     told = reasons("g")["failed"]
     assert "after 10 rows: the graph's rows are of two shapes" in told
     assert "give up with `graph-migrator release g --force`" in told
@@ -334,7 +337,7 @@ def test_idle_lock_holders_and_prepared_transactions(here: Cluster, session: Any
         other.close()
     try:
         with here.engine.connect() as connection:
-            found = list(checkup.sessions(connection, idle=0))
+            found = list(doctor.sessions(connection, idle=0))
     finally:
         session.rollback()
         session.autocommit = True
@@ -349,7 +352,7 @@ def test_graphs_that_nobody_recovers(here: Cluster) -> None:
     with here.engine.begin() as connection:
         connection.execute(text("UPDATE migrations SET deadline = now() - interval '1 h'"))
     with here.engine.connect() as connection:
-        found = list(checkup.graphs(connection))
+        found = list(doctor.graphs(connection))
     assert [f.level for f in found] == [Level.WRONG]
 
 
@@ -378,8 +381,8 @@ def connect_through_a_pooling_proxy() -> Callable[[], Any]:
 
 
 def test_a_transaction_pooling_proxy_is_noticed(here: Cluster) -> None:
-    assert checkup.pooling(connect_through_a_pooling_proxy()).level is Level.WRONG
-    assert checkup.pooling(lambda: here.engine.raw_connection()).level is Level.OK
+    assert doctor.pooling(connect_through_a_pooling_proxy()).level is Level.WRONG
+    assert doctor.pooling(lambda: here.engine.raw_connection()).level is Level.OK
 
 
 def test_a_worker_does_not_start_behind_a_transaction_pooling_proxy(
@@ -402,5 +405,5 @@ def test_executors_leave_nothing_to_find(here: Cluster) -> None:
     with executors.borrow() as executor:
         begin_migration(executor, "g")
     with here.engine.connect() as connection:
-        assert [f.level for f in checkup.sessions(connection, idle=0)] == [Level.OK]
+        assert [f.level for f in doctor.sessions(connection, idle=0)] == [Level.OK]
     executors.close()

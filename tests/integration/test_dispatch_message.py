@@ -16,12 +16,12 @@ from celery.utils.saferepr import saferepr
 from celery.worker.request import Request
 from celery.worker.state import successful_requests, task_ready
 
-from core.graph_types import Direction
-from core.migrations import Dispatch
-from core.planning import Step
-from tasks import migrate
-from tasks.celery import app
-from tasks.results import BEGUN, MigrateRequest
+from graph_migrator.core.execution.begin import Dispatch
+from graph_migrator.core.graph_types.definition import Direction
+from graph_migrator.core.planning import Step
+from graph_migrator.tasks import migrate
+from graph_migrator.tasks.celery import app
+from graph_migrator.tasks.results import BEGUN, MigrateRequest
 
 MIGRATION = UUID(int=7)
 CALLBACK = {

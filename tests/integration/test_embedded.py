@@ -18,16 +18,16 @@ import psycopg2
 import pytest
 import redis
 
-from core.embedded import EmbeddedUnavailable, Postgres, Redis
-from core.embedded import postgres as postgres_module
-from core.embedded import redis as redis_module
-from core.embedded import server as server_module
+from graph_migrator.core.embedded import EmbeddedUnavailable, Postgres, Redis
+from graph_migrator.core.embedded import postgres as postgres_module
+from graph_migrator.core.embedded import redis as redis_module
+from graph_migrator.core.embedded import server as server_module
 
 ROOT = Path(__file__).parents[2]
 
 OWNER = """
     import sys
-    from core.embedded import Postgres, Redis
+    from graph_migrator.core.embedded import Postgres, Redis
 
     with Postgres(durable=False) as postgres, Redis() as redis:
         print(postgres.pid, redis.pid, postgres.folder, redis.folder, flush=True)
@@ -42,9 +42,9 @@ def ask(url, statement):
 
 
 def wait_until(condition, what, seconds=20):
-    give_up = time.monotonic() + seconds
+    fail_migration_row = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < give_up, f"waited {seconds} s in vain: {what}"
+        assert time.monotonic() < fail_migration_row, f"waited {seconds} s in vain: {what}"
         time.sleep(0.02)
 
 
@@ -244,9 +244,9 @@ def test_an_ordinary_user_can_run_them():
     script = """
         import encodings.idna, os, shutil, sys  # idna: Python itself may lie below /root, too
         from pathlib import Path
-        import core.embedded.postgres, core.embedded.redis
-        from core.embedded import Postgres, Redis
-        from core.embedded.server import unprivileged_user
+        import graph_migrator.core.embedded.postgres, graph_migrator.core.embedded.redis
+        from graph_migrator.core.embedded import Postgres, Redis
+        from graph_migrator.core.embedded.server import unprivileged_user
 
         user = unprivileged_user()
         # What is installed below /root stays closed to others, so they get programs that they can read.

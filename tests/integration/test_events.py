@@ -9,21 +9,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from core import (
-    GraphType,
-    HopContext,
-    Node,
-    Nodes,
-    events,
-    execute_migration,
-    operations,
-    run_graph_migration,
-)
-from core.migrations import Caller, Dispatch, begin_migration
-from core.recovery import sweep, sweeping
-from core.registry import register
-from core.settings import settings
-from core.store.executor import Executors
+from graph_migrator import GraphType, HopContext, Node, Nodes, execute_migration, run_graph_migration
+from graph_migrator.core.events import types as events
+from graph_migrator.core.execution import operations
+from graph_migrator.core.execution.begin import Caller, Dispatch, begin_migration
+from graph_migrator.core.execution.recovery import sweep, sweeping
+from graph_migrator.core.graph_types.registry import register
+from graph_migrator.core.settings import settings
+from graph_migrator.core.store.session import Executors
 from tests.rows import add_graph, one
 
 told: list[events.Event] = []
@@ -207,13 +200,13 @@ def test_operators_verbs_are_told_once_they_are_committed(
         ("migration_begun", "queued"),
         ("migration_asked", "pausing"),
         ("migration_paused", "paused"),
-        ("migration_taken_up", "running"),
+        ("migration_resumed", "running"),
         ("migration_asked", "cancelling"),
         ("migration_finished", "cancelled"),
     ]
     asked = [event for event in told if isinstance(event, events.MigrationAsked)]
     assert [(e.verb, e.requested_by) for e in asked] == [("pause", "op"), ("cancel", None)]
-    assert (the("migration_taken_up").verb, the("migration_taken_up").dispatch) == ("resume", 2)
+    assert (the("migration_resumed").verb, the("migration_resumed").dispatch) == ("resume", 2)
     assert (the("migration_finished").status, the("migration_finished").version) == ("cancelled", 3)
 
 
@@ -227,8 +220,8 @@ def test_a_failed_migration_is_told_retried_and_released(
     with executors.borrow() as executor:
         operations.retry(executor, "g", Caller(requested_by="op"))
         operations.release(executor, "g", force=True)
-    taken_up = [event for event in told if isinstance(event, events.MigrationTakenUp)]
-    assert [(e.verb, e.dispatch, e.requested_by) for e in taken_up] == [
+    resumed = [event for event in told if isinstance(event, events.MigrationResumed)]
+    assert [(e.verb, e.dispatch, e.requested_by) for e in resumed] == [
         ("migrate", 2, None),
         ("retry", 3, "op"),
     ]
@@ -258,7 +251,7 @@ def test_a_dead_executor_is_told_by_who_finds_it(
     assert isinstance(begun, Dispatch)
     for lost in (1, 2, 3):
         with executors.borrow() as executor:
-            facts = executor.call("look", begun.migration_id, 4, lost)
+            facts = executor.call("load_hop_state", begun.migration_id, 4, lost)
             executor.call(
                 "open_hop", begun.migration_id, facts.graph_id, facts.status, lost, None, 3, 4, "never",
                 begun.steps[0].fingerprint, "w", 1, None, 0, 30,
@@ -273,4 +266,4 @@ def test_a_dead_executor_is_told_by_who_finds_it(
         assert the("hop_lost").found_by == "recovery"
         if lost < 3:
             assert (the(last).because, the(last).dispatch) == ("lost", lost + 1)
-    assert the("migration_finished").error_type == "core.errors.HopCrashedRepeatedly"
+    assert the("migration_finished").error_type == "graph_migrator.HopCrashedRepeatedly"

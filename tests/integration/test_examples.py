@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from core import Edge, GraphType, HopContext, Node, Nodes
-from core.testing import MakeGraph, assert_hop, assert_reversible, assert_survives_crash
 from examples.hpo import hpo
 from examples.knowledge import knowledge
+from graph_migrator import Edge, GraphType, HopContext, Node, Nodes
+from graph_migrator.testing import MakeGraph, assert_hop, assert_reversible, assert_survives_crash
 
-pytest_plugins = ["core.testing"]
+pytest_plugins = ["graph_migrator.testing"]
 
 PEOPLE = [Node(id_, "Node") for id_ in ("Cosette", "MlleBaptistine", "OldMan", "Valjean", "Zephine")]
 KNOWN = [Edge(str(n), "Valjean", "Cosette", "RELATED", {"value": n}) for n in range(3)]

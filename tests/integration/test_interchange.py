@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from core.errors import (
+from graph_migrator.core.errors import (
     DanglingEdges,
     GraphExists,
     GraphMigratorError,
@@ -29,7 +29,7 @@ from core.errors import (
     InvalidRequest,
     UnknownGraph,
 )
-from core.interchange import Format, ImportReport, export_graph, import_graph
+from graph_migrator.core.interchange import Format, ImportReport, export_graph, import_graph
 
 TABLES = ("graphs", "nodes", "edges", "migrations", "hop_attempts", "checkpoints", "requests")
 
@@ -233,7 +233,7 @@ def test_keys_become_ids_where_no_two_edges_share_one(engine: Engine) -> None:
 def test_keys_of_a_networkx_multigraph_stay_properties(
     engine: Engine, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.interchange.loading._CHUNK_ROWS", chunk)
+    monkeypatch.setattr("graph_migrator.core.interchange.loading._CHUNK_ROWS", chunk)
     graph = nx.MultiDiGraph()
     for source, target, key in [("a", "b", 0), ("a", "b", "KNOWS"), ("b", "a", 0), ("b", "b", "KNOWS")]:
         graph.add_edge(source, target, key, weight=1.5)
@@ -262,8 +262,8 @@ def test_a_key_that_is_another_edges_id_names_nothing(engine: Engine) -> None:
 
 
 def test_many_edges_are_numbered_across_chunks(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.interchange.loading._CHUNK_ROWS", 7)
-    monkeypatch.setattr("core.interchange.edges_aside._IN_MEMORY", 100)
+    monkeypatch.setattr("graph_migrator.core.interchange.loading._CHUNK_ROWS", 7)
+    monkeypatch.setattr("graph_migrator.core.interchange.edge_spool._IN_MEMORY", 100)
     edges: list[dict[str, Any]] = [{"source": "a", "target": "a", "n": n} for n in range(50)]
     edges += [{"source": "a", "target": "a", "id": str(n)} for n in range(0, 30, 2)]
     report = load(engine, node_link([{"id": "a"}], edges))
@@ -329,7 +329,7 @@ def test_a_bad_file_is_refused_by_line_and_field_and_nothing_is_imported(engine:
 def test_a_duplicate_is_named_with_its_id_and_line_wherever_chunks_end(
     engine: Engine, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.interchange.loading._CHUNK_ROWS", chunk)
+    monkeypatch.setattr("graph_migrator.core.interchange.loading._CHUNK_ROWS", chunk)
     nodes = [node(f"n{i}") for i in range(20)]
     with pytest.raises(InvalidRecord) as caught:
         load(engine, lines(edge("e", "n1", "n2"), *nodes, node("n7"), node("n3"), node("new")))
@@ -397,7 +397,7 @@ def test_what_the_progress_callback_raises_ends_the_import(engine: Engine) -> No
 
 
 def test_nobody_sees_a_graph_before_it_is_whole(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.interchange.loading._CHUNK_ROWS", 2)
+    monkeypatch.setattr("graph_migrator.core.interchange.loading._CHUNK_ROWS", 2)
     seen: list[tuple[tuple[int, int], list[int]]] = []
     load(engine, GOOD, on_progress=lambda nodes, edges: seen.append(((nodes, edges), counts(engine)[:3])))
     assert seen == [((2, 0), [0, 0, 0]), ((2, 1), [0, 0, 0])]
@@ -494,8 +494,8 @@ def test_a_reader_that_goes_away_ends_the_export(engine: Engine) -> None:
 
 MEASURE = """
 import resource, sys
-from core.interchange import export_graph, import_graph
-from core.store.engine import make_engine
+from graph_migrator.core.interchange import export_graph, import_graph
+from graph_migrator.core.store.connections import make_engine
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

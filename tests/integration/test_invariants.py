@@ -12,20 +12,21 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from core import history, killpoints, operations, registry
-from core.decisions import HopMessage, Ignored, Later
-from core.errors import HopCodeChanged
-from core.graph_types import GraphType
-from core.hop_context import HopContext
-from core.hop_runs import Applied, Failed, run_hop
-from core.in_process import follow
-from core.migrations import Dispatch, begin_migration
-from core.recovery import sweep
-from core.settings import settings
-from core.store.executor import Executor, Executors
-from core.store.failures import FENCE, sqlstate
-from tasks.cli.explaining import explain
-from tasks.fleet import Fleet
+from graph_migrator import GraphType, HopContext
+from graph_migrator.core.decisions import HopMessage, Ignored, Later
+from graph_migrator.core.errors import HopCodeChanged
+from graph_migrator.core.execution import failpoints, operations
+from graph_migrator.core.execution.begin import Dispatch, begin_migration
+from graph_migrator.core.execution.in_process import follow
+from graph_migrator.core.execution.recovery import sweep
+from graph_migrator.core.execution.run_hop import Applied, Failed, run_hop
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.inspection import history
+from graph_migrator.core.settings import settings
+from graph_migrator.core.store.errors import FENCE, sqlstate
+from graph_migrator.core.store.session import Executor, Executors
+from graph_migrator.tasks.cli.explaining import explain
+from graph_migrator.tasks.fleet import Fleet
 from tests.integration.scripted import Killed, Script
 from tests.rows import add_graph, advisory_locks, attempts, dump, graph_row, migration_of, properties, rows
 
@@ -33,7 +34,7 @@ from tests.rows import add_graph, advisory_locks, attempts, dump, graph_row, mig
 @pytest.fixture(autouse=True)
 def _no_hook() -> Iterator[None]:
     yield
-    killpoints.hook = None
+    failpoints.hook = None
 
 
 def begin(executors: Executors, graph: str, target: int) -> Dispatch:
@@ -52,7 +53,7 @@ def open_by_hand(
     executor: Executor, message: HopMessage, from_version: int = 1, to_version: int = 2
 ) -> tuple[int, UUID]:
     """Open a hop; its attempt and its graph."""
-    facts = executor.call("look", message.migration_id, message.to_version, message.dispatch)
+    facts = executor.call("load_hop_state", message.migration_id, message.to_version, message.dispatch)
     opened = executor.call(
         "open_hop", message.migration_id, facts.graph_id, facts.status, message.dispatch, None, from_version,
         to_version, "one", "f", "w", 1, None, 0, 30.0,
@@ -91,13 +92,13 @@ def test_invariant_1_data_version_and_audit_row_are_one_commit(
             seen.append((graph_row(engine, "g").version, trail(engine, "g"), attempts(engine, "g")))
             raise Killed
 
-    killpoints.hook = look_then_die
+    failpoints.hook = look_then_die
     with pytest.raises(Killed):
         run_hop(executors, dispatch.messages()[0])
     nothing = (1, [], [("one", "running")])
     assert seen == [nothing]
     assert (graph_row(engine, "g").version, trail(engine, "g"), attempts(engine, "g")) == nothing
-    killpoints.hook = None
+    failpoints.hook = None
     # A second try brings all three at once.
     assert isinstance(run_hop(executors, dispatch.messages()[0]), Applied)
     assert (graph_row(engine, "g").version, trail(engine, "g")) == (2, ["one"])
@@ -196,7 +197,7 @@ def test_invariant_2_a_lost_session_takes_lock_and_data_with_it(engine: Engine, 
 
     def lose_the_session(at: str) -> None:
         if at == "hop_after_data":
-            killpoints.hook = None
+            failpoints.hook = None
             with engine.begin() as connection:
                 connection.execute(
                     text(
@@ -205,7 +206,7 @@ def test_invariant_2_a_lost_session_takes_lock_and_data_with_it(engine: Engine, 
                     )
                 )
 
-    killpoints.hook = lose_the_session
+    failpoints.hook = lose_the_session
     outcome = run_hop(executors, dispatch.messages()[0])
     assert isinstance(outcome, Later)
     assert trail(engine, "g") == []
@@ -250,9 +251,9 @@ def test_invariant_4_postgres_alone_is_enough_to_go_on(engine: Engine, executors
     with engine.begin() as connection:
         connection.execute(text("UPDATE migrations SET deadline = now() - interval '1 second'"))
     with executors.borrow() as executor:
-        rung = sweep(executor).to_send
-    assert [d.number for d in rung] == [1]
-    assert follow(executors, rung[0]).version == 4
+        redelivered = sweep(executor).to_send
+    assert [d.number for d in redelivered] == [1]
+    assert follow(executors, redelivered[0]).version == 4
     assert trail(engine, "g") == ["one", "two", "three"]
 
 
@@ -280,7 +281,7 @@ def test_invariant_5_a_message_of_another_dispatch_does_not_even_take_the_lock(
     add_graph(engine, "g", "plain")
     message = begin(executors, "g", 3).messages()[0]
     with executors.borrow() as executor:
-        assert not executor.call("look", message.migration_id, message.to_version, 2).locked
+        assert not executor.call("load_hop_state", message.migration_id, message.to_version, 2).locked
         assert advisory_locks(engine) == []
 
 
@@ -310,11 +311,11 @@ def test_invariant_5_a_write_is_good_for_its_attempt(engine: Engine, executors: 
 
     def give_the_attempt_up(at: str) -> None:
         if at == "hop_after_data":
-            killpoints.hook = None
+            failpoints.hook = None
             with engine.begin() as connection:
                 connection.execute(text("UPDATE hop_attempts SET status = 'lost', finished_at = now()"))
 
-    killpoints.hook = give_the_attempt_up
+    failpoints.hook = give_the_attempt_up
     outcome = run_hop(executors, dispatch.messages()[0])
     assert isinstance(outcome, Ignored)
     assert (graph_row(engine, "g").version, trail(engine, "g")) == (1, [])
@@ -374,11 +375,11 @@ def test_invariant_5_a_batch_is_good_for_its_claim(
 
     def lose_the_claim(at: str) -> None:
         if at == "batch_committed":
-            killpoints.hook = None
+            failpoints.hook = None
             with engine.begin() as connection:
                 connection.execute(text("UPDATE graphs SET migration_id = NULL"))
 
-    killpoints.hook = lose_the_claim
+    failpoints.hook = lose_the_claim
     assert isinstance(run_hop(executors, dispatch.messages()[0]), Ignored)
     assert len(script.batches) == 1
     assert graph_row(engine, "g").version == 1
@@ -393,10 +394,10 @@ def test_invariant_6_every_attempt_leaves_a_row_that_never_changes(
 
     def die(at: str) -> None:
         if at == "hop_in_data":
-            killpoints.hook = None
+            failpoints.hook = None
             raise Killed
 
-    killpoints.hook = die
+    failpoints.hook = die
     with pytest.raises(Killed):
         run_hop(executors, dispatch.messages()[0])
     script.on["one"] = lambda _: 1 / 0

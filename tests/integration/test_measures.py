@@ -16,8 +16,15 @@ from prometheus_client.core import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, text
 
-from core.store.measures import HOP_BOUNDS, RECOVERY_BOUNDS, Histogram, Measures, Settled, measure
-from tasks.metrics import METRICS, families
+from graph_migrator.core.inspection.metrics import (
+    HOP_BOUNDS,
+    RECOVERY_BOUNDS,
+    Histogram,
+    Measures,
+    Watermark,
+    measure,
+)
+from graph_migrator.tasks.metrics import METRICS, families
 from tests.rows import add_graph
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -118,7 +125,7 @@ def test_attempts_are_counted_by_type_hop_and_outcome(engine: Engine) -> None:
 
 
 def test_what_is_settled_is_not_counted_again_nor_lost(engine: Engine) -> None:
-    settled = Settled()
+    settled = Watermark()
 
     def counted() -> tuple[int, int, dict[str, int]]:
         with engine.connect() as connection:

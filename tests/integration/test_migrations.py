@@ -20,37 +20,33 @@ from psycopg2.extras import NamedTupleCursor, RealDictCursor
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import sessionmaker
 
-from core import operations, registry
-from core.dry_run import dry_run
-from core.errors import (
+from graph_migrator import GraphType, HopContext, MigrationReport, Node, Nodes, graph_writer
+from graph_migrator.core.errors import (
     CheckFailed,
-    GraphHalfDone,
+    GraphPartiallyMigrated,
     GraphReadOnly,
-    HalfDone,
     HopFailed,
     HopTimedOut,
     InvalidRequest,
     IrreversibleHop,
     MigrationCancelled,
     MigrationInFlight,
+    OpenWriteTransactions,
+    PartiallyMigrated,
     UnknownGraph,
     UnknownGraphType,
     UnknownTarget,
-    WritersNotDrained,
 )
-from core.graph_data import Node
-from core.graph_types import GraphType
-from core.hop_context import HopContext
-from core.in_process import execute_migration, follow, run_graph_migration
-from core.interchange import export_graph
-from core.migrations import Caller, Dispatch, begin_migration, enter, load_report
-from core.recovery import sweep, sweeping
-from core.reports import MigrationReport
-from core.selectors import Nodes
-from core.settings import settings
-from core.statuses import AttemptStatus, MigrationStatus
-from core.store.executor import Executor, Executors
-from core.writers import graph_writer
+from graph_migrator.core.execution import operations
+from graph_migrator.core.execution.begin import Caller, Dispatch, begin_migration, load_report, lock_and_load
+from graph_migrator.core.execution.dry_run import dry_run
+from graph_migrator.core.execution.in_process import execute_migration, follow, run_graph_migration
+from graph_migrator.core.execution.recovery import sweep, sweeping
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.interchange import export_graph
+from graph_migrator.core.settings import settings
+from graph_migrator.core.statuses import AttemptStatus, MigrationStatus
+from graph_migrator.core.store.session import Executor, Executors
 from tests.integration.scripted import Flaky, Killed, Script, leave_mark
 from tests.rows import (
     add_graph,
@@ -548,7 +544,7 @@ def test_a_sessions_commit_is_the_hops_commit(engine: Engine, script: Script) ->
 # ── refusals ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def half_done(engine: Engine, executors: Executors, script: Script, slug: str) -> None:
+def partially_migrated(engine: Engine, executors: Executors, script: Script, slug: str) -> None:
     """A graph forced loose half-way through a batched hop."""
     add_graph(engine, slug, "batched", nodes=25)
     script.on["walk"] = lambda ctx: len(script.batches) == 2 and fails_now()
@@ -570,7 +566,7 @@ def test_each_refusal_has_an_error_of_its_own_and_changes_not_one_row(
     add_graph(engine, "high", "plain", version=5)
     add_graph(engine, "strange", "unheard-of")
     add_graph(engine, "busy", "plain")
-    half_done(engine, executors, script, "half")
+    partially_migrated(engine, executors, script, "half")
     with executors.borrow() as executor:
         busy = begin_migration(executor, "busy", 3)
     assert isinstance(busy, Dispatch)
@@ -584,8 +580,8 @@ def test_each_refusal_has_an_error_of_its_own_and_changes_not_one_row(
         ("high", 3, IrreversibleHop, "no_way_back"),
         ("busy", 3, MigrationInFlight, str(busy.migration_id)),
         ("busy", 4, MigrationInFlight, str(busy.migration_id)),
-        ("half", 3, GraphHalfDone, "walk"),
-        ("half", 1, GraphHalfDone, "10 rows done"),
+        ("half", 3, GraphPartiallyMigrated, "walk"),
+        ("half", 1, GraphPartiallyMigrated, "10 rows done"),
     ]:
         with pytest.raises(expected, match=says):
             run_graph_migration(engine, slug, target)
@@ -659,7 +655,7 @@ def test_a_writer_that_does_not_end_is_named_and_nothing_changed(
         writer.execute(text("UPDATE nodes SET label = 'Late'"))
         pid = writer.execute(text("SELECT pg_backend_pid()")).scalar_one()
         before = dump(engine)
-        with pytest.raises(WritersNotDrained, match=f"pid {pid}"):
+        with pytest.raises(OpenWriteTransactions, match=f"pid {pid}"):
             run_graph_migration(executors, "g", 2)
         assert dump(engine) == before
     assert run_graph_migration(executors, "g", 2).version == 2
@@ -668,7 +664,7 @@ def test_a_writer_that_does_not_end_is_named_and_nothing_changed(
 def test_a_migration_that_ends_while_another_looks_is_not_entered_without_the_lock(
     engine: Engine, executors: Executors
 ) -> None:
-    """`enter` looks, leaves the lock of a live migration alone, and reads: it may have ended in between."""
+    """`lock_and_load` looks, leaves the lock of a live migration alone, and reads: it may have ended in between."""
     add_graph(engine, "g", "plain")
     with executors.borrow() as executor:
         begin_migration(executor, "g", 3)
@@ -686,7 +682,7 @@ def test_a_migration_that_ends_while_another_looks_is_not_entered_without_the_lo
 def _facts_of(engine: Engine, slug: str) -> Any:
     executor = Executor.connect(engine)
     try:
-        return enter(executor, slug, None)
+        return lock_and_load(executor, slug, None)
     finally:
         executor.close()
 
@@ -1006,7 +1002,7 @@ def test_pause_takes_effect_between_two_batches_and_resume_goes_on(
     assert list(chain.from_iterable(script.batches)) == ids(0, 25)
 
 
-def test_cancel_between_two_batches_fails_half_done_and_a_retry_finishes(
+def test_cancel_between_two_batches_fails_partially_migrated_and_a_retry_finishes(
     engine: Engine, executors: Executors, script: Script
 ) -> None:
     add_graph(engine, "g", "batched", nodes=25)
@@ -1016,12 +1012,12 @@ def test_cancel_between_two_batches_fails_half_done_and_a_retry_finishes(
             operations.cancel(executor, "g")
 
     on_batch(script, 2, ask)
-    with pytest.raises(HalfDone) as error:
+    with pytest.raises(PartiallyMigrated) as error:
         run_graph_migration(executors, "g")
     assert error.value.args == ("g", "walk", 20)
     assert (graph_row(engine, "g").version, migration_of(engine, "g").status) == (1, "failed")
     assert graph_row(engine, "g").migration_id is not None
-    with pytest.raises(GraphHalfDone, match="walk"):
+    with pytest.raises(GraphPartiallyMigrated, match="walk"):
         run_graph_migration(executors, "g", 2)
     script.on.clear()
     with executors.borrow() as executor:
@@ -1198,9 +1194,9 @@ def test_execute_migration_waits_for_writers_like_begin_and_keeps_the_callers_se
         with engine.begin() as writer:
             writer.execute(text("UPDATE nodes SET label = 'Late'"))
             pid = writer.execute(text("SELECT pg_backend_pid()")).scalar_one()
-            with pytest.raises(WritersNotDrained, match=f"pid {pid}"):
+            with pytest.raises(OpenWriteTransactions, match=f"pid {pid}"):
                 execute_migration(connection, "g", 2)
-            with pytest.raises(WritersNotDrained, match=f"pid {pid}"):
+            with pytest.raises(OpenWriteTransactions, match=f"pid {pid}"):
                 dry_run(engine, graph_id)
         assert execute_migration(connection, "g", 2).version == 2
         assert connection.execute(text("SHOW lock_timeout")).scalar_one() == "7s"

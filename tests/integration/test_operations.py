@@ -14,11 +14,11 @@ import pytest
 from hand_driven import Client, in_background, wait_until_waiting
 from sqlalchemy import Engine, text
 
-from core import operations, registry
-from core.decisions import Ignored, Limits
-from core.errors import (
+from graph_migrator import GraphType, HopContext
+from graph_migrator.core.decisions import Ignored, Limits
+from graph_migrator.core.errors import (
     GraphBusy,
-    GraphHalfDone,
+    GraphPartiallyMigrated,
     HopCodeChanged,
     IllegalTransition,
     InvalidRequest,
@@ -26,17 +26,17 @@ from core.errors import (
     MigrationReleased,
     UnknownGraph,
 )
-from core.graph_types import GraphType
-from core.hop_context import HopContext
-from core.hop_runs import Applied, Failed, run_hop
-from core.in_process import follow, run_graph_migration
-from core.migrations import Caller, Dispatch, begin_migration
-from core.operations import VerbReport
-from core.settings import settings
-from core.statuses import edge_pairs
-from core.store.executor import Executor, Executors
-from core.store.failures import FENCE
-from core.store.locks import take_lock
+from graph_migrator.core.execution import operations
+from graph_migrator.core.execution.begin import Caller, Dispatch, begin_migration
+from graph_migrator.core.execution.in_process import follow, run_graph_migration
+from graph_migrator.core.execution.operations import VerbReport
+from graph_migrator.core.execution.run_hop import Applied, Failed, run_hop
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.settings import settings
+from graph_migrator.core.statuses import edge_pairs
+from graph_migrator.core.store.errors import FENCE
+from graph_migrator.core.store.locks import take_lock
+from graph_migrator.core.store.session import Executor, Executors
 from tests.integration.scripted import Script
 from tests.rows import add_graph, advisory_locks, attempts, dump, graph_row, migration_of, properties, rows
 
@@ -198,7 +198,9 @@ def test_recovery_neither_gives_up_nor_sends_again_what_is_no_longer_under_way(
     with in_state(engine, executors, script, state):
         found, before = migration_of(engine, "g"), dump(engine)
         with executors.borrow() as executor:
-            assert not executor.call("give_up", found.id, found.dispatch, None, "E", "", None).give_up
+            assert not executor.call(
+                "fail_migration_row", found.id, found.dispatch, None, "E", "", None
+            ).fail_migration_row
             executor.call("redispatch", found.id, None, 30.0)
         assert dump(engine) == before
 
@@ -209,7 +211,9 @@ def test_recovery_of_an_older_dispatch_or_of_a_finished_attempt_changes_nothing_
     with in_state(engine, executors, script, "running"):
         found, before = migration_of(engine, "g"), dump(engine)
         with executors.borrow() as executor:
-            assert not executor.call("give_up", found.id, found.dispatch - 1, None, "E", "", None).give_up
+            assert not executor.call(
+                "fail_migration_row", found.id, found.dispatch - 1, None, "E", "", None
+            ).fail_migration_row
             assert dump(engine) == before
             (finished,) = rows(engine, "SELECT id FROM hop_attempts")
             executor.call("redispatch", found.id, finished[0], 30.0)
@@ -261,7 +265,7 @@ def test_a_verb_that_names_another_migration_is_refused(
         do(executors, verb, "g", migration_id=mine)
 
 
-def test_finishing_or_declaring_whole_names_the_migration_that_left_the_graph_half_done(
+def test_finishing_or_declaring_whole_names_the_migration_that_left_the_graph_partially_migrated(
     engine: Engine, executors: Executors, script: Script
 ) -> None:
     with half_way(engine, executors, script):
@@ -406,7 +410,7 @@ def test_a_released_graph_is_writable_at_its_version_and_late_messages_do_nothin
         do(executors, "release", "g")
     with engine.begin() as connection:
         connection.execute(text("UPDATE nodes SET label = 'Written'"))
-    from core.decisions import HopMessage
+    from graph_migrator.core.decisions import HopMessage
 
     outcome = run_hop(executors, HopMessage(old, 3, 4, 1))
     assert isinstance(outcome, Failed)
@@ -443,24 +447,24 @@ def half_way(engine: Engine, executors: Executors, script: Script) -> Iterator[N
     yield
 
 
-def test_a_half_done_graph_is_released_by_force_only_and_remembers_it(
+def test_a_partially_migrated_graph_is_released_by_force_only_and_remembers_it(
     engine: Engine, executors: Executors, script: Script
 ) -> None:
     with half_way(engine, executors, script):
         before = dump(engine)
-        with pytest.raises(GraphHalfDone) as refusal:
+        with pytest.raises(GraphPartiallyMigrated) as refusal:
             do(executors, "release", "g")
         assert refusal.value.args == ("g", "walk", 1, 2, 10, False, False, False)
         assert "release g --force" in refusal.value.message
         assert dump(engine) == before
         report = do(executors, "release --force", "g")
     assert "half done" in report.message
-    half = graph_row(engine, "g").half_done
+    half = graph_row(engine, "g").partially_migrated
     assert (half["hop"], half["cursor"], half["done"], half["target"]) == ("walk", ["n0009"], 10, 3)
     assert (migration_of(engine, "g").status, graph_row(engine, "g").migration_id) == ("released", None)
 
 
-def test_a_graph_forced_loose_half_done_is_finished_by_a_retry(
+def test_a_graph_forced_loose_partially_migrated_is_finished_by_a_retry(
     engine: Engine, executors: Executors, script: Script
 ) -> None:
     with half_way(engine, executors, script):
@@ -473,24 +477,24 @@ def test_a_graph_forced_loose_half_done_is_finished_by_a_retry(
     assert dispatch.task_id is None  # the verb's own answer is its report, not the migration's
     assert follow(executors, dispatch).version == 3
     assert [values["trail"] for values in properties(engine, "g").values()] == [["walk", "arrive"]] * 25
-    assert graph_row(engine, "g").half_done is None
+    assert graph_row(engine, "g").partially_migrated is None
     assert len(rows(engine, "SELECT * FROM migrations")) == 2
 
 
-def test_a_graph_forced_loose_half_done_is_declared_whole_by_an_operator(
+def test_a_graph_forced_loose_partially_migrated_is_declared_whole_by_an_operator(
     engine: Engine, executors: Executors, script: Script
 ) -> None:
     with half_way(engine, executors, script):
         do(executors, "release --force", "g")
     for verb in ("release", "release --force"):
-        with pytest.raises(GraphHalfDone, match="release g --whole"):
+        with pytest.raises(GraphPartiallyMigrated, match="release g --whole"):
             do(executors, verb, "g")
     do(executors, "release --whole", "g")
-    assert graph_row(engine, "g").half_done is None
+    assert graph_row(engine, "g").partially_migrated is None
     assert run_graph_migration(executors, "g", 2).version == 2
 
 
-def test_a_half_done_hop_whose_code_changed_goes_on_only_where_the_operator_says_so(
+def test_a_partially_migrated_hop_whose_code_changed_goes_on_only_where_the_operator_says_so(
     engine: Engine, executors: Executors, script: Script
 ) -> None:
     with half_way(engine, executors, script):
@@ -499,9 +503,9 @@ def test_a_half_done_hop_whose_code_changed_goes_on_only_where_the_operator_says
                 text("UPDATE migrations SET plan = jsonb_set(plan, '{0,fingerprint}', '\"other code\"')")
             )
         before = dump(engine)
-        with pytest.raises(GraphHalfDone, match="retry g --accept-new-code"):
+        with pytest.raises(GraphPartiallyMigrated, match="retry g --accept-new-code"):
             do(executors, "retry", "g")
-        with pytest.raises(GraphHalfDone, match="retry g --accept-new-code"):
+        with pytest.raises(GraphPartiallyMigrated, match="retry g --accept-new-code"):
             run_graph_migration(executors, "g")  # calling again resumes, but not with other code
         assert dump(engine) == before
         with executors.borrow() as executor:
@@ -510,7 +514,7 @@ def test_a_half_done_hop_whose_code_changed_goes_on_only_where_the_operator_says
     assert follow(executors, dispatch).version == 3
 
 
-def test_a_half_done_hop_that_is_batched_no_more_leaves_no_checkpoint(
+def test_a_partially_migrated_hop_that_is_batched_no_more_leaves_no_checkpoint(
     engine: Engine, executors: Executors, script: Script
 ) -> None:
     with half_way(engine, executors, script):
@@ -525,7 +529,7 @@ def test_a_half_done_hop_that_is_batched_no_more_leaves_no_checkpoint(
     assert rows(engine, "SELECT 1 FROM checkpoints") == []
 
 
-def test_a_graph_forced_loose_half_done_goes_on_with_other_code_only_where_the_operator_says_so(
+def test_a_graph_forced_loose_partially_migrated_goes_on_with_other_code_only_where_the_operator_says_so(
     engine: Engine, executors: Executors, script: Script
 ) -> None:
     with half_way(engine, executors, script):
@@ -533,11 +537,14 @@ def test_a_graph_forced_loose_half_done_goes_on_with_other_code_only_where_the_o
         with engine.begin() as connection:
             connection.execute(text("SELECT become_executor(:id)"), {"id": migration_of(engine, "g").id})
             connection.execute(
-                text("UPDATE graphs SET half_done = jsonb_set(half_done, '{fingerprint}', '\"other code\"')")
+                text(
+                    "UPDATE graphs SET partially_migrated = "
+                    "jsonb_set(partially_migrated, '{fingerprint}', '\"other code\"')"
+                )
             )
             connection.execute(text("SELECT set_config('graph_migrator.executor', '', false)"))
         before = dump(engine)
-        with pytest.raises(GraphHalfDone):
+        with pytest.raises(GraphPartiallyMigrated):
             do(executors, "retry", "g")
         assert dump(engine) == before
         with executors.borrow() as executor:
@@ -621,7 +628,7 @@ def test_recovery_sees_a_cancel_that_is_just_being_asked_for(
     engine: Engine, executors: Executors, script: Script
 ) -> None:
     with in_state(engine, executors, script, "queued"), executors.borrow() as executor:
-        look = (executor.call, "look_for_recovery", migration_of(engine, "g").id)
+        look = (executor.call, "load_recovery_state", migration_of(engine, "g").id)
         with while_the_status_becomes(engine, executor, "cancelling", *look) as looking:
             assert looking.result().status == "cancelling"
 
@@ -669,7 +676,8 @@ def test_a_verb_delivered_again_after_its_state_has_passed_does_not_act_again(
 def test_a_verb_that_was_refused_does_not_act_when_its_message_comes_again(
     engine: Engine, executors: Executors, script: Script, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks import pause_migration, runtime
+    from graph_migrator import pause_migration
+    from graph_migrator.tasks import runtime
 
     monkeypatch.setenv("DATABASE_URL", database_url)
     settings.cache_clear()

@@ -8,9 +8,9 @@ import psycopg2.errors
 import pytest
 from sqlalchemy import Engine
 
-from core import operations
-from core.decisions import Ignored
-from core.errors import (
+from graph_migrator import HopContext, MigrationReport
+from graph_migrator.core.decisions import Ignored
+from graph_migrator.core.errors import (
     InvalidRequest,
     MigrationCancelled,
     MigrationInFlight,
@@ -18,14 +18,13 @@ from core.errors import (
     UnknownGraph,
     UnknownTarget,
 )
-from core.hop_context import HopContext
-from core.hop_runs import Applied, run_hop
-from core.in_process import follow
-from core.migrations import Caller, Dispatch, begin_migration, record_outcome
-from core.recovery import outcome_of, unanswered
-from core.reports import MigrationReport
-from core.statuses import Verb
-from core.store.executor import Executors
+from graph_migrator.core.execution import operations
+from graph_migrator.core.execution.begin import Caller, Dispatch, begin_migration, record_outcome
+from graph_migrator.core.execution.in_process import follow
+from graph_migrator.core.execution.recovery import outcome_of, unanswered
+from graph_migrator.core.execution.run_hop import Applied, run_hop
+from graph_migrator.core.statuses import Verb
+from graph_migrator.core.store.session import Executors
 from tests.integration.scripted import Script
 from tests.rows import add_graph, attempts, dump, graph_row, migration_of, rows
 

@@ -11,14 +11,14 @@ import pytest
 from sqlalchemy import Engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from core import graph_writer, run_graph_migration
-from core import history as reading
-from core.interchange import import_graph
-from core.recovery import sweep, sweeping
-from core.sessions import lock_sessions
-from core.store import schema
-from core.store.engine import make_engine
-from core.store.executor import Executors
+from graph_migrator import graph_writer, run_graph_migration
+from graph_migrator.core.execution.recovery import sweep, sweeping
+from graph_migrator.core.inspection import history as reading
+from graph_migrator.core.inspection.lock_sessions import lock_sessions
+from graph_migrator.core.interchange import import_graph
+from graph_migrator.core.store import schema
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.session import Executors
 from tests.acceptance.cluster import ROOT
 from tests.integration.scripted import Script
 from tests.rows import add_graph, graph_row
@@ -152,7 +152,7 @@ def test_the_application_imports(log_in: LogIn) -> None:
         "UPDATE graph_migrator.graphs SET version = 2",
         "UPDATE graph_migrator.graphs SET migration_id = NULL",
         "UPDATE graph_migrator.graphs SET graph_type = 'other'",
-        "UPDATE graph_migrator.graphs SET half_done = NULL",
+        "UPDATE graph_migrator.graphs SET partially_migrated = NULL",
         "INSERT INTO graph_migrator.migrations SELECT * FROM graph_migrator.migrations",
         "SELECT * FROM graph_migrator.hop_attempts",
         "SELECT graph_migrator.release(gen_random_uuid(), gen_random_uuid(), NULL)",

@@ -17,12 +17,12 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url, text
 from sqlalchemy.exc import IntegrityError
 
-from core.embedded import Postgres
-from core.errors import SchemaOutdated
-from core.statuses import AttemptStatus, MigrationStatus, edge_pairs
-from core.store.engine import make_engine
-from core.store.schema import current_revision, head_revision, require_current, upgrade
-from core.store.tables import metadata
+from graph_migrator.core.embedded import Postgres
+from graph_migrator.core.errors import SchemaOutdated
+from graph_migrator.core.statuses import AttemptStatus, MigrationStatus, edge_pairs
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.schema import current_revision, head_revision, require_current, upgrade
+from graph_migrator.core.store.tables import metadata
 from tests.rows import add_graph, rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +64,7 @@ def test_upgrades_of_several_threads_at_once_do_not_meet(empty_database_url: str
 
 
 def test_upgrades_of_several_processes_at_once_do_not_meet(empty_database_url: str) -> None:
-    code = "import sys; from core.store.schema import upgrade; upgrade(sys.argv[1])"
+    code = "import sys; from graph_migrator.core.store.schema import upgrade; upgrade(sys.argv[1])"
     running = [
         subprocess.Popen(
             [sys.executable, "-c", code, empty_database_url], cwd=ROOT, stderr=subprocess.PIPE, text=True
@@ -317,7 +317,11 @@ def test_a_migration_owns_one_graph(connection: Connection) -> None:
         ("graphs", "version = 0", "graphs_version_is_positive"),
         ("graphs", "slug = 'no spaces'", "graphs_slug_is_plain"),
         ("graphs", "slug = gen_random_uuid()::text", "graphs_slug_is_plain"),
-        ("graphs", "half_done = '{}', migration_id = (SELECT id FROM migrations)", "half_done_is_unclaimed"),
+        (
+            "graphs",
+            "partially_migrated = '{}', migration_id = (SELECT id FROM migrations)",
+            "partially_migrated_is_unclaimed",
+        ),
         ("migrations", "status = 'unheard of'", "cannot go from running to unheard of"),
         ("migrations", "to_version = from_version", "migrations_move"),
         ("migrations", "finished_at = now()", "migrations_end_is_dated"),

@@ -14,12 +14,13 @@ import pytest
 from pydantic import BaseModel, field_validator
 from sqlalchemy import create_engine, text
 
-from core import GraphType, HopContext, registry, run_graph_migration
-from core.embedded import Redis
-from core.migrations import begin_migration
-from core.store.disclosure import safe_message, safe_traceback, tellable
-from tasks import runtime
-from tasks.cli.output import without_password
+from graph_migrator import GraphType, HopContext, run_graph_migration
+from graph_migrator.core.embedded import Redis
+from graph_migrator.core.execution.begin import begin_migration
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.store.redaction import redacted, safe_message, safe_traceback
+from graph_migrator.tasks import runtime
+from graph_migrator.tasks.cli.output import without_password
 from tests.acceptance.cluster import Cluster
 from tests.integration.console import call
 from tests.rows import TABLES, add_graph, rows
@@ -202,7 +203,7 @@ def test_a_failing_hop_tells_no_values(here: Cluster, name: str, caplog: pytest.
 
 
 def test_results_and_requests_of_a_worker_tell_no_values(here: Cluster) -> None:
-    from tasks import migrate_graph
+    from graph_migrator import migrate_graph
 
     worker = here.start_worker(concurrency=1)
     results = []
@@ -223,7 +224,7 @@ def test_results_and_requests_of_a_worker_tell_no_values(here: Cluster) -> None:
 
 
 def test_what_hinders_a_hop_from_opening_is_told_without_the_row(here: Cluster) -> None:
-    from tasks.migrate import run_hop
+    from graph_migrator.tasks.migrate import run_hop
 
     add_graph(here.engine, "g", "leaky", nodes={})
     with runtime.executors().borrow() as executor:
@@ -255,7 +256,7 @@ def test_words_of_an_author_that_quote_are_not_taken_for_pythons() -> None:
     with pytest.raises(ValueError, match="kept") as caught:
         raise ValueError("'this' is kept")
     assert safe_message(caught.value) == "'this' is kept"
-    assert tellable(caught.value) is caught.value
+    assert redacted(caught.value) is caught.value
     assert "ValueError: 'this' is kept" in safe_traceback(caught.value)
 
 
@@ -276,8 +277,8 @@ def test_urls_are_shown_without_their_password(url: str, shown: str) -> None:
 
 
 def test_bad_requests_do_not_echo_their_values(here: Cluster) -> None:
-    from core.errors import InvalidRequest
-    from tasks import migrate_graph, retry_migration
+    from graph_migrator import migrate_graph, retry_migration
+    from graph_migrator.core.errors import InvalidRequest
 
     for arguments in (
         {"graph_id": SECRET + "!"}, {"graph_id": "g", "target": SECRET}, {"graph_id": {SECRET: 1}},

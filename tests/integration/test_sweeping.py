@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from core.embedded import Redis
-from core.migrations import Dispatch, begin_migration
-from core.recovery import sweep, sweeping
-from core.store.executor import Executors
-from tasks import recover
+from graph_migrator.core.embedded import Redis
+from graph_migrator.core.execution.begin import Dispatch, begin_migration
+from graph_migrator.core.execution.recovery import sweep, sweeping
+from graph_migrator.core.store.session import Executors
+from graph_migrator.tasks import recover
 from tests.acceptance.cluster import Cluster
 from tests.rows import add_graph, migration_of, rows
 

@@ -22,11 +22,11 @@ from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, NotSupportedError, OperationalError
 from sqlalchemy.orm import Session
 
-from core.errors import GraphReadOnly, GraphVersionMismatch, InvalidRequest, UnknownGraph
-from core.store.engine import make_engine
-from core.store.guard import install_guard, list_guards, remove_guard
-from core.store.tables import NodeRow
-from core.writers import WritableGraph, graph_writer, translate_guard_error
+from graph_migrator.core.errors import GraphReadOnly, GraphVersionMismatch, InvalidRequest, UnknownGraph
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.guard import install_guard, list_guards, remove_guard
+from graph_migrator.core.store.tables import NodeRow
+from graph_migrator.core.store.writers import WritableGraph, graph_writer, translate_guard_error
 
 RENAME = "UPDATE nodes SET label = 'w' WHERE graph_id = %s"
 
@@ -154,8 +154,8 @@ def test_refused_writers_never_stand_in_an_executors_way(
 
     with in_background(knock) as knocking:
         for _ in range(1_500):
-            assert migration.executor.call("look", migration.id, 2, 1).locked
-            migration.leave()
+            assert migration.executor.call("load_hop_state", migration.id, 2, 1).locked
+            migration.release_lock()
         stop = True
         assert knocking.result() > 50
 
@@ -196,7 +196,7 @@ def test_a_writer_leaves_nothing_behind_when_its_transaction_ends(
         with graph_writer(connection, graph, version=1):
             pass
         connection.commit()
-        migration.enter(wait_ms=200)  # would time out on a lock left behind
+        migration.lock_and_load(wait_ms=200)  # would time out on a lock left behind
         assert connection.scalar(text("SELECT current_setting('graph_migrator.versions', true)")) in {
             None,
             "",
@@ -206,7 +206,7 @@ def test_a_writer_leaves_nothing_behind_when_its_transaction_ends(
 def test_a_writer_waits_no_longer_than_its_lock_timeout(
     engine: Engine, graph: UUID, migration: HandDriven
 ) -> None:
-    migration.enter()
+    migration.lock_and_load()
     with engine.connect() as connection:
         connection.execute(text("SET LOCAL lock_timeout = '50ms'"))
         with pytest.raises(OperationalError) as caught, graph_writer(connection, graph):
@@ -247,7 +247,7 @@ def test_begin_gives_up_on_a_writer_that_does_not_finish_and_changes_nothing(
 def test_begin_takes_a_graph_at_the_version_it_planned_from_only(
     app: Client, graph: UUID, migration: HandDriven
 ) -> None:
-    migration.enter()
+    migration.lock_and_load()
     migration.version, migration.target = 2, 3
     assert sqlstate_of(migration.claim) == FENCED
     assert app.one("SELECT version, migration_id FROM graphs") == (1, None)
@@ -454,7 +454,7 @@ def test_rows_written_after_a_change_of_version_in_the_same_transaction_pass(
         "id = gen_random_uuid()",
         "changed_at = now() - interval '1 day'",
         "changed_at = NULL",
-        "half_done = '{}'",
+        "partially_migrated = '{}'",
         "migration_id = (SELECT id FROM migrations LIMIT 1)",
     ],
 )

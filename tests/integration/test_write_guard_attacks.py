@@ -28,7 +28,7 @@ from hand_driven import (
 )
 from sqlalchemy import Engine
 
-from core.store.guard import install_guard
+from graph_migrator.core.store.guard import install_guard
 
 INSERT = "INSERT INTO nodes VALUES (%s, 'late', 'v1')"
 UPDATE = "UPDATE nodes SET label = 'v1' WHERE graph_id = %s"
@@ -154,7 +154,7 @@ def test_began_during_the_last_hop_and_writes_after_the_migration(
     with migration.data() as run:
         run("UPDATE nodes SET label = 'v3' WHERE graph_id = %s", graph)
         writers.begin()
-    migration.leave(stamp=True)
+    migration.release_lock(stamp=True)
     code = REPEAT if isolation == READ_COMMITTED else REFUSED
     assert writers.codes(graph) == {INSERT: code, UPDATE: REPEAT, ASK: code}
 
@@ -170,7 +170,7 @@ def test_began_between_the_last_commit_and_its_date(
     with migration.data() as run:
         run("UPDATE nodes SET label = 'v3' WHERE graph_id = %s", graph)
     writers.begin()
-    migration.leave(stamp=True)
+    migration.release_lock(stamp=True)
     assert writers.codes(graph) == {INSERT: REPEAT, UPDATE: REPEAT, ASK: REPEAT}
 
 
@@ -183,7 +183,7 @@ def test_began_before_a_hops_commit_and_writes_after_the_migration_was_cancelled
     migration.open_hop()
     with migration.data(before_commit=writers.begin) as run:
         run("UPDATE nodes SET label = 'v2' WHERE graph_id = %s", graph)
-    migration.leave()
+    migration.release_lock()
     migration.cancel()
     code = REPEAT if isolation == READ_COMMITTED else REFUSED
     assert writers.codes(graph) == {INSERT: code, UPDATE: REPEAT, ASK: code}
@@ -209,7 +209,7 @@ def test_wrote_before_the_migration_begins_and_again_while_it_waits(
         writer.commit()
         assert entering.result().locked
     migration.claim()
-    migration.leave()
+    migration.release_lock()
     for _ in range(2):
         migration.run_hop()
     assert app.run("SELECT DISTINCT label FROM nodes") == [("v3",)]
@@ -233,11 +233,11 @@ def test_in_read_committed_a_writer_waits_for_begin_and_is_refused_then(
     app: Client, database_url: str, graph: UUID, migration: HandDriven, write: str
 ) -> None:
     writer = Client(database_url)
-    migration.enter()
+    migration.lock_and_load()
     with in_background(sqlstate_of, writer.run, write, graph) as writing:
         wait_until_waiting(app, writer.pid)
         migration.claim()
-        migration.leave()
+        migration.release_lock()
         assert writing.result() == REFUSED
     writer.close()
 
@@ -248,7 +248,7 @@ def test_invariant_3_begin_gives_its_lock_back_with_the_commit_of_its_claim_and_
 ) -> None:
     # Fence: the lock for the transaction, beside the session's, in begin_migration.
     writer = Client(database_url)
-    migration.enter()
+    migration.lock_and_load()
     with ExitStack() as stack:
         with migration.executor.transaction():
             migration.claim(leave=True)
@@ -270,7 +270,7 @@ def test_in_read_committed_a_writer_that_waits_at_the_last_commit_repeats(
         pass
     with in_background(sqlstate_of, writer.run, write, graph) as writing:
         wait_until_waiting(app, writer.pid)
-        migration.leave(stamp=True)
+        migration.release_lock(stamp=True)
         assert writing.result() == REPEAT
     writer.close()
 
@@ -280,7 +280,7 @@ def test_above_read_committed_a_writer_gives_way_at_once(
     writers: Writers, graph: UUID, migration: HandDriven
 ) -> None:
     """It may hold rows that the executor needs: waiting would be a deadlock."""
-    migration.enter()
+    migration.lock_and_load()
     writers.begin()
     assert writers.codes(graph) == {INSERT: REPEAT, UPDATE: REPEAT, ASK: REPEAT}
 
@@ -513,7 +513,7 @@ def test_a_write_that_waits_for_the_hops_rows_does_not_slip_in_behind_it(
         with migration.data() as run:
             run("UPDATE nodes SET label = 'v3' WHERE graph_id = %s", graph)
             wait_until(lambda: writing.done() or waits(app, writer.pid, "transactionid"))
-        migration.leave(stamp=True)
+        migration.release_lock(stamp=True)
         assert writing.result() in {REFUSED, REPEAT}
     writer.close()
     assert app.run("SELECT DISTINCT label FROM nodes") == [("v3",)]
@@ -596,7 +596,7 @@ def test_a_prepared_writer_holds_begin_up_until_it_is_decided(
         for (left,) in app.run("SELECT gid FROM pg_prepared_xacts WHERE gid = %s", name):
             app.run(f"ROLLBACK PREPARED '{left}'")
     migration.claim()
-    migration.leave()
+    migration.release_lock()
     for _ in range(2):
         migration.run_hop()
     assert app.run("SELECT DISTINCT label FROM nodes") == [("v3",)]
@@ -649,10 +649,10 @@ def test_graphs_with_the_same_key_migrate_one_after_the_other(
     migration.begin()
     second.begin()
     migration.open_hop()
-    assert not second.executor.call("look", second.id, 2, 1).locked
+    assert not second.executor.call("load_hop_state", second.id, 2, 1).locked
     with migration.data() as run:
         run("UPDATE nodes SET label = 'v2' WHERE graph_id = %s", graph)
-    migration.leave()
+    migration.release_lock()
     second.run_hop()
     migration.run_hop()
     assert app.run("SELECT slug, version FROM graphs ORDER BY slug") == [("other", 2), ("people", 3)]
@@ -672,7 +672,7 @@ def test_a_writer_of_a_free_graph_waits_for_the_executor_of_one_with_the_same_ke
         wait_until_waiting(app, writer.pid)
         with migration.data():
             pass
-        migration.leave()
+        migration.release_lock()
         assert writing.result() is None
     writer.commit()
     writer.close()
@@ -712,7 +712,7 @@ def test_an_application_cannot_take_a_graph_from_its_migration(
     assert codes() == dict.fromkeys(THEFTS, REFUSED)
     with migration.data():
         pass
-    migration.leave()
+    migration.release_lock()
     migration.run_hop()
     assert app.one("SELECT version, migration_id FROM graphs") == (3, None)
 
@@ -724,7 +724,7 @@ def test_an_application_that_waits_for_the_row_meets_the_claim_too(
 ) -> None:
     """The claim is not yet committed when the application's statement begins."""
     writer.begin()
-    migration.enter()
+    migration.lock_and_load()
     with ExitStack() as stack:
         with migration.executor.transaction():
             migration.claim()

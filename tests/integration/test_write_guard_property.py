@@ -160,12 +160,12 @@ def _migrate(url: str, graph: UUID, chance: random.Random) -> None:
     migration = HandDriven(url, graph, hops=chance.randint(1, 3))
     while True:
         with suppress(psycopg2.errors.LockNotAvailable, psycopg2.errors.DeadlockDetected):
-            migration.enter()
+            migration.lock_and_load()
             break
     _linger(chance)
     migration.claim()
     _linger(chance)
-    migration.leave()
+    migration.release_lock()
     while migration.version < migration.target:
         _linger(chance)
         last = migration.is_last
@@ -177,7 +177,7 @@ def _migrate(url: str, graph: UUID, chance: random.Random) -> None:
             run("UPDATE nodes SET label = %s WHERE graph_id = %s AND label = %s", becomes, graph, expected)
             _linger(chance)
         _linger(chance)
-        migration.leave(stamp=last)
+        migration.release_lock(stamp=last)
     _linger(chance)
     migration.close()
 

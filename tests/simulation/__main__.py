@@ -6,8 +6,8 @@ import argparse
 import sys
 import time
 
-from core.embedded import Postgres
-from core.killpoints import POINTS
+from graph_migrator.core.embedded import Postgres
+from graph_migrator.core.execution.failpoints import POINTS
 from tests.simulation.runs import Tally, explore, explore_together, make_database, make_platform
 
 

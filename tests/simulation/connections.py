@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 _FUNCTION = re.compile(r'graph_migrator\.(\w+)"?\(')
 _READING = frozenset(
     {
-        "attempt_status", "become_executor", "candidates", "enter", "lock_holders", "look", "look_for_recovery",
+        "attempt_status", "become_executor", "candidates", "lock_and_load", "lock_holders", "load_hop_state",
+        "load_recovery_state",
         "remaining", "report", "save_progress", "set_timeout", "take_lock", "try_sweep", "end_sweep",
         "unanswered",
     }
@@ -55,7 +56,7 @@ class Server:
         """A session without a past."""
         return self._free.pop() if self._free else self._connect()
 
-    def give_back(self, real: Any) -> None:
+    def release_claim(self, real: Any) -> None:
         """End what the session did."""
         try:
             real.rollback()
@@ -220,7 +221,7 @@ class Link:
     def _end(self) -> None:
         real, self.real = self.real, None
         if real is not None:
-            self.world.server.give_back(real)
+            self.world.server.release_claim(real)
         if self in self.process.links:
             self.process.links.remove(self)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.statuses import LIVE
+from graph_migrator.core.statuses import LIVE
 from tests.simulation import kinds
 from tests.simulation.actors import Actor
 from tests.simulation.broker import Message
@@ -54,7 +54,7 @@ _EVENTS = (
 _IN_FLIGHT = frozenset(
     {
         "before finish_hop", "before open_hop", "before fail_hop", "before begin_migration",
-        "before retry_migration", "before give_up", "before leave", "before settle",
+        "before retry_migration", "before fail_migration_row", "before leave", "before settle",
     }
 )  # fmt: skip
 _RARE = frozenset(
@@ -120,7 +120,7 @@ class RandomChooser:
         r = self.mood.raises
         return _IN_HOP[self.choices.pick([1 - r, r / 2, r / 2, r / 2])]
 
-    def put_back(self, message: Message) -> bool:
+    def requeued(self, message: Message) -> bool:
         return self.at_rest or self.choices.pick([3, 1]) == 0
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.statuses import APPLIED, LIVE, MigrationStatus, edge_pairs
+from graph_migrator.core.statuses import APPLIED, LIVE, MigrationStatus, edge_pairs
 
 OWNING = LIVE | {MigrationStatus.FAILED}
 
 SNAPSHOT = """
 SELECT json_build_object(
-    'graph', (SELECT json_build_object('version', g.version, 'claim', g.migration_id, 'half', g.half_done,
+    'graph', (SELECT json_build_object('version', g.version, 'claim', g.migration_id, 'half', g.partially_migrated,
                                        'dated', g.changed_at IS NOT NULL) FROM graphs g WHERE g.id = $1),
     'migrations', (SELECT coalesce(json_agg(json_build_object('id', m.id, 'status', m.status,
             'dispatch', m.dispatch, 'from', m.from_version, 'to', m.to_version, 'task', m.task_id,

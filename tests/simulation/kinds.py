@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from core import GraphType, HopContext, Node, Nodes
+from graph_migrator import GraphType, HopContext, Node, Nodes
 
 NODES: Final = ("n1", "n2", "n3", "n4", "n5")
 BATCH: Final = 2

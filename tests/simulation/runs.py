@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import psycopg2
 
-from core.embedded import Postgres
-from core.store.schema import upgrade
+from graph_migrator.core.embedded import Postgres
+from graph_migrator.core.store.schema import upgrade
 from tests.simulation.explorer import Run, run, shorten
 from tests.simulation.world import Platform
 

@@ -28,7 +28,7 @@ class Script:
     def in_hop(self, actor: Actor) -> str:
         return self.raises.pop(0) if self.raises else "go"
 
-    def put_back(self, message: Message) -> bool:
+    def requeued(self, message: Message) -> bool:
         return self.redelivers
 
 
@@ -138,7 +138,7 @@ class Story(World):
         return int(self.snapshot()["graph"]["version"])
 
     @property
-    def half_done(self) -> Any:
+    def partially_migrated(self) -> Any:
         return self.snapshot()["graph"]["half"]
 
     @property

@@ -9,19 +9,19 @@ from typing import Any
 import psycopg2
 import pytest
 
-from core.decisions import Ignored, Later
-from core.embedded import Postgres
-from core.errors import (
-    GraphHalfDone,
-    HalfDone,
+from graph_migrator.core.decisions import Ignored, Later
+from graph_migrator.core.embedded import Postgres
+from graph_migrator.core.errors import (
+    GraphPartiallyMigrated,
     HopCrashedRepeatedly,
     IllegalTransition,
     MigrationCancelled,
     MigrationReleased,
+    PartiallyMigrated,
 )
-from core.hop_runs import Applied, Failed
-from core.recovery import Sweep
-from core.settings import settings
+from graph_migrator.core.execution.recovery import Sweep
+from graph_migrator.core.execution.run_hop import Applied, Failed
+from graph_migrator.core.settings import settings
 from tests.simulation.runs import make_database, make_platform
 from tests.simulation.story import Story
 from tests.simulation.world import Platform, Process
@@ -307,7 +307,7 @@ def test_silent_reconnect_without_the_lock_writes_nothing(
     message = story.find()
     stale = story.take(until="hop_opened" if kind == "plain" else "batch_committed", keep=True)
     (link,) = stale.process.links
-    story.server.give_back(link.real)
+    story.server.release_claim(link.real)
     link.real = story.server.take()
     if names_the_migration:
         with link.real.cursor() as cursor:
@@ -327,12 +327,12 @@ def test_release_force_between_two_batches(batched: Story) -> None:
     stale.process.cut()
     batched.do("release", force=True)
     assert (batched.status, batched.attempts) == ("released", ["1>2 lost"])
-    assert batched.half_done["done"] == 2
+    assert batched.partially_migrated["done"] == 2
     told = batched.goes_to_its_end(stale)
     assert isinstance(told, Failed)
     assert isinstance(told.error, MigrationReleased)
     assert isinstance(batched.begun().arguments, dict)
-    assert isinstance(batched.results.value(batched.last_call.id), GraphHalfDone)
+    assert isinstance(batched.results.value(batched.last_call.id), GraphPartiallyMigrated)
     batched.do("retry")
     batched.rest()
     assert batched.version == 3
@@ -356,7 +356,7 @@ def test_release_force_ends_a_holder_that_hangs_only_when_told_to(
     assert batched.status == "released"
     told = batched.goes_to_its_end(hung)
     assert isinstance(told, Failed)
-    assert batched.half_done["done"] == 2
+    assert batched.partially_migrated["done"] == 2
     batched.rest()
 
 
@@ -394,7 +394,7 @@ def test_each_write_proves_the_lock_however_well_the_session_knows_the_names(
     refusal = _call(other, function, _writes(batched)[function])
     assert refusal.startswith("GM001")
     assert "is not the executor" in refusal
-    batched.server.give_back(other)
+    batched.server.release_claim(other)
     batched.goes_to_its_end(executor)
     batched.rest()
     assert batched.version == 3
@@ -469,7 +469,7 @@ def test_recovery_does_not_renumber_what_merely_waits(plain: Story) -> None:
     waiting = plain.find()
     for _ in range(5):
         plain.time_passes()
-        assert plain.swept().outcome[0].rung == 1
+        assert plain.swept().outcome[0].redelivered == 1
         assert plain.swept().outcome[0].is_empty, "the deadline backs off"
     assert plain.dispatch == 1
     assert isinstance(plain.take(waiting).outcome, Applied), "the first message is good still"
@@ -623,12 +623,12 @@ def test_cancel_half_way_through_a_batched_hop(batched: Story) -> None:
     batched.do("cancel")
     told = batched.goes_to_its_end(executor)
     assert isinstance(told, Failed)
-    assert isinstance(told.error, HalfDone)
+    assert isinstance(told.error, PartiallyMigrated)
     assert (batched.status, batched.attempts) == ("failed", ["1>2 stopped"])
     assert batched.snapshot()["graph"]["claim"] is not None
-    assert isinstance(batched.do("release"), GraphHalfDone)
+    assert isinstance(batched.do("release"), GraphPartiallyMigrated)
     batched.begun(1)
-    assert isinstance(batched.results.value(batched.last_call.id), GraphHalfDone)
+    assert isinstance(batched.results.value(batched.last_call.id), GraphPartiallyMigrated)
     batched.do("retry")
     batched.rest()
     assert (batched.version, batched.answer(call)) == (3, "SUCCESS")
@@ -640,11 +640,11 @@ def test_release_force_half_way_through_a_batched_hop(batched: Story) -> None:
     batched.take()
     batched.do("release", force=True)
     assert (batched.status, batched.attempts) == ("released", ["1>2 lost"])
-    assert batched.half_done is not None
+    assert batched.partially_migrated is not None
     batched.begun()
-    assert isinstance(batched.results.value(batched.last_call.id), GraphHalfDone)
+    assert isinstance(batched.results.value(batched.last_call.id), GraphPartiallyMigrated)
     batched.do("release", whole=True)
-    assert batched.half_done is None
+    assert batched.partially_migrated is None
     batched.begun()
     batched.rest()
     assert (batched.version, batched.answer(call)) == (3, "FAILURE")
@@ -668,7 +668,7 @@ def test_retry_to_another_target_half_way_through_a_batched_hop_is_refused(batch
     batched.take()
     assert batched.status == "failed"
     batched.begun(2)
-    assert isinstance(batched.results.value(batched.last_call.id), GraphHalfDone)
+    assert isinstance(batched.results.value(batched.last_call.id), GraphPartiallyMigrated)
     batched.rest()
 
 
@@ -713,7 +713,7 @@ def test_last_hop_committed_and_worker_dead_before_the_result_is_stored(plain: S
 
 
 def test_stale_message_does_not_overwrite_failure_with_started(plain: Story) -> None:
-    from tasks.migrate import run_hop
+    from graph_migrator.tasks.migrate import run_hop
 
     assert run_hop.track_started is False or not run_hop.app.conf.task_track_started
     assert not run_hop.track_started

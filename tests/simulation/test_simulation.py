@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from core.embedded import Postgres
-from core.killpoints import POINTS
+from graph_migrator.core.embedded import Postgres
+from graph_migrator.core.execution.failpoints import POINTS
 from tests.simulation.explorer import run
 from tests.simulation.runs import explore_together, make_database, make_platform
 

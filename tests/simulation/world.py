@@ -21,19 +21,19 @@ import psycopg2.errors
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from sqlalchemy import Engine, event
 
-from core import killpoints, migrations, operations, recovery, registry
-from core.decisions import HopMessage, Ignored, Later
-from core.errors import GraphBusy, GraphMigratorError
-from core.hop_context import HopContext
-from core.hop_runs import Applied, Failed, Worker
-from core.hop_runs import run_hop as run_one_hop
-from core.migrations import Caller, Dispatch
-from core.reports import MigrationReport
-from core.settings import settings
-from core.statuses import Verb
-from core.store.engine import make_engine
-from core.store.executor import Executors
-from core.store.failures import Failure, classify
+from graph_migrator import HopContext, MigrationReport
+from graph_migrator.core.decisions import HopMessage, Ignored, Later
+from graph_migrator.core.errors import GraphBusy, GraphMigratorError
+from graph_migrator.core.execution import begin, failpoints, operations, recovery
+from graph_migrator.core.execution.begin import Caller, Dispatch
+from graph_migrator.core.execution.run_hop import Applied, Failed, Worker
+from graph_migrator.core.execution.run_hop import run_hop as run_one_hop
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.settings import settings
+from graph_migrator.core.statuses import Verb
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.errors import Failure, classify
+from graph_migrator.core.store.session import Executors
 from tests.simulation import kinds
 from tests.simulation.actors import PATIENT, Actor, Killed, Stage, current
 from tests.simulation.broker import Message, Results, Step
@@ -60,7 +60,7 @@ class Chooser(Protocol):
         """One of go, error, shaky, serialization."""
         ...
 
-    def put_back(self, message: Message) -> bool:
+    def requeued(self, message: Message) -> bool:
         """Whether the broker delivers the message of a killed process again."""
         ...
 
@@ -94,7 +94,7 @@ class Process:
         self.links = []
         self.executors = Executors(self.world.engine)
         message, self.message = self.message, None
-        if message is not None and self.world.chooser.put_back(message):
+        if message is not None and self.world.chooser.requeued(message):
             self.world.queue.append(message)
 
 
@@ -130,11 +130,11 @@ class Platform:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Simulated time and settings, for this process, until it is left."""
-        clock = SimpleNamespace(monotonic=migrations.time.monotonic, sleep=lambda _seconds: self._yield())
+        clock = SimpleNamespace(monotonic=begin.time.monotonic, sleep=lambda _seconds: self._yield())
         with (
             patch.dict(os.environ, SETTINGS),
-            patch.object(migrations, "time", clock),
-            patch.object(killpoints, "hook", lambda point: self.world and self.world.at(point)),
+            patch.object(begin, "time", clock),
+            patch.object(failpoints, "hook", lambda point: self.world and self.world.at(point)),
             patch.object(kinds, "meddle", lambda ctx: self.world and self.world.in_hop(ctx)),
         ):
             settings.cache_clear()
@@ -341,7 +341,7 @@ class World:
                 last()
             except (psycopg2.Error, Killed) as error:
                 self.note(f"what was in flight failed: {type(error).__name__}")
-        self.server.give_back(real)
+        self.server.release_claim(real)
         self.observe()
         self.stage.settle()
 
@@ -393,12 +393,12 @@ class World:
         caller, target = Caller(message.id), message.arguments.get("target")
         try:
             with process.executors.borrow() as executor:
-                begun = migrations.begin_migration(executor, self.slug, target, caller=caller)
+                begun = begin.begin_migration(executor, self.slug, target, caller=caller)
         except Exception as error:
             return self._ended_with(process, message, error)
         if isinstance(begun, Dispatch):
             self.publish(self._chain(begun))
-            killpoints.reach("begin_dispatched")
+            failpoints.hit("begin_dispatched")
         elif isinstance(begun, MigrationReport):
             self.results.store(message.id, "SUCCESS", begun.status)
         self.note(f"{process.name}: {_told(begun)}")
@@ -430,10 +430,10 @@ class World:
                 following = message.next
                 if following is not None:
                     self.publish(following)
-                    killpoints.reach("hop_published")
+                    failpoints.hit("hop_published")
                 else:
                     self.results.store(message.id, "SUCCESS", report.status if report else None)
-                    killpoints.reach("hop_result_stored")
+                    failpoints.hit("hop_result_stored")
             case Failed(error):
                 if not {(str(message.migration_id), end) for end in _FAILED} & self.ends:
                     raise Violation(f"{message} told of a failure that is none: {error}")
@@ -455,7 +455,7 @@ class World:
             except GraphMigratorError as refusal:
                 with process.executors.borrow() as executor:
                     verb = Verb(message.task)
-                    migrations.record_outcome(executor, caller, self.slug, None, refusal, verb=verb)
+                    begin.record_outcome(executor, caller, self.slug, None, refusal, verb=verb)
                 raise
         except Exception as error:
             return self._ended_with(process, message, error)
@@ -516,9 +516,10 @@ class World:
     def _take_back_half_a_hop(self) -> None:
         self.server.query(
             "UPDATE nodes n SET properties = jsonb_set(n.properties, '{trail}', (n.properties->'trail') - -1) "
-            "FROM graphs g WHERE g.id = %s AND n.graph_id = g.id AND g.half_done IS NOT NULL "
-            "AND n.id <= g.half_done->'cursor'->>0 "
-            "AND n.properties->'trail'->>(-1) = (g.half_done->>'from_version') || '>' || (g.half_done->>'to_version')",
+            "FROM graphs g WHERE g.id = %s AND n.graph_id = g.id AND g.partially_migrated IS NOT NULL "
+            "AND n.id <= g.partially_migrated->'cursor'->>0 "
+            "AND n.properties->'trail'->>(-1) = "
+            "(g.partially_migrated->>'from_version') || '>' || (g.partially_migrated->>'to_version')",
             str(self.graph_id),
         )
 
@@ -607,7 +608,7 @@ class World:
             if not self.stage.returned.acquire(timeout=PATIENT):
                 raise TimeoutError(f"{actor} at {actor.point} does not end")
         for real, _ in self.lingering:
-            self.server.give_back(real)
+            self.server.release_claim(real)
         self.lingering.clear()
         for process in self.workers:
             process.kill()

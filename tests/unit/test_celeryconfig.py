@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from celery.app.defaults import NAMESPACES, flatten
 
-import celeryconfig
+from graph_migrator import celeryconfig
 
 KNOWN = {name for name, _ in flatten(NAMESPACES)}
 

@@ -8,31 +8,31 @@ from uuid import UUID
 
 import pytest
 
-from core.decisions import (
+from graph_migrator.core.decisions import (
     AlreadyThere,
     Answer,
     Begin,
     BeginDecision,
     CodeDiffers,
+    CrashLimitReached,
     HopDecision,
     HopMessage,
     Ignored,
     InFlight,
+    IsPartiallyMigrated,
     KnownRequest,
     Later,
     Limits,
     NoSuchGraph,
     Nothing,
     PassOn,
-    Poisonous,
-    PutBack,
     RecoveryDecision,
     Redispatch,
+    Requeue,
+    ResumeFailed,
     RingAgain,
     Run,
     Settle,
-    StandsHalfDone,
-    TakeUpAgain,
     decide_begin,
     decide_hop,
     decide_recovery,
@@ -50,14 +50,14 @@ def begin(target: int = 3, *, finish: bool = False, **found: Any) -> BeginDecisi
         "graph_id": GRAPH,
         "version": 1,
         "claim": None,
-        "half_done": None,
+        "partially_migrated": None,
         "status": None,
         "to_version": None,
         "checkpoint": None,
         "request_known": False,
         "request_migration": None,
     }
-    return decide_begin(SimpleNamespace(**facts | found), target, finish_half_done=finish)
+    return decide_begin(SimpleNamespace(**facts | found), target, finish_partially_migrated=finish)
 
 
 LIVE = ["queued", "running", "pausing", "paused", "cancelling"]
@@ -82,8 +82,8 @@ def test_a_live_migration_is_in_flight_whatever_the_target(status: str, target: 
 
 
 def test_a_failed_migration_to_the_same_target_is_taken_up_again() -> None:
-    assert begin(3, claim=OTHER, status="failed", to_version=3) == TakeUpAgain()
-    assert begin(3, claim=OTHER, status="failed", to_version=3, checkpoint=HALF) == TakeUpAgain()
+    assert begin(3, claim=OTHER, status="failed", to_version=3) == ResumeFailed()
+    assert begin(3, claim=OTHER, status="failed", to_version=3, checkpoint=HALF) == ResumeFailed()
 
 
 def test_a_failed_migration_to_another_target_is_replaced() -> None:
@@ -92,14 +92,14 @@ def test_a_failed_migration_to_another_target_is_replaced() -> None:
 
 
 def test_a_failed_migration_half_way_through_a_batched_hop_goes_nowhere_else() -> None:
-    assert begin(4, claim=OTHER, status="failed", to_version=3, checkpoint=HALF) == StandsHalfDone()
+    assert begin(4, claim=OTHER, status="failed", to_version=3, checkpoint=HALF) == IsPartiallyMigrated()
 
 
-def test_a_graph_forced_loose_half_done_is_refused_until_somebody_means_to_finish_it() -> None:
-    assert begin(half_done=HALF) == StandsHalfDone()
-    assert begin(target=1, half_done=HALF) == StandsHalfDone()
-    assert begin(half_done=HALF, finish=True) == Begin()
-    assert begin(target=1, half_done=HALF, finish=True) == Begin()
+def test_a_graph_forced_loose_partially_migrated_is_refused_until_somebody_means_to_finish_it() -> None:
+    assert begin(partially_migrated=HALF) == IsPartiallyMigrated()
+    assert begin(target=1, partially_migrated=HALF) == IsPartiallyMigrated()
+    assert begin(partially_migrated=HALF, finish=True) == Begin()
+    assert begin(target=1, partially_migrated=HALF, finish=True) == Begin()
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_graph_forced_loose_half_done_is_refused_until_somebody_means_to_finis
     [
         {},
         {"graph_id": None, "version": None},
-        {"half_done": HALF},
+        {"partially_migrated": HALF},
         *({"claim": OTHER, "status": status, "to_version": 3} for status in [*LIVE, "failed"]),
     ],
 )
@@ -138,7 +138,7 @@ def hop(
         "running_to": None,
         "running_dispatch": None,
         "running_batches": None,
-        "later_begun": False,
+        "next_hop_started": False,
         "lost": 0,
         "mismatches": 0,
     }
@@ -154,13 +154,13 @@ ROW: dict[int, tuple[dict[str, Any], type]] = {
     2: ({"dispatch": 8, "locked": False}, Ignored),
     3: (NOT_LOCKED | RUNNING, Ignored),
     4: (NOT_LOCKED, Later),
-    5: ({"version": 3, "later_begun": True}, Ignored),
+    5: ({"version": 3, "next_hop_started": True}, Ignored),
     6: ({"version": 3}, PassOn),
     7: ({"version": 1}, Ignored),
     8: (RUNNING, Run),
     9: ({"status": "cancelling"}, Settle),
-    10: ({"lost": 3}, Poisonous),
-    11: ({"hop": {"name": "second", "fingerprint": "other"}}, PutBack),
+    10: ({"lost": 3}, CrashLimitReached),
+    11: ({"hop": {"name": "second", "fingerprint": "other"}}, Requeue),
     12: ({}, Run),
 }
 
@@ -207,8 +207,8 @@ def test_4_a_lock_held_for_another_reason_is_tried_again_in_a_second(found: dict
 
 
 def test_5_an_applied_hop_is_ignored_once_a_later_one_has_begun_in_this_dispatch() -> None:
-    assert isinstance(hop(version=3, later_begun=True), Ignored)
-    assert isinstance(hop(version=3, later_begun=True, **RUNNING | {"running_to": 4}), Ignored)
+    assert isinstance(hop(version=3, next_hop_started=True), Ignored)
+    assert isinstance(hop(version=3, next_hop_started=True, **RUNNING | {"running_to": 4}), Ignored)
 
 
 def test_6_an_applied_hop_lets_the_chain_go_on() -> None:
@@ -243,9 +243,9 @@ def test_9_pausing_and_cancelling_are_settled_before_poison_and_other_code(
 
 def test_10_a_hop_that_lost_its_worker_too_often_is_poison() -> None:
     assert hop(lost=2) == Run(None)
-    assert hop(lost=3) == Poisonous(3, None)
+    assert hop(lost=3) == CrashLimitReached(3, None)
     assert hop(lost=1, **RUNNING) == Run(lost_id=11)
-    assert hop(lost=2, **RUNNING) == Poisonous(3, 11)
+    assert hop(lost=2, **RUNNING) == CrashLimitReached(3, 11)
 
 
 def test_10_an_attempt_that_committed_a_batch_does_not_count_as_lost() -> None:
@@ -254,13 +254,13 @@ def test_10_an_attempt_that_committed_a_batch_does_not_count_as_lost() -> None:
 
 @pytest.mark.parametrize("found", [{"hop": {"name": "second", "fingerprint": "other"}}, {"hop": None}])
 def test_11_other_code_is_put_back_a_few_times_then_fails(found: dict[str, Any]) -> None:
-    assert hop(**found, mismatches=0) == PutBack()
-    assert hop(**found, mismatches=4) == PutBack()
+    assert hop(**found, mismatches=0) == Requeue()
+    assert hop(**found, mismatches=4) == Requeue()
     assert hop(**found, mismatches=5) == CodeDiffers()
 
 
 def test_11_a_worker_without_the_hop_puts_it_back() -> None:
-    assert hop(fingerprint=None) == PutBack()
+    assert hop(fingerprint=None) == Requeue()
 
 
 @pytest.mark.parametrize("status", ["queued", "running"])
@@ -274,13 +274,13 @@ PRECEDENCE: list[tuple[dict[str, Any], type]] = [
     ({"dispatch": 8} | NOT_LOCKED | RUNNING, Ignored),  # 2 before 3
     ({"status": "paused"} | NOT_LOCKED, Ignored),  # 2 before 4
     ({"version": 3} | NOT_LOCKED, Later),  # 4 before 6
-    ({"version": 3, "later_begun": True} | NOT_LOCKED | RUNNING, Ignored),  # 3 before 5
+    ({"version": 3, "next_hop_started": True} | NOT_LOCKED | RUNNING, Ignored),  # 3 before 5
     ({"version": 3, "status": "cancelling"}, PassOn),  # 6 before 9: the next hop settles it
     ({"version": 3, "lost": 3}, PassOn),  # 6 before 10
     ({"version": 3, "hop": None}, PassOn),  # 6 before 11
     ({"version": 1, "status": "cancelling"}, Ignored),  # 7 before 9
     ({"status": "pausing", "lost": 3, "hop": None}, Settle),  # 9 before 10 and 11
-    ({"lost": 3, "hop": None, "mismatches": 5}, Poisonous),  # 10 before 11
+    ({"lost": 3, "hop": None, "mismatches": 5}, CrashLimitReached),  # 10 before 11
 ]
 
 
@@ -318,7 +318,7 @@ def test_recovery_sends_a_crashed_migration_again_under_a_new_dispatch(status: s
 
 @pytest.mark.parametrize("status", ["queued", "running"])
 def test_recovery_gives_a_poison_hop_up(status: str) -> None:
-    assert recovery(status, running=True, lost=2) == Poisonous(3, 11)
+    assert recovery(status, running=True, lost=2) == CrashLimitReached(3, 11)
     assert recovery(status, running=True, lost=2, running_batches=1) == Redispatch()
 
 

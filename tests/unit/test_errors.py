@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from core import errors
-from core.errors import GraphMigratorError, HopFailed, json_args, name_of, revive
-from core.reports import own_error
+from graph_migrator.core import errors
+from graph_migrator.core.errors import GraphMigratorError, HopFailed, json_args, name_of, revive
+from graph_migrator.core.reports import own_error
 
 ALL = sorted(
     (

@@ -13,8 +13,8 @@ from uuid import UUID
 
 import pytest
 
-from core import events
-from core.event_log import JsonLines, key_values, log_event
+from graph_migrator.core.events import types as events
+from graph_migrator.core.events.log import JsonLines, key_values, log_event
 
 ROOT = Path(__file__).resolve().parents[2]
 ID = UUID("11111111-2222-3333-4444-555555555555")

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from core.fingerprints import fingerprint, normalise_sql
-from core.graph_types import GraphType
-from core.selectors import Edges, Nodes, Rows
+from graph_migrator import Edges, GraphType, Nodes, Rows
+from graph_migrator.core.graph_types.fingerprint import fingerprint, normalise_sql
 
 _numbers = itertools.count()
 
@@ -248,8 +247,8 @@ def test_functions_of_one_name_are_told_apart(load):
 
 
 OPTIONS = """
-    from core.graph_types import GraphType
-    from core.selectors import Nodes
+    from graph_migrator import GraphType
+    from graph_migrator import Nodes
     kind = GraphType("kind")
     def ready(ctx): return LIMIT
     def steady(ctx): return ready(ctx)

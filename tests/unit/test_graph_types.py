@@ -7,9 +7,9 @@ import sys
 import pytest
 from pydantic import BaseModel
 
-from core.errors import InvalidGraphType
-from core.graph_types import Direction, GraphType
-from core.selectors import Edges, Nodes, Rows
+from graph_migrator import Edges, Nodes, Rows
+from graph_migrator.core.errors import InvalidGraphType
+from graph_migrator.core.graph_types.definition import Direction, GraphType
 
 
 class PersonV1(BaseModel):
@@ -379,7 +379,7 @@ def load(tmp_path, monkeypatch):
     "hop", ["@kind.hop(1, 2)\ndef hop(ctx): ...", "kind.sql_hop(1, 2, name='hop', forward=':graph_id')"]
 )
 def test_a_module_of_hops_does_not_import_alembic(load, imports, refused, hop):
-    text = f"from core.graph_types import GraphType\n{imports}\nkind = GraphType('kind')\n{hop}\n"
+    text = f"from graph_migrator import GraphType\n{imports}\nkind = GraphType('kind')\n{hop}\n"
     kind = load("hops_with_imports", text).kind
     if refused:
         assert "imports alembic" in refusal_of(kind)

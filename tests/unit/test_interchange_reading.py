@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.errors import InvalidRecord, InvalidRequest
-from core.interchange import node_link
-from core.interchange.exact_json import Unstorable, decode_line, encode
-from core.interchange.input_file import Format, InputFile, open_input
-from core.interchange.json_lines import read_json_lines
-from core.interchange.node_link import NodeLinkReader
-from core.interchange.records import EdgeRecord, NodeRecord
+from graph_migrator.core.errors import InvalidRecord, InvalidRequest
+from graph_migrator.core.interchange import node_link
+from graph_migrator.core.interchange.exact_json import Unstorable, decode_line, encode
+from graph_migrator.core.interchange.input_file import Format, InputFile, open_input
+from graph_migrator.core.interchange.json_lines import read_json_lines
+from graph_migrator.core.interchange.node_link import NodeLinkReader
+from graph_migrator.core.interchange.records import EdgeRecord, NodeRecord
 
 NODE = '{"kind":"node","id":"a","label":"Person","properties":{}}'
 EDGE = '{"kind":"edge","id":"e","source":"a","target":"a","type":"KNOWS","properties":{}}'
@@ -158,7 +158,7 @@ def test_bad_utf8_is_named_with_its_line_in_both_formats() -> None:
 
 
 def test_a_line_too_long_to_be_one_is_refused_without_being_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.interchange.input_file.LONGEST_RECORD", 200)
+    monkeypatch.setattr("graph_migrator.core.interchange.input_file.LONGEST_RECORD", 200)
     assert "longer than 200" in refusal(NODE + "\n" + NODE.replace("{}", '{"x":"' + "y" * 200 + '"}')).reason
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.store.json_text import ExactFloat, dumps, loads, loads_many
+from graph_migrator.core.store.json_text import ExactFloat, dumps, loads, loads_many
 
 RISKY = [
     "1.10",

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.errors import InvalidRequest, IrreversibleHop, UnknownTarget
-from core.graph_types import Direction, GraphType
-from core.planning import Plan, Step, continue_plan, make_plan
-from core.selectors import Nodes
+from graph_migrator import Nodes
+from graph_migrator.core.errors import InvalidRequest, IrreversibleHop, UnknownTarget
+from graph_migrator.core.graph_types.definition import Direction, GraphType
+from graph_migrator.core.planning import Plan, Step, continue_plan, make_plan
 
 
 def kind_of(first, reversible):

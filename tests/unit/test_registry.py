@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from core import registry
-from core.errors import InvalidGraphType, InvalidRequest, UnknownGraphType
-from core.graph_types import GraphType
+from graph_migrator import GraphType
+from graph_migrator.core.errors import InvalidGraphType, InvalidRequest, UnknownGraphType
+from graph_migrator.core.graph_types import registry
 
 TYPE = """
-from core.graph_types import GraphType
+from graph_migrator import GraphType
 {name} = GraphType("{name}")
 {name}.sql_hop(1, 2, name="hop", forward="UPDATE :graph_id")
 """
@@ -129,7 +129,10 @@ def test_a_name_that_leads_to_no_type_is_refused_and_named(write, here, install,
 
 
 def test_every_type_is_checked(write, here):
-    write("shipped_nine", "from core.graph_types import GraphType\nempty = GraphType('empty')")
+    write(
+        "shipped_nine",
+        "from graph_migrator import GraphType\nempty = GraphType('empty')",
+    )
     with pytest.raises(InvalidGraphType, match="it has no hops"):
         registry.load_types("shipped_nine:empty")
 

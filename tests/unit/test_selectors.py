@@ -2,8 +2,8 @@
 
 import pytest
 
-from core.errors import InvalidRequest
-from core.selectors import Edges, Nodes, Rows
+from graph_migrator import Edges, Nodes, Rows
+from graph_migrator.core.errors import InvalidRequest
 
 
 def test_nodes_and_edges_are_walked_by_id():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from core.settings import Settings, settings
+from graph_migrator.core.settings import Settings, settings
 
 
 @pytest.fixture(autouse=True)

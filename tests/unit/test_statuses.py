@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from core.statuses import (
+from graph_migrator.core.statuses import (
     APPLIED,
     ATTEMPT_EDGES,
     EDGES,
@@ -82,14 +82,14 @@ def test_the_events_are_those_of_the_design() -> None:
         "resume",
         "ask_cancel",
         "cancel",
-        "half_done",
+        "partially_migrated",
         "succeed",
         "fail",
         "retry",
         "release",
         "force_release",
     }
-    for name, source in [("half_done", "cancelling"), ("release", "paused"), ("release", "failed")]:
+    for name, source in [("partially_migrated", "cancelling"), ("release", "paused"), ("release", "failed")]:
         assert source in EDGES[name].sources
 
 

@@ -10,8 +10,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
-from core.errors import SchemaOutdated
-from core.store.engine import make_engine
+from graph_migrator.core.errors import SchemaOutdated
+from graph_migrator.core.store.connections import make_engine
 
 SCHEMA = "graph_migrator"
 _UPGRADE_LOCK = 5_716_853_094_183_207_170

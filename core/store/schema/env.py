@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from core.store.tables import metadata
+from graph_migrator.core.store.tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

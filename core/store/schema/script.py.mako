@@ -1,6 +1,6 @@
 """${message}."""
 
-from core.store.schema.migration import run_sql
+from graph_migrator.core.store.schema.migration import run_sql
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}

@@ -10,7 +10,7 @@ from tests.acceptance.crash.stage import Stage
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--whole-matrix", action="store_true", help="every kill-point, every kind of death")
+    parser.addoption("--whole-matrix", action="store_true", help="every failpoint, every kind of death")
     parser.addoption("--matrix-seed", type=int, default=1, help="which sample of the crash matrix to run")
 
 

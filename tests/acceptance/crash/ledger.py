@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from core import killpoints
-from core.graph_data import Node
-from core.graph_types import GraphType
-from core.hop_context import HopContext
-from core.selectors import Nodes
+from graph_migrator import GraphType, HopContext, Node, Nodes
+from graph_migrator.core.execution import failpoints
 
 NODES = 6
 HOPS = ["open_account", "walk_accounts", "close_account"]
@@ -24,7 +21,7 @@ def _enter(ctx: HopContext, half: str) -> None:
 
 def _enter_all(ctx: HopContext) -> None:
     _enter(ctx, FIRST_HALF)
-    killpoints.reach("hop_in_data")  # now truly in the middle: half of the nodes are written
+    failpoints.hit("hop_in_data")  # now truly in the middle: half of the nodes are written
     _enter(ctx, SECOND_HALF)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from core.embedded import Redis
+from graph_migrator.core.embedded import Redis
 from tests.acceptance.cluster import Worker
 from tests.acceptance.crash.stage import Stage
 

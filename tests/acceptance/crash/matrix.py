@@ -23,7 +23,7 @@ class Death(StrEnum):
 
 @dataclass(frozen=True)
 class Place:
-    """A kill-point, for the nth time; and the hop that has a running row there."""
+    """A failpoint, for the nth time; and the hop that has a running row there."""
 
     point: str
     nth: int = 1

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import psutil
 
-from core.settings import settings
+from graph_migrator.core.settings import settings
 
 
 class Nursery:
@@ -89,7 +89,7 @@ class Nursling:
 
 
 def _raise_workers() -> None:
-    from tasks import app
+    from graph_migrator import app
 
     app.loader.import_default_modules()
     app.finalize()

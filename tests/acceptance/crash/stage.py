@@ -1,4 +1,4 @@
-"""A cluster whose workers can be held at a kill-point, and killed there in every way a machine knows."""
+"""A cluster whose workers can be held at a failpoint, and killed there in every way a machine knows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, Self
 import psutil
 from celery.result import AsyncResult
 
-from core.embedded import Redis
-from tasks import app, migrate_graph
+from graph_migrator import app, migrate_graph
+from graph_migrator.core.embedded import Redis
 from tests.acceptance.cluster import QUEUE, ROOT, Cluster, Worker
 from tests.acceptance.crash import ledger
 from tests.acceptance.crash.nursery import Nursery
@@ -120,7 +120,7 @@ class Stage(Cluster):
 
     def held(self) -> int:
         """Wait until a process is held; its pid."""
-        found = until(lambda: [*self.hold.glob("held.*")], "a process at its kill-point", seconds=PATIENT)
+        found = until(lambda: [*self.hold.glob("held.*")], "a process at its failpoint", seconds=PATIENT)
         return int(found[0].suffix[1:])
 
     def let_go(self) -> None:

@@ -10,9 +10,9 @@ import uuid
 import pytest
 from celery.result import AsyncResult
 
-from core import killpoints
-from core.errors import HopFailed
-from core.statuses import MigrationStatus
+from graph_migrator.core.errors import HopFailed
+from graph_migrator.core.execution import failpoints
+from graph_migrator.core.statuses import MigrationStatus
 from tests.acceptance.crash import matrix
 from tests.acceptance.crash.ledger import BadData
 from tests.acceptance.crash.matrix import Case, Death, Place
@@ -38,7 +38,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_the_matrix_has_every_kill_point() -> None:
-    assert {place.point for place in matrix.PLACES} == set(killpoints.POINTS)
+    assert {place.point for place in matrix.PLACES} == set(failpoints.POINTS)
 
 
 def test_a_migration_survives_any_death(stage: Stage, succeeding_case: Case) -> None:

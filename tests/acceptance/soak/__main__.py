@@ -16,7 +16,7 @@ from random import Random, SystemRandom
 
 from sqlalchemy.exc import DBAPIError
 
-from tasks import migrate_graph
+from graph_migrator import migrate_graph
 from tests.acceptance.crash.stage import Stage
 from tests.acceptance.soak import tide
 from tests.acceptance.soak.killer import Killer
@@ -124,7 +124,9 @@ def _report(stage: Stage, killer: Killer, callers: Callers, wrong: list[str]) ->
     for kind, count in sorted(killer.tally.items()):
         print(f"  {kind:<20} {count}")
     print(f"attempts lost   {ends.get('lost', 0)}, failed and tried again {ends.get('failed', 0)}")
-    print(f"recoveries      {log.count('(Redispatch)')} dispatched anew, {log.count('(RingAgain)')} rung for")
+    print(
+        f"recoveries      {log.count('(Redispatch)')} dispatched anew, {log.count('(RingAgain)')} redelivered for"
+    )
     seconds = _seconds_to_next_attempt(stage, killer)
     if len(seconds) > 1:
         p95 = statistics.quantiles(seconds, n=20, method="inclusive")[-1]

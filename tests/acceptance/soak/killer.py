@@ -11,8 +11,8 @@ from random import Random
 
 import psutil
 
-from tasks import migrate_graph
-from tasks.migrate import run_hop
+from graph_migrator import migrate_graph
+from graph_migrator.tasks.migrate import run_hop
 from tests.acceptance.cluster import Worker
 from tests.acceptance.crash.stage import Stage
 from tests.rows import rows

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from core.graph_data import Node
-from core.graph_types import GraphType
-from core.hop_context import HopContext
-from core.selectors import Nodes
+from graph_migrator import GraphType, HopContext, Node, Nodes
 
 NODES = 12
 tide = GraphType("tide")

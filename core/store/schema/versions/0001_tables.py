@@ -1,6 +1,6 @@
 """The tables and what Postgres itself holds about them."""
 
-from core.store.schema.migration import run_sql
+from graph_migrator.core.store.schema.migration import run_sql
 
 revision = "0001"
 down_revision = None

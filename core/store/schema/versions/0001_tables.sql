@@ -7,7 +7,7 @@ CREATE TABLE graphs (
     version         integer NOT NULL,
     owner_read_only boolean NOT NULL DEFAULT false,
     migration_id    uuid,
-    half_done       jsonb,
+    partially_migrated       jsonb,
     config          jsonb NOT NULL DEFAULT '{}',
     created_at      timestamptz NOT NULL DEFAULT now(),
     updated_at      timestamptz NOT NULL DEFAULT now(),
@@ -17,7 +17,7 @@ CREATE TABLE graphs (
     CONSTRAINT graphs_slug_is_plain CHECK (slug ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$'
         AND slug !~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'),
     -- A graph that a migration owns is not loose, so it cannot have been forced loose.
-    CONSTRAINT graphs_half_done_is_unclaimed CHECK (half_done IS NULL OR migration_id IS NULL)
+    CONSTRAINT graphs_partially_migrated_is_unclaimed CHECK (partially_migrated IS NULL OR migration_id IS NULL)
 );
 COMMENT ON COLUMN graphs.migration_id IS 'The claim: the migration that owns this graph.';
 COMMENT ON COLUMN graphs.changed_at IS
@@ -75,7 +75,7 @@ CREATE TABLE migrations (
     deadline        timestamptz NOT NULL,
     rings           integer NOT NULL DEFAULT 0,
     code_mismatches integer NOT NULL DEFAULT 0,
-    counted_from    bigint NOT NULL DEFAULT 0,
+    retries_reset_after_id    bigint NOT NULL DEFAULT 0,
     created_at      timestamptz NOT NULL DEFAULT now(),
     started_at      timestamptz,
     finished_at     timestamptz,
@@ -88,8 +88,8 @@ CREATE TABLE migrations (
         (status IN ('cancelled', 'failed', 'succeeded', 'released')) = (finished_at IS NOT NULL))
 );
 COMMENT ON COLUMN migrations.task_id IS 'The id of the latest migrate_graph call; the last task of every chain bears it.';
-COMMENT ON COLUMN migrations.rings IS 'How often recovery has rung again since the last progress; the deadline backs off with it.';
-COMMENT ON COLUMN migrations.counted_from IS 'Attempts up to this id are forgiven: they came before an operator''s retry.';
+COMMENT ON COLUMN migrations.rings IS 'How often recovery has redelivered again since the last progress; the deadline backs off with it.';
+COMMENT ON COLUMN migrations.retries_reset_after_id IS 'Attempts up to this id are forgiven: they came before an operator''s retry.';
 CREATE UNIQUE INDEX migrations_one_live_per_graph ON migrations (graph_id)
     WHERE status IN ('queued', 'running', 'pausing', 'paused', 'cancelling');
 CREATE INDEX migrations_by_graph ON migrations (graph_id, created_at);

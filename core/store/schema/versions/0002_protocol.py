@@ -1,6 +1,6 @@
 """The steps of the protocol that must be one round trip."""
 
-from core.store.schema.migration import run_sql
+from graph_migrator.core.store.schema.migration import run_sql
 
 revision = "0002"
 down_revision = "0001"

@@ -13,9 +13,9 @@ RETURN uuid_hash_extended(p_graph, 5716853094183207169);
 -- Everything that begin_migration decides on, read under the graph's exclusive session lock.
 -- A graph that a live migration owns is not waited for: the caller is refused at once, unlocked.
 -- Raises 55P03 when writers in flight keep the lock longer than p_wait_ms.
-CREATE FUNCTION enter(p_graph text, p_request text, p_wait_ms integer, p_session boolean,
+CREATE FUNCTION lock_and_load(p_graph text, p_request text, p_wait_ms integer, p_session boolean,
     OUT graph_id uuid, OUT slug text, OUT graph_type text, OUT version integer, OUT claim uuid,
-    OUT half_done jsonb, OUT status text, OUT dispatch integer, OUT from_version integer,
+    OUT partially_migrated jsonb, OUT status text, OUT dispatch integer, OUT from_version integer,
     OUT to_version integer, OUT plan jsonb, OUT started boolean, OUT checkpoint jsonb,
     OUT request_known boolean, OUT request_migration uuid, OUT request_outcome jsonb, OUT locked boolean)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
@@ -38,10 +38,10 @@ BEGIN
         END IF;
         locked := true;
     END IF;
-    SELECT g.slug, g.graph_type, g.version, g.migration_id, g.half_done, m.status, m.dispatch,
+    SELECT g.slug, g.graph_type, g.version, g.migration_id, g.partially_migrated, m.status, m.dispatch,
            m.from_version, m.to_version, m.plan, m.started_at IS NOT NULL,
            (SELECT to_jsonb(c) FROM checkpoints c WHERE c.migration_id = m.id LIMIT 1)
-        INTO slug, graph_type, version, claim, half_done, status, dispatch,
+        INTO slug, graph_type, version, claim, partially_migrated, status, dispatch,
              from_version, to_version, plan, started, checkpoint
         FROM graphs g LEFT JOIN migrations m ON m.id = g.migration_id WHERE g.id = enter.graph_id;
     SELECT true, r.migration_id, r.outcome INTO request_known, request_migration, request_outcome
@@ -50,11 +50,11 @@ BEGIN
 END $$;
 
 -- Everything that a delivered run_hop decides on. Tries the graph's lock where the message is not stale.
-CREATE FUNCTION look(p_migration uuid, p_to integer, p_dispatch integer,
+CREATE FUNCTION load_hop_state(p_migration uuid, p_to integer, p_dispatch integer,
     OUT graph_id uuid, OUT slug text, OUT graph_type text, OUT config jsonb, OUT version integer,
     OUT claim uuid, OUT status text, OUT dispatch integer, OUT from_version integer, OUT to_version integer,
     OUT task_id text, OUT hop jsonb, OUT locked boolean, OUT running_id bigint, OUT running_to integer,
-    OUT running_dispatch integer, OUT running_batches integer, OUT later_begun boolean, OUT lost integer, OUT tries integer,
+    OUT running_dispatch integer, OUT running_batches integer, OUT next_hop_started boolean, OUT lost integer, OUT tries integer,
     OUT mismatches integer, OUT cursor jsonb, OUT done bigint,
     OUT error_type text, OUT error_message text, OUT error_args jsonb)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
@@ -71,7 +71,7 @@ BEGIN
         locked := pg_try_advisory_lock(lock_key(graph_id));
     END IF;
     SELECT m.status, m.dispatch, m.from_version, m.to_version, m.task_id, m.code_mismatches, m.error_type,
-           m.error_message, m.error_args, m.counted_from, g.slug, m.graph_type, g.config, g.version,
+           m.error_message, m.error_args, m.retries_reset_after_id, g.slug, m.graph_type, g.config, g.version,
            g.migration_id, jsonb_path_query_first(m.plan, '$[*] ? (@.to_version == $v)',
                                                   jsonb_build_object('v', p_to)), c.cursor, c.done
         INTO status, dispatch, from_version, to_version, task_id, mismatches, error_type,
@@ -84,7 +84,7 @@ BEGIN
            coalesce(bool_or(a.dispatch = p_dispatch
                             AND (a.to_version - p_to) * sign(look.to_version - look.from_version) > 0), false),
            count(*) FILTER (WHERE a.to_version = p_to AND (a.status = 'lost' OR a.transient))
-        INTO running_id, running_to, running_dispatch, running_batches, later_begun, lost
+        INTO running_id, running_to, running_dispatch, running_batches, next_hop_started, lost
         FROM hop_attempts a WHERE a.migration_id = p_migration;
     tries := 0;
     IF lost > 0 THEN
@@ -205,14 +205,14 @@ BEGIN
                 WHERE id = p_migration;
         END IF;
         IF NOT p_callers THEN
-            PERFORM give_up_lock(p_graph);
+            PERFORM unlock(p_graph);
         END IF;
     END IF;
     PERFORM require_transaction(p_attempt);
 END $$;
 
 -- This session is nobody's executor any more. A lock that is held for the transaction as well falls with that.
-CREATE FUNCTION give_up_lock(p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+CREATE FUNCTION unlock(p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     PERFORM set_config('graph_migrator.executor', '', false), pg_advisory_unlock(lock_key(p_graph));
 END $$;
@@ -220,7 +220,7 @@ END $$;
 -- Gives the lock back. p_stamp dates the last change *after* its commit: a writer whose transaction began
 -- between the change and its commit has read old rows and must not write them into the new version.
 -- Brings back what is to be told of p_migration, if that is asked for.
-CREATE FUNCTION leave(p_graph uuid, p_stamp boolean, p_migration uuid DEFAULT NULL, OUT report jsonb)
+CREATE FUNCTION release_lock(p_graph uuid, p_stamp boolean, p_migration uuid DEFAULT NULL, OUT report jsonb)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     IF p_stamp THEN
@@ -231,7 +231,7 @@ BEGIN
     IF p_migration IS NOT NULL THEN
         report := report(p_migration);
     END IF;
-    PERFORM give_up_lock(p_graph);
+    PERFORM unlock(p_graph);
 END $$;
 
 -- A duplicate of the same message was refused while this one took the graph, and the caller has been told.
@@ -265,8 +265,8 @@ BEGIN
         VALUES (p_migration, p_graph, p_graph_type, p_from, p_to, 'queued', p_request, p_plan,
             p_by, p_reason, clock_timestamp() + make_interval(secs => p_deadline));
     PERFORM set_config('graph_migrator.executor', p_migration::text, true);
-    SELECT half_done INTO half FROM graphs WHERE id = p_graph;
-    UPDATE graphs SET migration_id = p_migration, half_done = NULL, updated_at = clock_timestamp()
+    SELECT partially_migrated INTO half FROM graphs WHERE id = p_graph;
+    UPDATE graphs SET migration_id = p_migration, partially_migrated = NULL, updated_at = clock_timestamp()
         WHERE id = p_graph AND version = p_from AND migration_id IS NULL;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'graph % is not free at version %', p_graph, p_from USING ERRCODE = 'GM001';
@@ -284,7 +284,7 @@ BEGIN
         END IF;
     END IF;
     IF p_leave THEN
-        PERFORM pg_advisory_xact_lock(lock_key(p_graph)), give_up_lock(p_graph);
+        PERFORM pg_advisory_xact_lock(lock_key(p_graph)), unlock(p_graph);
     END IF;
 END $$;
 
@@ -296,7 +296,7 @@ BEGIN
     UPDATE migrations m SET status = 'running', dispatch = m.dispatch + 1, plan = p_plan,
            error_type = NULL, error_message = NULL, error_args = NULL, finished_at = NULL,
            rings = 0, code_mismatches = 0, deadline = clock_timestamp() + make_interval(secs => p_deadline),
-           counted_from = coalesce((SELECT max(a.id) FROM hop_attempts a WHERE a.migration_id = m.id), 0),
+           retries_reset_after_id = coalesce((SELECT max(a.id) FROM hop_attempts a WHERE a.migration_id = m.id), 0),
            task_id = CASE WHEN p_verb = 'migrate' AND p_request IS NOT NULL THEN p_request ELSE m.task_id END
         WHERE m.id = p_migration AND m.status = 'failed'
         RETURNING m.dispatch INTO dispatch;
@@ -345,7 +345,7 @@ BEGIN
 END $$;
 
 -- Fails a migration between two hops: poison, or code that differs. Under the lock, with no hop running.
-CREATE FUNCTION give_up(p_migration uuid, p_dispatch integer, p_lost bigint, p_type text, p_message text,
+CREATE FUNCTION fail_migration_row(p_migration uuid, p_dispatch integer, p_lost bigint, p_type text, p_message text,
     p_args jsonb) RETURNS boolean
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
@@ -382,7 +382,7 @@ BEGIN
         hop := coalesce(jsonb_path_query_first(m.plan, '$[*] ? (@.to_version == $v)',
                         jsonb_build_object('v', half.to_version)) ->> 'name', '?');
         UPDATE migrations SET status = 'failed', finished_at = clock_timestamp(),
-               error_type = 'core.errors.HalfDone', error_message = '', error_args = jsonb_build_array(
+               error_type = 'graph_migrator.PartiallyMigrated', error_message = '', error_args = jsonb_build_array(
                    (SELECT slug FROM graphs g WHERE g.id = m.graph_id), hop, half.done)
             WHERE id = p_migration;
     ELSE
@@ -391,12 +391,12 @@ BEGIN
             WHERE id = p_migration;
     END IF;
     IF status = 'cancelled' THEN
-        PERFORM give_back(p_migration, m.graph_id);
+        PERFORM release_claim(p_migration, m.graph_id);
     END IF;
 END $$;
 
 -- Clears the claim. Every commit that changed data lies before this transaction, so its clock dates them.
-CREATE FUNCTION give_back(p_migration uuid, p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+CREATE FUNCTION release_claim(p_migration uuid, p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     token text := current_setting('graph_migrator.executor', true);
 BEGIN

@@ -1,6 +1,6 @@
 """The write guard: what keeps writers off a graph that a migration owns."""
 
-from core.store.schema.migration import run_sql
+from graph_migrator.core.store.schema.migration import run_sql
 
 revision = "0003"
 down_revision = "0002"

@@ -244,9 +244,9 @@ BEGIN
         RETURN OLD;
     END IF;
 
-    IF (OLD.id, OLD.graph_type, OLD.version, OLD.migration_id, OLD.half_done, OLD.changed_at)
+    IF (OLD.id, OLD.graph_type, OLD.version, OLD.migration_id, OLD.partially_migrated, OLD.changed_at)
        IS NOT DISTINCT FROM
-       (NEW.id, NEW.graph_type, NEW.version, NEW.migration_id, NEW.half_done, NEW.changed_at)
+       (NEW.id, NEW.graph_type, NEW.version, NEW.migration_id, NEW.partially_migrated, NEW.changed_at)
        AND (OLD.migration_id IS NULL
             OR (OLD.slug, OLD.config, OLD.created_at) = (NEW.slug, NEW.config, NEW.created_at)) THEN
         IF OLD.owner_read_only <> NEW.owner_read_only THEN
@@ -260,9 +260,9 @@ BEGIN
         -- Nobody owns it: its last change may be dated, and what was said of a graph forced loose changed.
         IF (OLD.id, OLD.graph_type, OLD.version) <> (NEW.id, NEW.graph_type, NEW.version)
            OR (OLD.changed_at IS DISTINCT FROM NEW.changed_at AND OLD.changed_at IS NOT NULL)
-           OR (OLD.half_done IS DISTINCT FROM NEW.half_done AND NOT EXISTS (
+           OR (OLD.partially_migrated IS DISTINCT FROM NEW.partially_migrated AND NOT EXISTS (
                SELECT FROM migrations m WHERE m.id::text = token AND m.graph_id = OLD.id)) THEN
-            RAISE EXCEPTION 'graph %: only migrations change id, type, version, changed_at and half_done', OLD.slug
+            RAISE EXCEPTION 'graph %: only migrations change id, type, version, changed_at and partially_migrated', OLD.slug
                 USING ERRCODE = 'integrity_constraint_violation';
         END IF;
     ELSIF token IS DISTINCT FROM owner::text THEN

@@ -1,6 +1,6 @@
 """What recovery reads and writes, and the report that callers get."""
 
-from core.store.schema.migration import run_sql
+from graph_migrator.core.store.schema.migration import run_sql
 
 revision = "0004"
 down_revision = "0003"

@@ -14,7 +14,7 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 $$;
 
 -- Tries the graph's lock for this transaction and reads what recovery decides on. NULL graph_id: not taken.
-CREATE FUNCTION look_for_recovery(p_migration uuid, OUT graph_id uuid, OUT status text, OUT overdue boolean,
+CREATE FUNCTION load_recovery_state(p_migration uuid, OUT graph_id uuid, OUT status text, OUT overdue boolean,
     OUT dispatch integer, OUT running_id bigint, OUT running_batches integer, OUT hop_name text,
     OUT hop_to integer, OUT lost integer)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
@@ -26,7 +26,7 @@ BEGIN
     IF graph IS NULL OR NOT pg_try_advisory_xact_lock(lock_key(graph)) THEN
         RETURN;
     END IF;
-    SELECT m.graph_id, m.status, m.deadline < clock_timestamp(), m.dispatch, m.counted_from
+    SELECT m.graph_id, m.status, m.deadline < clock_timestamp(), m.dispatch, m.retries_reset_after_id
         INTO graph_id, status, overdue, dispatch, forgiven
         FROM migrations m WHERE m.id = p_migration FOR UPDATE;
     SELECT a.id, a.batches, a.hop_name, a.to_version INTO running_id, running_batches, hop_name, hop_to
@@ -49,7 +49,7 @@ BEGIN
 END $$;
 
 -- The same dispatch, and a deadline twice as far away, up to p_most seconds.
-CREATE FUNCTION ring_again(p_migration uuid, p_deadline double precision, p_most double precision)
+CREATE FUNCTION redeliver(p_migration uuid, p_deadline double precision, p_most double precision)
 RETURNS void LANGUAGE sql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     UPDATE migrations SET rings = rings + 1, deadline = clock_timestamp()
            + make_interval(secs => least(p_deadline * 2 ^ least(rings + 1, 30), p_most))
@@ -206,9 +206,9 @@ BEGIN
     PERFORM set_config('statement_timeout', p_ms::text, p_callers);
 END $$;
 
--- An operator gives a migration up and the graph back; under the graph's lock. p_half_done is what stays
+-- An operator gives a migration up and the graph back; under the graph's lock. p_partially_migrated is what stays
 -- to be said of a graph whose rows are of two shapes.
-CREATE FUNCTION release(p_migration uuid, p_graph uuid, p_half_done jsonb) RETURNS text
+CREATE FUNCTION release(p_migration uuid, p_graph uuid, p_partially_migrated jsonb) RETURNS text
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     before text;
@@ -218,10 +218,10 @@ BEGIN
         WHERE migration_id = p_migration AND status = 'running';
     UPDATE migrations SET status = 'released', finished_at = coalesce(finished_at, clock_timestamp())
         WHERE id = p_migration;
-    PERFORM give_back(p_migration, p_graph);
-    IF p_half_done IS NOT NULL THEN
+    PERFORM release_claim(p_migration, p_graph);
+    IF p_partially_migrated IS NOT NULL THEN
         PERFORM set_config('graph_migrator.executor', p_migration::text, true);
-        UPDATE graphs SET half_done = p_half_done WHERE id = p_graph AND migration_id IS NULL;
+        UPDATE graphs SET partially_migrated = p_partially_migrated WHERE id = p_graph AND migration_id IS NULL;
         PERFORM set_config('graph_migrator.executor', '', true);
     END IF;
     RETURN before;
@@ -281,18 +281,18 @@ $$;
 -- ── operators ──────────────────────────────────────────────────────────────────────────────────────
 
 -- What an operator's verb decides on; the migration's row stays locked until the verb has written.
-CREATE FUNCTION look_for_operator(p_graph text, p_request text, OUT graph_id uuid, OUT slug text,
-    OUT graph_type text, OUT version integer, OUT half_done jsonb, OUT migration_id uuid, OUT status text,
+CREATE FUNCTION load_operator_state(p_graph text, p_request text, OUT graph_id uuid, OUT slug text,
+    OUT graph_type text, OUT version integer, OUT partially_migrated jsonb, OUT migration_id uuid, OUT status text,
     OUT dispatch integer, OUT to_version integer, OUT plan jsonb, OUT checkpoint jsonb,
     OUT known boolean, OUT known_outcome jsonb)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     SELECT g.migration_id INTO migration_id FROM graphs g
         WHERE g.slug = p_graph OR g.id::text = lower(p_graph);
-    PERFORM FROM migrations m WHERE m.id = look_for_operator.migration_id FOR UPDATE;
-    SELECT g.id, g.slug, g.graph_type, g.version, g.half_done, m.id, m.status, m.dispatch, m.to_version, m.plan,
+    PERFORM FROM migrations m WHERE m.id = load_operator_state.migration_id FOR UPDATE;
+    SELECT g.id, g.slug, g.graph_type, g.version, g.partially_migrated, m.id, m.status, m.dispatch, m.to_version, m.plan,
            (SELECT to_jsonb(c) FROM checkpoints c WHERE c.migration_id = m.id LIMIT 1)
-        INTO graph_id, slug, graph_type, version, half_done, migration_id, status, dispatch, to_version, plan,
+        INTO graph_id, slug, graph_type, version, partially_migrated, migration_id, status, dispatch, to_version, plan,
              checkpoint
         FROM graphs g LEFT JOIN migrations m ON m.id = g.migration_id
         WHERE g.slug = p_graph OR g.id::text = lower(p_graph);
@@ -325,8 +325,8 @@ CREATE FUNCTION declare_whole(p_graph uuid) RETURNS void LANGUAGE plpgsql
 SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     PERFORM set_config('graph_migrator.executor',
-                       (SELECT half_done->>'migration_id' FROM graphs WHERE id = p_graph), true);
-    UPDATE graphs SET half_done = NULL, updated_at = clock_timestamp() WHERE id = p_graph;
+                       (SELECT partially_migrated->>'migration_id' FROM graphs WHERE id = p_graph), true);
+    UPDATE graphs SET partially_migrated = NULL, updated_at = clock_timestamp() WHERE id = p_graph;
     PERFORM set_config('graph_migrator.executor', '', true);
 END $$;
 

@@ -1,0 +1,1 @@
+"""What happened, for logs and monitors: published after the commit it tells of."""

@@ -1,0 +1,281 @@
+"""What happens to migrations, as named events for whoever wants to know.
+
+    unsubscribe = events.subscribe(lambda event: print(event.name, event.fields()))
+
+An event is emitted after the commit that made it true, in the process that made that commit. It is a
+notification, not the record: a process that dies between its commit and the event says nothing, and what it
+did stands in Postgres all the same. Nothing is emitted inside a caller's own transaction
+(`execute_migration`, dry runs), because nobody knows yet whether it will be committed.
+
+A subscriber runs where the event was emitted. Its exceptions are logged and go no further; its time is the
+migration's time, so one that does more than a line of logging should put the event aside and return.
+docs/events.md lists every event; it is generated from this module.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Final
+from uuid import UUID
+
+from graph_migrator.core.reports import MigrationReport
+
+_log = logging.getLogger("graph_migrator.events")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """What every event tells."""
+
+    name: ClassVar[str] = ""
+
+    migration_id: Annotated[UUID, "The migration."]
+    graph_id: Annotated[UUID, "Its graph."]
+    graph: Annotated[str, "The graph's slug."]
+    graph_type: Annotated[str, "The graph's type."]
+    at: Annotated[datetime, "When it was emitted, UTC."] = field(default_factory=lambda: datetime.now(UTC))
+
+    def fields(self) -> dict[str, Any]:
+        """The payload by name, in the order of the reference, without what is None."""
+        found = ((each.name, getattr(self, each.name)) for each in fields(self))
+        return {name: value for name, value in found if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HopEvent(Event):
+    """What every event of one hop tells besides."""
+
+    hop: Annotated[str, "The hop's name."]
+    from_version: Annotated[int, "The version that the hop starts from."]
+    to_version: Annotated[int, "The version that the hop leads to."]
+    attempt_id: Annotated[int, "The row in `hop_attempts`."]
+
+
+# ── migrations ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MigrationBegun(Event):
+    """The graph is claimed and its plan is written; the chain is about to be sent."""
+
+    name = "migration_begun"
+
+    from_version: Annotated[int, "The graph's version."]
+    to_version: Annotated[int, "The target."]
+    hops: Annotated[int, "How many hops are planned."]
+    task_id: Annotated[str | None, "The `migrate_graph` call."] = None
+    requested_by: Annotated[str | None, "Who asked."] = None
+    reason: Annotated[str | None, "Why."] = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MigrationAsked(Event):
+    """An operator asked for a pause or a cancel; it takes effect at the next boundary."""
+
+    name = "migration_asked"
+
+    verb: Annotated[str, "`pause` or `cancel`."]
+    requested_by: Annotated[str | None, "Who asked."] = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MigrationPaused(Event):
+    """A pause took effect: the graph stands at a boundary, still claimed."""
+
+    name = "migration_paused"
+
+    version: Annotated[int | None, "The graph's version."]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MigrationResumed(Event):
+    """A paused migration was resumed, or a failed one retried."""
+
+    name = "migration_resumed"
+
+    verb: Annotated[str, "`resume`, `retry`, or `migrate` where a new call took the failed one up."]
+    dispatch: Annotated[int | None, "The chain's number from now on."]
+    requested_by: Annotated[str | None, "Who asked."] = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MigrationRecovered(Event):
+    """Recovery found that nobody works on the migration, and had its chain sent again."""
+
+    name = "migration_recovered"
+
+    because: Annotated[str, "`lost`: an executor died. `overdue`: nothing happened until the deadline."]
+    dispatch: Annotated[int, "The chain's number from now on; unchanged where it was only overdue."]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MigrationFinished(Event):
+    """The migration ended. One that failed may be taken up again, or be released later."""
+
+    name = "migration_finished"
+
+    status: Annotated[str, "`succeeded`, `failed`, `cancelled` or `released`."]
+    from_version: Annotated[int, "The version that it began at."]
+    to_version: Annotated[int, "The target."]
+    version: Annotated[int | None, "The graph's version now; left out where the graph was deleted."]
+    hops: Annotated[int, "How many hops were started."]
+    attempts: Annotated[int, "How often they were started, all together."]
+    rows_changed: Annotated[int, "Rows changed by what was committed."]
+    seconds: Annotated[float | None, "From the call to the end."]
+    error_type: Annotated[str | None, "What went wrong."] = None
+    error_message: Annotated[str | None, "The same for people; never data of the graph."] = None
+
+
+# ── hops ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HopStarted(HopEvent):
+    """The hop has a running row; its code is about to run."""
+
+    name = "hop_started"
+
+    attempt: Annotated[int, "1 for the first start of this hop in this migration."]
+    dispatch: Annotated[int, "The chain's number."]
+    worker: Annotated[str, "Who executes it."]
+    done: Annotated[int, "Rows of a batched hop that earlier attempts have committed."]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HopProgressed(HopEvent):
+    """A batch was committed with its checkpoint, and another one follows."""
+
+    name = "hop_progressed"
+
+    done: Annotated[int, "Rows walked so far, by all attempts."]
+    total: Annotated[int | None, "Rows there are to walk."]
+    rows_changed: Annotated[int, "Rows changed by this batch."]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HopSucceeded(HopEvent):
+    """The hop's data, its version and its row were committed together."""
+
+    name = "hop_succeeded"
+
+    attempt: Annotated[int, "Which start of this hop did it."]
+    skipped: Annotated[bool, "Its precondition was false; only the version moved."]
+    rows_changed: Annotated[int | None, "Rows changed by this attempt; left out where the answer was lost."]
+    seconds: Annotated[float, "How long this attempt took."]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HopFailed(HopEvent):
+    """The hop raised; what it had not committed was rolled back, and its row says why."""
+
+    name = "hop_failed"
+
+    attempt: Annotated[int, "Which start of this hop it was."]
+    error_type: Annotated[str, "The exception's type."]
+    error_message: Annotated[str, "Its message; never data of the graph."]
+    retry_in: Annotated[
+        float | None, "Seconds until the next try; left out where the migration failed with it."
+    ]
+    seconds: Annotated[float, "How long this attempt took."]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HopLost(Event):
+    """An attempt's executor is gone: its process died, or its session did."""
+
+    name = "hop_lost"
+
+    attempt_id: Annotated[int, "The row in `hop_attempts`."]
+    found_by: Annotated[str, "`recovery`, `executor` (the next one to run the hop) or `operator`."]
+
+
+ALL: Final[tuple[type[Event], ...]] = (
+    MigrationBegun,
+    HopStarted,
+    HopProgressed,
+    HopSucceeded,
+    HopFailed,
+    HopLost,
+    MigrationRecovered,
+    MigrationAsked,
+    MigrationPaused,
+    MigrationResumed,
+    MigrationFinished,
+)
+"""Every event, in the order in which a migration may meet them."""
+
+
+def ended(report: MigrationReport) -> MigrationPaused | MigrationFinished:
+    """The event for a migration that stands still, from its report.
+
+    Raises:
+        ValueError: It goes on.
+    """
+    assert report.migration_id is not None  # noqa: S101 - only a call with nothing to do has none
+    if report.status == "paused":
+        return MigrationPaused(
+            migration_id=report.migration_id,
+            graph_id=report.graph_id,
+            graph=report.graph,
+            graph_type=report.graph_type,
+            version=report.version,
+        )
+    if not report.status.is_settled:
+        raise ValueError(f"migration {report.migration_id} is {report.status}")
+    return MigrationFinished(
+        migration_id=report.migration_id,
+        graph_id=report.graph_id,
+        graph=report.graph,
+        graph_type=report.graph_type,
+        status=str(report.status),
+        from_version=report.from_version,
+        to_version=report.to_version,
+        version=report.version,
+        hops=len(report.hops),
+        attempts=sum(hop.attempts for hop in report.hops),
+        rows_changed=sum(hop.rows_changed for hop in report.hops),
+        seconds=report.seconds,
+        error_type=report.error_type,
+        error_message=report.error_message,
+    )
+
+
+# ── telling ─────────────────────────────────────────────────────────────────────────────────────────
+
+Subscriber = Callable[[Event], None]
+
+# Replaced, never changed: emitting needs no lock, and a fork in between copies a whole tuple.
+_subscribers: tuple[Subscriber, ...] = ()
+
+
+def subscribe(callback: Subscriber) -> Callable[[], None]:
+    """Have every event of this process told to `callback`, and of the processes forked from it later.
+
+    Returns:
+        A function that ends it.
+    """
+    global _subscribers
+    _subscribers = (*_subscribers, callback)
+
+    def unsubscribe() -> None:
+        global _subscribers
+        _subscribers = tuple(each for each in _subscribers if each is not callback)
+
+    return unsubscribe
+
+
+def anybody_listens() -> bool:
+    """Whether an event would be told to anybody; ask before reading something only for an event."""
+    return bool(_subscribers)
+
+
+def emit(event: Event) -> None:
+    """Tell an event to all subscribers. What they raise is logged; it never reaches the migration."""
+    for callback in _subscribers:
+        try:
+            callback(event)
+        except Exception:  # noqa: BLE001 - a subscriber may raise anything
+            _log.exception("%s was not told to %r", event.name, callback)

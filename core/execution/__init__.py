@@ -1,0 +1,1 @@
+"""One migration: begin, run its hops, fail, recover, and the operators' verbs."""

@@ -1,0 +1,197 @@
+"""Finding what a dead process left behind, and setting it going again.
+
+Every worker sweeps about twice a second; a try-lock lets one sweep at a time. What a sweep decides about a
+migration it decides and writes in one transaction, under the graph's lock; what is to be sent goes out after
+the commit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from graph_migrator.core.decisions import (
+    CrashLimitReached,
+    Limits,
+    Nothing,
+    RecoveryDecision,
+    Redispatch,
+    RingAgain,
+    Settle,
+    decide_recovery,
+)
+from graph_migrator.core.errors import HopCrashedRepeatedly, json_args, name_of
+from graph_migrator.core.events import publish
+from graph_migrator.core.execution import failpoints
+from graph_migrator.core.execution.begin import Dispatch, load_dispatch, load_report
+from graph_migrator.core.execution.run_hop import limits_of_settings
+from graph_migrator.core.reports import MigrationReport, own_error
+from graph_migrator.core.settings import settings
+from graph_migrator.core.store.errors import Failure, classify
+from graph_migrator.core.store.redaction import safe_message
+from graph_migrator.core.store.session import Executor, Executors
+
+_log = logging.getLogger("graph_migrator.recovery")
+
+
+@dataclass
+class Sweep:
+    """What one sweep did."""
+
+    to_send: list[Dispatch] = field(default_factory=list)
+    lost: int = 0
+    redelivered: int = 0
+    settled: int = 0
+    given_up: int = 0
+    stamped: int = 0
+    errors: list[Exception] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was nothing to do."""
+        return not (self.to_send or self.lost or self.redelivered or self.settled or self.given_up)
+
+
+@contextmanager
+def sweeping(executors: Executors) -> Iterator[Executor | None]:
+    """A session for one sweep, or None while another process sweeps."""
+    with executors.borrow() as executor:
+        if not executor.call("try_sweep").try_sweep:
+            yield None
+            return
+        yield executor
+        executor.call("end_sweep")
+
+
+def sweep(executor: Executor, *, limits: Limits | None = None, most: int = 500) -> Sweep:
+    """Look at every migration that may need it, and do what it needs.
+
+    Args:
+        executor: A session that may sweep; see `sweeping`.
+        limits: How often a hop may go wrong; from the settings by default.
+        most: How many overdue migrations to ring for at most.
+
+    Returns:
+        What was done; its `to_send` are chains to send now.
+    """
+    done = Sweep()
+    with executor.cursor() as cursor:
+        cursor.execute("SELECT graph_migrator.candidates(%s)", (most,))
+        candidates = [row[0] for row in cursor.fetchall()]
+    for migration_id in candidates:
+        try:
+            recover_one(executor, migration_id, done, limits or limits_of_settings())
+        except Exception as error:
+            if classify(error) is Failure.LOST_CONNECTION:
+                raise
+            # Whatever is wrong with one must not keep recovery from those behind it.
+            done.errors.append(error)
+            _log.error(
+                "migration %s was not recovered: %s: %s", migration_id, name_of(error), safe_message(error)
+            )
+    done.stamped = executor.call("stamp_graphs").stamp_graphs
+    return done
+
+
+def recover_one(executor: Executor, migration_id: UUID, done: Sweep, limits: Limits) -> RecoveryDecision:
+    """Decide about one migration and write the decision, in one transaction under its graph's lock."""
+    s = settings()
+    with executor.transaction():
+        facts = executor.call("load_recovery_state", migration_id)
+        if facts.graph_id is None:  # somebody is on it
+            return Nothing()
+        decision = decide_recovery(facts, limits)
+        failpoints.hit("recovery_decided")
+        match decision:
+            case Settle():
+                executor.call("settle", migration_id, "lost")
+                done.settled += 1
+            case CrashLimitReached(lost, running_id):
+                graph = load_report(executor, migration_id).graph
+                error = HopCrashedRepeatedly(graph, facts.hop_name, lost)
+                executor.call(
+                    "fail_migration_row",
+                    migration_id,
+                    facts.dispatch,
+                    running_id,
+                    name_of(error),
+                    str(error),
+                    json_args(error),
+                )
+                done.given_up += 1
+            case Redispatch():
+                executor.call("redispatch", migration_id, facts.running_id, s.deadline_seconds)
+                done.lost += 1
+            case RingAgain():
+                executor.call("redeliver", migration_id, s.deadline_seconds, s.deadline_max_seconds)
+                done.redelivered += 1
+            case Nothing():
+                pass
+    failpoints.hit("recovery_committed")
+    if isinstance(decision, Settle | CrashLimitReached):
+        publish.ended(executor, migration_id, lost_id=facts.running_id, found_by="recovery")
+    if isinstance(decision, Redispatch | RingAgain):
+        try:
+            dispatch = load_dispatch(executor, migration_id)
+        except LookupError:  # it ended meanwhile
+            return decision
+        done.to_send.append(dispatch)
+        lost_id = facts.running_id if isinstance(decision, Redispatch) else None
+        publish.recovered(executor, dispatch, facts.graph_id, lost_id)
+        _log.info(
+            "%s: sent again as dispatch %d (%s)", dispatch.graph, dispatch.number, type(decision).__name__
+        )
+    return decision
+
+
+@dataclass(frozen=True)
+class SettledCall:
+    """A call that has an outcome, and whose caller may not have been told."""
+
+    task_id: str
+    succeeded: bool
+    migration_id: UUID | None
+    recorded: dict[str, Any] | None
+    """The outcome of a call that began nothing; others have that of their migration."""
+    ended: datetime | None
+    """When the migration ended; None for what no retry can change."""
+
+
+Outcome = MigrationReport | dict[str, Any] | Exception
+
+
+def unanswered(executor: Executor, *, grace: float = 2.0, most: int = 500) -> list[SettledCall]:
+    """The settled calls whose callers may not have been told.
+
+    Args:
+        executor: Any session.
+        grace: Seconds that the worker which settled it has, to tell the caller itself.
+        most: How many at most.
+    """
+    with executor.cursor() as cursor:
+        cursor.execute("SELECT * FROM graph_migrator.unanswered(%s, %s)", (grace, most))
+        return [SettledCall(*row) for row in cursor.fetchall()]
+
+
+def outcome_of(executor: Executor, call: SettledCall) -> Outcome | None:
+    """What a caller is to be told; None where the migration was taken up again since: its end is still to come."""
+    if call.recorded is None:
+        assert call.migration_id is not None  # noqa: S101 - one of the two settles a call
+        report = load_report(executor, call.migration_id)
+        return (report.error() or report) if report.finished_at == call.ended else None
+    if "error" in call.recorded:
+        return own_error(call.recorded["error"]["type"], call.recorded["error"]["args"])
+    told: dict[str, Any] = call.recorded.get("report", call.recorded)  # a verb's report is recorded as it is
+    return told
+
+
+def mark_answered(executor: Executor, calls: list[SettledCall]) -> None:
+    """Remember that these callers have their result."""
+    told = [call.task_id for call in calls], [call.ended for call in calls]
+    with executor.cursor() as cursor:
+        cursor.execute("SELECT graph_migrator.mark_answered(%s, %s::timestamptz[])", told)

@@ -1,0 +1,1 @@
+"""Reading what Postgres holds: history, diagnosis, health checks and metrics. Nothing here writes."""

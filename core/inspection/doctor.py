@@ -1,0 +1,254 @@
+"""What can be wrong with a deployment's database, each finding with its remedy. `doctor` shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection, Engine, text
+
+from graph_migrator.core.errors import SchemaOutdated
+from graph_migrator.core.graph_types.definition import GraphType
+from graph_migrator.core.graph_types.selectors import Rows
+from graph_migrator.core.store import schema
+from graph_migrator.core.store.guard import list_guards
+
+MOST_SKEW: Final = 5.0
+"""Seconds by which two clocks may differ before people misread times; no decision depends on clocks here."""
+LONG_IDLE: Final = 60
+OVERDUE: Final = 60
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    WRONG = "wrong"
+
+
+class Finding(BaseModel):
+    """The result of one check."""
+
+    model_config = ConfigDict(frozen=True)
+
+    check: str = Field(description="For scripts; listed in docs/cli.md.")
+    level: Level
+    found: str
+    remedy: str | None = None
+
+
+def examine(engine: Engine, types: dict[str, GraphType]) -> Iterator[Finding]:
+    """Every check of a database that answers.
+
+    Args:
+        engine: The database.
+        types: The graph types that this process knows.
+    """
+    yield pooling(lambda: engine.raw_connection())
+    with engine.connect() as connection:
+        yield clock(connection)
+        yield check_interval(connection)
+        outdated = schema_revision(connection)
+        yield outdated
+        if outdated.level is not Level.OK:
+            return
+        yield from guards(connection, types)
+        yield from sessions(connection)
+        yield from graphs(connection)
+        yield from types_in_use(connection, types)
+
+
+def schema_revision(connection: Connection) -> Finding:
+    """Whether the tables are those of this release."""
+    try:
+        schema.require_current(connection)
+    except SchemaOutdated as error:
+        found = f"our tables are at {error.found or 'nothing'}, this release needs {error.expected}"
+        return _wrong("schema", found, "Run `graph-migrator db upgrade`.")
+    return _ok("schema", f"at revision {schema.head_revision()}")
+
+
+def clock(connection: Connection) -> Finding:
+    """How far the database's clock is from this machine's."""
+    before = datetime.now(UTC)
+    there = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    after = datetime.now(UTC)
+    skew = max((before - there).total_seconds(), (there - after).total_seconds(), 0.0)
+    if skew > MOST_SKEW:
+        return _warning("clock", f"the database's clock is {skew:.0f} s off from here", "Run NTP on both.")
+    return _ok("clock", f"within {max(skew, 0.001):.3f} s of the database's")
+
+
+def check_interval(connection: Connection) -> Finding:
+    """Whether Postgres notices within a statement that its client is dead."""
+    value = connection.execute(
+        text("SELECT setting::integer FROM pg_settings WHERE name = 'client_connection_check_interval'")
+    ).scalar()
+    if not value:
+        found = "not supported: a killed worker's lock stays until its statement ends"
+        return _warning("client_connection_check_interval", found, "Run Postgres 14 or newer on Linux.")
+    return _ok("client_connection_check_interval", f"{value} ms")
+
+
+def pooling(connect: Callable[[], Any]) -> Finding:
+    """Whether two transactions of one connection can come to two backends.
+
+    A transaction-pooling proxy gives the server connection back at each commit. Another connection takes
+    it, holds it in a transaction, and the first one lands elsewhere.
+    """
+    first, second = connect(), connect()
+    try:
+        pid = _backend(first)
+        first.commit()
+        _backend(second)  # its transaction stays open
+        again = _backend(first)
+        first.commit()
+    finally:
+        second.close()
+        first.close()
+    if pid != again:
+        found = f"two transactions of one connection came to two backends ({pid}, {again})"
+        remedy = (
+            "DATABASE_URL leads through a transaction-pooling proxy. Session locks need a direct connection, "
+            "or pool_mode=session."
+        )
+        return _wrong("pooling", found, remedy)
+    return _ok("pooling", "one connection is one backend")
+
+
+def guards(connection: Connection, types: dict[str, GraphType]) -> Iterator[Finding]:
+    """Whether the write guard is whole on every table that has it, or that a hop walks."""
+    found = list_guards(connection)
+    for each in found:
+        if each.complete:
+            continue
+        gaps = [
+            *(f"no guard on {name}" for name in each.unguarded),
+            *(f"{name} is off" for name in each.disabled),
+        ]
+        own = each.table.startswith("graph_migrator.")
+        remedy = (
+            "Somebody dropped or disabled our triggers: ALTER TABLE … ENABLE ALWAYS TRIGGER, or restore the schema."
+            if own
+            else f"`graph-migrator guard install {each.table} --column {each.column}`"
+        )
+        yield _wrong("guard", f"{each.table}: {'; '.join(gaps)}", remedy)
+    whole = [each.table for each in found if each.complete]
+    if whole:
+        yield _ok("guard", f"in place on {', '.join(whole)}")
+    covered = {each.table for each in found}
+    for kind in types.values():
+        for table, column in sorted(_walked(kind)):
+            name = connection.execute(
+                text(
+                    "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c "
+                    "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass(:table)"
+                ),
+                {"table": table},
+            ).scalar()
+            if name is not None and name not in covered:
+                told = f"{name}, which hops of {kind.name!r} walk, has no guard: writers are not kept off"
+                yield _warning("guard", told, f"`graph-migrator guard install {name} --column {column}`")
+
+
+def _walked(kind: GraphType) -> set[tuple[str, str]]:
+    overs = (way.over for hop in kind.hops for way in hop.directions.values())
+    return {(over.table, over.graph_id) for over in overs if isinstance(over, Rows)}
+
+
+_IDLE_HOLDERS = text("""
+SELECT g.slug, l.pid, coalesce(nullif(a.application_name, ''), 'no application_name') AS application,
+       extract(epoch FROM clock_timestamp() - a.state_change)::integer AS idle
+FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+JOIN graph_migrator.graphs g ON l.classid::bigint = (graph_migrator.lock_key(g.id) >> 32) & 4294967295
+    AND l.objid::bigint = graph_migrator.lock_key(g.id) & 4294967295
+WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND a.datname = current_database()
+  AND a.state LIKE 'idle%' AND clock_timestamp() - a.state_change > make_interval(secs => :idle)
+ORDER BY g.slug, l.pid LIMIT 20
+""")
+_PREPARED = text("""
+SELECT gid, extract(epoch FROM clock_timestamp() - prepared)::integer AS age FROM pg_prepared_xacts
+WHERE database = current_database() AND clock_timestamp() - prepared > make_interval(secs => :age)
+ORDER BY prepared LIMIT 20
+""")
+
+
+def sessions(connection: Connection, *, idle: int = LONG_IDLE) -> Iterator[Finding]:
+    """Sessions and prepared transactions that may keep a graph from being migrated."""
+    quiet = True
+    for row in connection.execute(_IDLE_HOLDERS, {"idle": idle}):
+        quiet = False
+        found = f"{row.slug}: pid {row.pid} ({row.application}) has held its lock, idle, for {row.idle} s"
+        yield _wrong("sessions", found, f"End it: SELECT pg_terminate_backend({row.pid}).")
+    for row in connection.execute(_PREPARED, {"age": idle}):
+        quiet = False
+        found = f"prepared transaction {row.gid!r} is {row.age} s old; what it locked stays locked"
+        yield _warning("sessions", found, "COMMIT PREPARED or ROLLBACK PREPARED it.")
+    if quiet:
+        yield _ok("sessions", "no idle session and no old prepared transaction holds a lock")
+
+
+_STUCK = text("""
+SELECT count(*) FILTER (WHERE m.status IN ('queued', 'running', 'pausing', 'cancelling')
+                        AND m.deadline < clock_timestamp() - make_interval(secs => :overdue)
+                        AND NOT EXISTS (SELECT FROM graph_migrator.hop_attempts a
+                                        WHERE a.migration_id = m.id AND a.status = 'running')) AS overdue,
+       count(*) FILTER (WHERE m.status = 'failed') AS failed,
+       count(*) FILTER (WHERE g.partially_migrated IS NOT NULL) AS partially_migrated,
+       min(g.slug) FILTER (WHERE m.status = 'failed') AS example
+FROM graph_migrator.graphs g LEFT JOIN graph_migrator.migrations m ON m.id = g.migration_id
+WHERE g.migration_id IS NOT NULL OR g.partially_migrated IS NOT NULL
+""")
+
+
+def graphs(connection: Connection, *, overdue: int = OVERDUE) -> Iterator[Finding]:
+    """Graphs that do not move and will not by themselves."""
+    row = connection.execute(_STUCK, {"overdue": overdue}).one()
+    if row.overdue:
+        found = f"{row.overdue} migrations wait, and recovery has not redelivered for them in time"
+        yield _wrong(
+            "graphs", found, "No worker is recovering. Start one; `graph-migrator recover` sweeps once."
+        )
+    if row.failed:
+        found = f"{row.failed} graphs are read-only after a failed migration ({row.example}, …)"
+        yield _warning("graphs", found, "`graph-migrator graphs --state failed`, then retry or release them.")
+    if row.partially_migrated:
+        found = f"{row.partially_migrated} graphs were forced loose half-way through a hop"
+        yield _warning("graphs", found, "`graph-migrator graphs --state half-done`, then retry them.")
+    if not (row.overdue or row.failed or row.partially_migrated):
+        yield _ok("graphs", "none is stuck")
+
+
+def types_in_use(connection: Connection, types: dict[str, GraphType]) -> Iterator[Finding]:
+    """Graphs whose type this process does not know."""
+    used = list(
+        connection.execute(text("SELECT DISTINCT graph_type FROM graph_migrator.graphs ORDER BY 1")).scalars()
+    )
+    missing = [name for name in used if name not in types]
+    if missing:
+        found = f"there are graphs of {', '.join(missing)}, which this process does not know"
+        yield _warning("types", found, "Name their types in GRAPH_MIGRATOR_TYPES, or install their package.")
+    else:
+        yield _ok("types", f"known here: {', '.join(types) or 'none'}")
+
+
+def _backend(connection: Any) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return int(cursor.fetchone()[0])
+
+
+def _ok(check: str, found: str) -> Finding:
+    return Finding(check=check, level=Level.OK, found=found)
+
+
+def _warning(check: str, found: str, remedy: str) -> Finding:
+    return Finding(check=check, level=Level.WARNING, found=found, remedy=remedy)
+
+
+def _wrong(check: str, found: str, remedy: str) -> Finding:
+    return Finding(check=check, level=Level.WRONG, found=found, remedy=remedy)

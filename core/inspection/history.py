@@ -1,0 +1,288 @@
+"""Reading: the state of graphs and the story of their migrations, as pydantic models.
+
+The command line, its JSON and any later HTTP surface read through this module.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection, Engine, RowMapping, text
+
+from graph_migrator.core.errors import UnknownGraph
+from graph_migrator.core.reports import MigrationReport
+from graph_migrator.core.statuses import AttemptStatus, MigrationStatus, ReadOnlyReason
+
+_READ_ONLY = """
+CASE WHEN m.status = 'failed' THEN 'error' WHEN g.migration_id IS NOT NULL THEN 'migrating'
+     WHEN g.owner_read_only THEN 'owner' END
+"""
+
+
+class GraphSummary(BaseModel):
+    """One graph in a list."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: UUID
+    slug: str
+    graph_type: str
+    version: int
+    read_only: ReadOnlyReason | None = Field(description="Why writers are refused; None where they are not.")
+    partially_migrated: bool = Field(description="Forced loose half-way through a batched hop.")
+    migration_id: UUID | None = Field(description="The migration that owns the graph.")
+    status: MigrationStatus | None = Field(description="Of that migration.")
+    to_version: int | None = Field(description="Where that migration goes.")
+    changed_at: datetime | None = Field(description="When the version last changed.")
+
+
+class Attempt(BaseModel):
+    """One start of one hop."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: int
+    migration_id: UUID
+    hop_name: str
+    from_version: int
+    to_version: int
+    attempt: int
+    dispatch: int
+    status: AttemptStatus
+    worker: str | None
+    pid: int | None
+    task_id: str | None
+    rows_changed: int
+    done: int
+    total: int | None
+    error_type: str | None
+    error_message: str | None
+    started_at: datetime
+    finished_at: datetime | None
+    seconds: float = Field(description="How long it took, or has taken so far.")
+
+    @property
+    def rows_per_second(self) -> float | None:
+        """How fast a batched hop walks; None before its first batch."""
+        return self.rows_changed / self.seconds if self.rows_changed and self.seconds else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """An estimate for a hop that tells its progress; None where it does not."""
+        if not self.total or not self.done or self.status is not AttemptStatus.RUNNING:
+            return None
+        return max(0.0, (self.total - self.done) * self.seconds / self.done)
+
+
+class MigrationStory(BaseModel):
+    """One migration with all its attempts, oldest first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    report: MigrationReport
+    attempts: tuple[Attempt, ...]
+
+
+class GraphState(BaseModel):
+    """Everything that Postgres knows about one graph's present."""
+
+    model_config = ConfigDict(frozen=True)
+
+    graph: GraphSummary
+    nodes: int | None = Field(description="None where they were not counted.")
+    edges: int | None
+    migration: MigrationReport | None = Field(description="The one that owns the graph, else the latest.")
+    running: Attempt | None = Field(description="The attempt that has a running row.")
+    checkpoint_done: int | None = Field(description="Rows done of a batched hop that stands half-way.")
+    deadline_in: float | None = Field(description="Seconds until recovery rings again, where nothing runs.")
+    requeued: int = Field(
+        description="How often its next hop met a worker whose code is not the planned one."
+    )
+    lock_holders: tuple[str, ...] = Field(description="Who holds the graph's lock at this moment, in words.")
+
+
+def list_graphs(
+    source: Engine | Connection,
+    *,
+    graph_type: str | None = None,
+    behind: dict[str, int] | None = None,
+    state: str | None = None,
+    after: str | None = None,
+    limit: int = 50,
+) -> list[GraphSummary]:
+    """Graphs in the order of their slug, a page at a time.
+
+    Args:
+        source: The database.
+        graph_type: Only graphs of this type.
+        behind: Only graphs below the newest version of their type, which is given here by type.
+        state: Only graphs whose migration has this status; `idle`, `owner` or `half-done` for those without.
+        after: The last slug of the page before.
+        limit: How many at most.
+    """
+    conditions = [
+        "(CAST(:type AS text) IS NULL OR g.graph_type = :type)",
+        "(CAST(:after AS text) IS NULL OR g.slug > :after)",
+    ]
+    parameters: dict[str, Any] = {"type": graph_type, "after": after, "limit": limit, "state": state}
+    if behind is not None:
+        conditions.append("g.version < coalesce((CAST(:behind AS jsonb) ->> g.graph_type)::integer, 0)")
+        parameters["behind"] = json.dumps(behind)
+    match state:
+        case None:
+            pass
+        case "idle":
+            conditions.append(
+                "g.migration_id IS NULL AND NOT g.owner_read_only AND g.partially_migrated IS NULL"
+            )
+        case "owner":
+            conditions.append("g.migration_id IS NULL AND g.owner_read_only")
+        case "half-done":
+            conditions.append("g.partially_migrated IS NOT NULL")
+        case _:
+            conditions.append("m.status = :state")
+    statement = _SUMMARY + f"WHERE {' AND '.join(conditions)} ORDER BY g.slug LIMIT :limit"
+    return [GraphSummary.model_validate(dict(row)) for row in _rows(source, statement, parameters)]
+
+
+_SUMMARY = f"""
+SELECT g.id, g.slug, g.graph_type, g.version, {_READ_ONLY} AS read_only,
+       g.partially_migrated IS NOT NULL AS partially_migrated,
+       g.migration_id, m.status, m.to_version, g.changed_at
+FROM graph_migrator.graphs g LEFT JOIN graph_migrator.migrations m ON m.id = g.migration_id
+"""  # noqa: S608 - own text
+
+_WHICH = "WHERE g.slug = :graph OR g.id::text = lower(:graph)"
+
+
+def find_graph(source: Engine | Connection, graph: str) -> GraphSummary:
+    """One graph by id or slug.
+
+    Raises:
+        UnknownGraph: Nothing has it.
+    """
+    found = _rows(source, _SUMMARY + _WHICH, {"graph": graph})
+    if not found:
+        raise UnknownGraph(graph)
+    return GraphSummary.model_validate(dict(found[0]))
+
+
+def graph_state(source: Engine | Connection, graph: str, *, count_rows: bool = True) -> GraphState:
+    """One graph's present.
+
+    Args:
+        source: The database.
+        graph: Id or slug.
+        count_rows: Count nodes and edges, which reads all of them.
+
+    Raises:
+        UnknownGraph: Nothing has this id or slug.
+    """
+    summary = find_graph(source, graph)
+    row = _rows(
+        source,
+        """
+        SELECT (SELECT count(*) FROM graph_migrator.nodes WHERE :count AND graph_id = :id) AS nodes,
+               (SELECT count(*) FROM graph_migrator.edges WHERE :count AND graph_id = :id) AS edges,
+               graph_migrator.report(m.id) AS report,
+               (SELECT done FROM graph_migrator.checkpoints c WHERE c.migration_id = m.id LIMIT 1) AS checkpoint_done,
+               CASE WHEN m.status IN ('queued', 'running')
+                    THEN extract(epoch FROM m.deadline - clock_timestamp())::float END AS deadline_in,
+               CASE WHEN m.status IN ('queued', 'running') THEN m.code_mismatches ELSE 0 END AS requeued,
+               coalesce(graph_migrator.lock_holders(CAST(:id AS text)), '{}') AS lock_holders
+        FROM (SELECT 1) one LEFT JOIN LATERAL (
+            SELECT * FROM graph_migrator.migrations m WHERE m.graph_id = :id
+            ORDER BY (m.id = CAST(:claim AS uuid)) DESC NULLS LAST, m.created_at DESC LIMIT 1) m ON true
+        """,
+        {"id": summary.id, "claim": summary.migration_id, "count": count_rows},
+    )[0]
+    report = MigrationReport.model_validate(row["report"]) if row["report"] else None
+    running = None
+    if report is not None and report.migration_id is not None:
+        attempts = _attempts(source, [report.migration_id], only_running=True)
+        running = attempts[0] if attempts else None
+    return GraphState(
+        graph=summary,
+        nodes=row["nodes"] if count_rows else None,
+        edges=row["edges"] if count_rows else None,
+        migration=report,
+        running=running,
+        checkpoint_done=row["checkpoint_done"],
+        deadline_in=row["deadline_in"],
+        requeued=row["requeued"] or 0,
+        lock_holders=tuple(row["lock_holders"]),
+    )
+
+
+def history(source: Engine | Connection, graph: str, *, limit: int = 20) -> list[MigrationStory]:
+    """The latest migrations of a graph with their attempts, oldest first. Also of a deleted graph, by id.
+
+    Raises:
+        UnknownGraph: Nothing has or had this id or slug.
+    """
+    rows = _rows(
+        source,
+        """
+        SELECT m.id, graph_migrator.report(m.id) AS report FROM graph_migrator.migrations m
+        LEFT JOIN graph_migrator.graphs g ON g.id = m.graph_id
+        WHERE g.slug = :graph OR m.graph_id::text = lower(:graph) ORDER BY m.created_at DESC LIMIT :limit
+        """,
+        {"graph": graph, "limit": limit},
+    )
+    if not rows:
+        find_graph(source, graph)
+    attempts = _attempts(source, [row["id"] for row in rows])
+    return [
+        MigrationStory(
+            report=MigrationReport.model_validate(row["report"]),
+            attempts=tuple(a for a in attempts if a.migration_id == row["id"]),
+        )
+        for row in reversed(rows)
+    ]
+
+
+def traceback_of(source: Engine | Connection, attempt_id: int) -> str | None:
+    """The traceback of a failed attempt, for the operator."""
+    found = _rows(
+        source, "SELECT traceback FROM graph_migrator.hop_attempts WHERE id = :id", {"id": attempt_id}
+    )
+    return found[0]["traceback"] if found else None
+
+
+def counts(source: Engine | Connection) -> dict[str, int]:
+    """How many migrations have each status, and how many graphs there are (`graphs`)."""
+    rows = _rows(
+        source,
+        """
+        SELECT status AS name, count(*) AS number FROM graph_migrator.migrations GROUP BY status
+        UNION ALL SELECT 'graphs', count(*) FROM graph_migrator.graphs
+        """,
+        {},
+    )
+    return {row["name"]: row["number"] for row in rows}
+
+
+def _attempts(
+    source: Engine | Connection, migrations: list[UUID], *, only_running: bool = False
+) -> list[Attempt]:
+    rows = _rows(
+        source,
+        """
+        SELECT a.*, extract(epoch FROM coalesce(a.finished_at, clock_timestamp()) - a.started_at)::float AS seconds
+        FROM graph_migrator.hop_attempts a
+        WHERE a.migration_id = ANY (:migrations) AND (NOT :only_running OR a.status = 'running') ORDER BY a.id
+        """,
+        {"migrations": migrations, "only_running": only_running},
+    )
+    return [Attempt.model_validate(dict(row)) for row in rows]
+
+
+def _rows(source: Engine | Connection, statement: str, parameters: dict[str, Any]) -> list[RowMapping]:
+    if isinstance(source, Engine):
+        with source.connect() as connection:
+            return _rows(connection, statement, parameters)
+    return list(source.execute(text(statement), parameters).mappings())

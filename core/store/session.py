@@ -1,0 +1,334 @@
+"""The connection that takes a graph's lock and does all the writing while it is held.
+
+Lock, token and transaction live and die with one Postgres session. So an executor's connection never
+comes from a pool, is given to one graph at a time, and is closed after any error. Between two graphs a
+process keeps it open, empty-handed, because connecting costs more than a hop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import SimpleNamespace
+from typing import Any, Self
+from uuid import UUID
+from weakref import WeakSet
+
+from psycopg2.extensions import STATUS_BEGIN, TRANSACTION_STATUS_IDLE
+from psycopg2.extras import Json, register_uuid
+from sqlalchemy import Connection, Engine
+
+from graph_migrator.core.store.errors import DRIVER_ERRORS
+
+register_uuid()  # type: ignore[no-untyped-call] # psycopg2's stubs leave it bare
+
+_SESSION = """
+SELECT set_config('search_path', 'graph_migrator,public', false),
+       set_config('client_connection_check_interval', '500ms', false),
+       set_config('default_transaction_isolation', 'read committed', false),
+       set_config('timezone', 'UTC', false)
+"""
+_BEGIN = "BEGIN; SET LOCAL graph_migrator.transaction = 'open'"
+"""The setting ends with the transaction: by it `finish_hop` knows that nobody has ended it in between."""
+
+_OVERRIDDEN = ("search_path", "synchronous_commit", "statement_timeout")
+"""What a migration in a caller's transaction sets otherwise, and puts back."""
+
+_OFTEN = {
+    "lock_and_load": 4,
+    "begin_migration": 13,
+    "load_hop_state": 3,
+    "open_hop": 14,
+    "finish_hop": 12,
+    "release_lock": 3,
+}
+"""What every migration calls, and with how many arguments. Prepared: parsing is a tenth of what Postgres does."""
+
+Call = tuple[Any, ...]
+"""A function of the protocol and its arguments."""
+
+
+class Executor:
+    """A Postgres session that can be a migration's executor.
+
+    `call` runs one function of the protocol, which is one round trip and one transaction;
+    `transaction` opens a transaction for a hop's data on the very same session.
+
+    BEGIN and COMMIT travel with other statements, because a message costs more than what most of them do.
+    psycopg2 would send each in a message of its own. So it is left in the belief that one transaction has been
+    open since the session began (`_take_over`); then it passes on what it is given and nothing else, and a
+    hop's server-side cursors work as ever.
+    """
+
+    def __init__(self, connection: Connection, *, owned: bool) -> None:
+        self.connection = connection
+        self._raw: Any = connection.connection.dbapi_connection
+        self._owned = owned
+        self._whole: Any = None  # the transaction that SQLAlchemy believes in, where it is ours
+        self._after_commit: list[Callable[[], None]] | None = None  # a list while a transaction is open
+
+    @classmethod
+    def connect(cls, engine: Engine) -> Self:
+        """Open a session of its own, outside of the engine's pool."""
+        connection = engine.connect()
+        connection.detach()
+        executor = cls(connection, owned=True)
+        executor._take_over()
+        executor._send(";".join(map(_prepared, _OFTEN)))
+        return executor
+
+    @classmethod
+    def within(cls, connection: Connection) -> Self:
+        """Work in the transaction that the caller has open on `connection`; lock and rows share its fate."""
+        return cls(connection, owned=False)
+
+    def _take_over(self) -> None:
+        """Let driver and SQLAlchemy believe in a transaction that is over in the server."""
+        self._raw.autocommit = False
+        self._whole = self.connection.begin()
+        self._send(f"{_SESSION}; COMMIT")  # before it, and never again, psycopg2 sends a BEGIN of its own
+
+    @property
+    def in_callers_transaction(self) -> bool:
+        """Whether the caller decides about commit and rollback."""
+        return not self._owned
+
+    # ── messages ────────────────────────────────────────────────────────────────────────────────────
+
+    def call(self, function: str, *arguments: Any) -> SimpleNamespace:
+        """Call a function of the schema; its OUT parameters are the attributes of what is returned.
+
+        Args:
+            function: Its name, from our own code, never from input.
+            arguments: Positional; dicts and lists are passed as jsonb.
+        """
+        return self._send(self._called(function, arguments), arguments)
+
+    def call_and_begin(self, function: str, *arguments: Any) -> SimpleNamespace:
+        """Call a function in a transaction of its own, and open the next one: one message.
+
+        Of the answers to several statements only the last one comes back. So the function leaves its own in the
+        setting ``graph_migrator.answer``, as `open_hop` does.
+        """
+        if not self._owned:
+            return self.call(function, *arguments)
+        row = self._send(
+            f"BEGIN; {self._called(function, arguments)}; COMMIT; {_BEGIN}; "
+            "SELECT current_setting('graph_migrator.answer') AS answer",
+            arguments,
+        )
+        return SimpleNamespace(**json.loads(row.answer))
+
+    def call_and_commit(self, function: str, *arguments: Any, then: Call | None = None) -> SimpleNamespace:
+        """Call a function as the last one in the open transaction, commit, and call another: one message.
+
+        Args:
+            function: As in `call`; an error of its, or of the commit, rolls everything back.
+            arguments: Likewise.
+            then: Another function and its arguments, called after the commit, in a transaction of its own.
+
+        Returns:
+            What `then` brought, if it was given.
+        """
+        if not self._owned:
+            return self.call(function, *arguments)
+        statement = f"{self._called(function, arguments)}; COMMIT"
+        if then is not None:
+            statement += f"; {self._called(then[0], then[1:])}"
+        return self._send(statement, (*arguments, *(then or ())[1:]))
+
+    def _called(self, function: str, arguments: tuple[Any, ...]) -> str:
+        marks = ", ".join(["%s"] * len(arguments))
+        if self._owned and _OFTEN.get(function) == len(arguments):
+            return f'EXECUTE "graph_migrator.{function}"({marks})'
+        return f"SELECT * FROM graph_migrator.{function}({marks})"  # noqa: S608 - own names
+
+    def _send(self, statement: str, arguments: tuple[Any, ...] = ()) -> SimpleNamespace:
+        values = [Json(a) if isinstance(a, dict | list) else a for a in arguments]
+        with self._raw.cursor() as cursor:
+            cursor.execute(statement, values or None)
+            if cursor.description is None:
+                return SimpleNamespace()
+            row = cursor.fetchone()
+            return SimpleNamespace(**{d.name: v for d, v in zip(cursor.description, row, strict=True)})
+
+    # ── the transaction ─────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A transaction on this session, perhaps begun by `call_and_begin`; rolled back on any error.
+
+        Committed at the end, if `call_and_commit` has not done that.
+        """
+        if not self._owned:
+            yield self.connection
+            return
+        if self._is_idle:
+            self._send(_BEGIN)
+        then: list[Callable[[], None]] = []
+        self._after_commit = then
+        try:
+            yield self.connection
+            if not self._is_idle:
+                self._send("COMMIT")
+        except BaseException:
+            self.roll_back()
+            raise
+        finally:
+            self._after_commit = None
+        for do in then:
+            do()
+
+    def roll_back(self) -> None:
+        """Roll back what is open, and whatever a hop has done to the transactions of driver and SQLAlchemy."""
+        if self._raw.closed:
+            return
+        # Where the session is gone, that is a rollback too, and the next call says so.
+        with suppress(*DRIVER_ERRORS):
+            if not self._is_idle:
+                self._send("ROLLBACK")
+            if not self._is_intact:
+                self.connection.rollback()
+                self._take_over()
+
+    @property
+    def _is_idle(self) -> bool:
+        return bool(self._raw.info.transaction_status == TRANSACTION_STATUS_IDLE)
+
+    @property
+    def _is_intact(self) -> bool:
+        """Whether driver and SQLAlchemy still believe in the transaction that `_take_over` showed them."""
+        return bool(
+            self._raw.status == STATUS_BEGIN
+            and self._whole.is_active
+            and self.connection.get_transaction() is self._whole
+        )
+
+    @property
+    def transaction_was_ended(self) -> bool:
+        """Whether the hop's code ended the open transaction, as far as this side can tell; see `finish_hop`."""
+        if self._owned:
+            return self._is_idle or not self._is_intact
+        theirs = self.connection.get_transaction()
+        return theirs is None or not theirs.is_active or (self._is_idle and self._raw.status == STATUS_BEGIN)
+
+    def after_commit(self, do: Callable[[], None]) -> None:
+        """Do something once what was written is committed: now, or at the end of the open transaction.
+
+        Never where that is rolled back, nor in a transaction of the caller's.
+        """
+        if self._after_commit is not None:
+            self._after_commit.append(do)
+        elif self._owned:
+            do()
+
+    def release_lock(self, graph_id: UUID, *, stamp: bool = False) -> None:
+        """Give the graph's lock back and forget the token.
+
+        Args:
+            graph_id: The graph.
+            stamp: Date the change just committed.
+        """
+        if self._owned:
+            self.call("release_lock", graph_id, stamp, None)
+
+    def cursor(self) -> Any:
+        """A driver's cursor, for statements that are not a function of the protocol."""
+        return self._raw.cursor()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the session has ended, as far as this side knows."""
+        return bool(self._raw.closed)
+
+    @contextmanager
+    def callers_settings(self) -> Iterator[None]:
+        """In a caller's transaction: find our tables, and leave its settings as they were."""
+        with self._raw.cursor() as cursor:
+            cursor.execute("SELECT " + ", ".join(f"current_setting('{name}')" for name in _OVERRIDDEN))
+            theirs = cursor.fetchone()
+            cursor.execute(
+                "SELECT set_config('search_path', %s, true), set_config('graph_migrator.transaction', 'open', true)",
+                (f"graph_migrator,{theirs[0]}",),
+            )
+        yield
+        with self._raw.cursor() as cursor:
+            cursor.execute(
+                "SELECT set_config('graph_migrator.executor', '', false), "
+                "set_config('graph_migrator.transaction', '', true), "
+                + ", ".join(f"set_config('{name}', %s, true)" for name in _OVERRIDDEN),
+                theirs,
+            )
+
+    def close(self) -> None:
+        """End the session; whatever it held is free at once."""
+        if self._owned and not self.connection.closed:
+            self._raw.close()
+            self.connection.invalidate()
+            self.connection.close()
+
+
+class Executors:
+    """This process's executors: lends one at a time to each thread, keeps idle ones open."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._idle: list[Executor] = []
+        self._open: WeakSet[Executor] = WeakSet()
+        self._mutex = threading.Lock()
+
+    @contextmanager
+    def borrow(self) -> Iterator[Executor]:
+        """Lend an executor. After any error its connection is closed: nobody inherits its lock or token."""
+        with self._mutex:
+            executor = self._idle.pop() if self._idle else None
+        if executor is not None and not _answers(executor):
+            executor.close()
+            executor = None
+        if executor is None:
+            executor = Executor.connect(self.engine)
+            self._open.add(executor)
+        try:
+            yield executor
+        except BaseException:
+            executor.close()
+            raise
+        if not executor.is_closed:
+            with self._mutex:
+                self._idle.append(executor)
+
+    def disown(self) -> None:
+        """In a forked child: let go of the parent's sockets, without a word to the server.
+
+        Two processes on one session read each other's results; and while one of them holds the socket, the
+        server does not hear that the other one, whose session it is, has died.
+        """
+        for executor in self._open:
+            if not executor.is_closed:
+                os.close(executor._raw.fileno())
+
+    def close(self) -> None:
+        """Close the idle sessions."""
+        with self._mutex:
+            idle, self._idle = self._idle, []
+        for executor in idle:
+            executor.close()
+
+
+def _answers(executor: Executor) -> bool:
+    """Whether an idle session is still there. Costs no round trip: an idle server says only goodbye."""
+    raw = executor._raw
+    if raw.closed:
+        return False
+    readable, _, _ = select.select([raw.fileno()], [], [], 0)
+    return not readable
+
+
+def _prepared(function: str) -> str:
+    marks = ", ".join(f"${place}" for place in range(1, _OFTEN[function] + 1))
+    select = f"SELECT * FROM graph_migrator.{function}({marks})"  # noqa: S608 - own names
+    return f'PREPARE "graph_migrator.{function}" AS {select}'

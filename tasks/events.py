@@ -1,0 +1,88 @@
+"""What a worker does with the core's events: it logs them, and sends over the broker what Flower shows.
+
+Flower shows a row for each task. Besides what Celery tells it, it learns from here how far a batched hop is,
+and that a `migrate_graph` call has failed. Setting ``GRAPH_MIGRATOR_CELERY_EVENTS=all`` sends every event,
+as ``migration-begun`` and so on, for other monitors (``celery -A graph_migrator events --dump``).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from celery import current_task
+from celery.signals import after_setup_logger, after_setup_task_logger, worker_init
+
+from graph_migrator.core.events import types as events
+from graph_migrator.core.events.log import JsonLines, log_event
+from graph_migrator.core.settings import settings
+from graph_migrator.tasks.celery import app
+
+_log = logging.getLogger("graph_migrator.events")
+_PROGRESS_SECONDS = 1.0
+_told_at: dict[int, float] = {}
+_own_name: str | None = None
+
+
+@worker_init.connect
+def _listen(sender: Any = None, **_: object) -> None:
+    """In the main process, before it forks: its children listen too."""
+    global _own_name
+    _own_name = getattr(sender, "hostname", None)
+    events.subscribe(log_event)
+    events.subscribe(_show_progress)
+    if settings().celery_events == "all":
+        events.subscribe(_send_on)
+
+
+@after_setup_logger.connect
+@after_setup_task_logger.connect
+def _write_json(logger: logging.Logger, **_: object) -> None:
+    if settings().log_format == "json":
+        for handler in logger.handlers:
+            handler.setFormatter(JsonLines())
+
+
+def show_failure(task_id: str | None, error: Exception) -> None:
+    """Show in Flower that a `migrate_graph` call has failed; no harm where the broker is away."""
+    if task_id is not None:
+        _send("task-failed", uuid=task_id, exception=repr(error), traceback="")
+
+
+def show_ignored(task_id: str, why: str) -> None:
+    """Show in Flower why a message was not for anybody any more; Celery would leave its row as started."""
+    _send("task-ignored", uuid=task_id, result=why)
+
+
+def _show_progress(event: events.Event) -> None:
+    if not isinstance(event, events.HopProgressed) or not current_task:
+        return
+    now = time.monotonic()
+    if now - _told_at.get(event.attempt_id, 0) < _PROGRESS_SECONDS:
+        return
+    _told_at.clear()  # this process runs one hop at a time
+    _told_at[event.attempt_id] = now
+    share = f" ({event.done / event.total:.0%})" if event.total else ""
+    _send(
+        "task-progress",
+        uuid=current_task.request.id,
+        result=f"{event.done:,} of {event.total:,} rows{share}",
+    )
+
+
+def _send_on(event: events.Event) -> None:
+    payload = {
+        name: value if isinstance(value, str | int | float) else str(value)
+        for name, value in event.fields().items()
+    }
+    _send(event.name.replace("_", "-"), **payload)
+
+
+def _send(kind: str, **fields: Any) -> None:
+    try:
+        # With the worker's own name: Flower makes a worker of every name that it hears.
+        with app.events.default_dispatcher(hostname=_own_name) as dispatcher:
+            dispatcher.send(kind, **fields)
+    except Exception as error:  # noqa: BLE001 - whatever the broker's driver raises: nothing depends on it
+        _log.warning("%s was not sent: %s", kind, type(error).__name__)
