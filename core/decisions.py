@@ -17,7 +17,7 @@ from graph_migrator.core.statuses import SETTLED, MigrationStatus
 
 
 class BeginFacts(Protocol):
-    """What `graph_migrator.enter` found. `status` and below describe the migration that owns the graph."""
+    """What `graph_migrator.lock_and_load` found. `status` and below describe the migration that owns the graph."""
 
     graph_id: UUID | None
     version: int
@@ -102,7 +102,7 @@ def decide_begin(facts: BeginFacts, target: int, *, finish_partially_migrated: b
 
 
 class HopFacts(Protocol):
-    """What `graph_migrator.look` found; see core/store/schema/versions/0002_protocol.sql."""
+    """What `graph_migrator.load_hop_state` found; see core/store/schema/versions/0002_protocol.sql."""
 
     graph_id: UUID | None
     version: int | None

@@ -277,7 +277,7 @@ class GraphPartiallyMigrated(Refused):
                 f"bring the old code back and {finish}, or go on with the new code, "
                 f"`graph-migrator retry {self.graph} --accept-new-code`"
             )
-        fail_migration_row = (
+        giving_up = (
             "once you have mended the rows yourself, declare it whole with "
             f"`graph-migrator release {self.graph} --whole`"
             if self.loose
@@ -286,7 +286,7 @@ class GraphPartiallyMigrated(Refused):
         return (
             f"{self.graph}: {where} half-way through {self.hop!r} (v{self.from_version}→v{self.to_version}, "
             f"{self.done} rows done), so its rows are of two shapes. Nothing was changed. "
-            f"{finish[0].upper()}{finish[1:]}; or {fail_migration_row}."
+            f"{finish[0].upper()}{finish[1:]}; or {giving_up}."
         )
 
 
@@ -622,6 +622,8 @@ def revive(error_type: str, message: str, args: list[Any] | None, *, graph: str,
         is not loaded in this process or cannot be built from its message.
     """
     module, _, name = error_type.rpartition(".")
+    if error_type.startswith(CODE_PREFIX):
+        module = __name__
     cls = getattr(sys.modules.get(module) if module else builtins, name, None)
     if args is not None and isinstance(cls, type) and issubclass(cls, Exception):
         rebuilt = _rebuilt(cls, tuple(args), message)

@@ -1,4 +1,4 @@
-"""For tests of graph types: ``pytest_plugins = ["graph_migrator.testing"]``."""
+"""For tests of graph types: ``pytest_plugins = ["graph_migrator.testing"]``. (PYTEST_DONT_REWRITE)"""
 
 from graph_migrator.core.testing import *  # noqa: F403 - the public names, as they are listed there
 from graph_migrator.core.testing import __all__ as __all__

@@ -135,8 +135,8 @@ class Server(ABC):
         keep = self.port
         # A port of ours that another program has taken meanwhile costs another try. A port that our clients
         # know stays: what still holds it (children of a killed server, for a moment) has to go first.
-        fail_migration_row, tries = time.monotonic() + 10, 0
-        while tries < 5 or (keep and time.monotonic() < fail_migration_row):
+        give_up_at, tries = time.monotonic() + 10, 0
+        while tries < 5 or (keep and time.monotonic() < give_up_at):
             tries += 1
             self.port = keep or free_port()
             if self._try_start():
@@ -160,8 +160,8 @@ class Server(ABC):
                 preexec_fn=end_with_parent(self.death_signal, self._user()),
                 pass_fds=self._inherited(),
             )
-        fail_migration_row = time.monotonic() + 30
-        while time.monotonic() < fail_migration_row and self._process.poll() is None:
+        give_up_at = time.monotonic() + 30
+        while time.monotonic() < give_up_at and self._process.poll() is None:
             # Looked at again: an answer may come from the program that took our port.
             if self._is_ready() and self._process.poll() is None:
                 return True

@@ -221,9 +221,9 @@ def lock_and_load(executor: Executor, graph: str, task_id: str | None) -> Any:
     a queued exclusive lock keeps new writers out while it waits.
     """
     limit = settings().writer_drain_seconds
-    fail_migration_row = time.monotonic() + limit
+    give_up_at = time.monotonic() + limit
     while True:
-        wait_ms = max(1, min(2_000, int((fail_migration_row - time.monotonic()) * 1_000)))
+        wait_ms = max(1, min(2_000, int((give_up_at - time.monotonic()) * 1_000)))
         try:
             with one_try(executor):
                 facts = executor.call(
@@ -232,7 +232,7 @@ def lock_and_load(executor: Executor, graph: str, task_id: str | None) -> Any:
         except Exception as error:
             if sqlstate(error) not in {"55P03", "40P01"}:
                 raise
-            if time.monotonic() >= fail_migration_row:
+            if time.monotonic() >= give_up_at:
                 raise OpenWriteTransactions(graph, limit, lock_holders(executor, graph)) from None
         else:
             if facts.locked or facts.graph_id is None or facts.request_known or _is_owned(facts):

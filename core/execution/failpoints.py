@@ -1,6 +1,6 @@
 """Named places at which a test stops this process: to kill it there, or to take something from it.
 
-`reach` does nothing unless a test has set a hook in this process, or ``GRAPH_MIGRATOR_TEST_HOLD`` named a
+`hit` does nothing unless a test has set a hook in this process, or ``GRAPH_MIGRATOR_TEST_HOLD`` named a
 folder when the process started. In that folder a file ``armed`` that says ``hop_committed`` (or
 ``hop_committed:2``, for the second time) holds the first process that gets there: the file becomes
 ``held.PID``, and the process waits until that is gone. So the test kills exactly at the point, and can

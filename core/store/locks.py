@@ -14,7 +14,7 @@ def take_lock(executor: Executor, graph_id: UUID, *, seconds: float) -> bool:
     """Wait for a graph's exclusive lock, at session level.
 
     Returns:
-        Whether it was had in time. `Executor.leave` gives it back.
+        Whether it was had in time. `Executor.release_lock` gives it back.
     """
     try:
         executor.call("take_lock", graph_id, int(seconds * 1_000))

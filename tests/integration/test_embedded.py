@@ -250,11 +250,11 @@ def test_an_ordinary_user_can_run_them():
 
         user = unprivileged_user()
         # What is installed below /root stays closed to others, so they get programs that they can read.
-        postgres_programs = core.embedded.postgres.postgres_programs(user)
-        redis_program = shutil.copy(core.embedded.redis.redis_program(), sys.argv[1])
+        postgres_programs = graph_migrator.core.embedded.postgres.postgres_programs(user)
+        redis_program = shutil.copy(graph_migrator.core.embedded.redis.redis_program(), sys.argv[1])
         os.setgroups([]), os.setgid(user.pw_gid), os.setuid(user.pw_uid)
-        core.embedded.postgres.postgres_programs = lambda user: postgres_programs
-        core.embedded.redis.redis_program = lambda: redis_program
+        graph_migrator.core.embedded.postgres.postgres_programs = lambda user: postgres_programs
+        graph_migrator.core.embedded.redis.redis_program = lambda: redis_program
 
         folder = Path(sys.argv[1])
         with Postgres(folder / "postgres") as postgres, Redis(folder / "redis") as redis:

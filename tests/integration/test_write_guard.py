@@ -223,7 +223,7 @@ def test_begin_waits_for_writers_in_flight(
 ) -> None:
     app.run("SELECT * FROM write_guard('people', 1)")
     observer = Client(database_url)
-    with in_background(migration.enter) as entering:
+    with in_background(migration.lock_and_load) as entering:
         wait_until_waiting(observer, migration.pid)
         assert not entering.done()
         app.run(RENAME, graph)
@@ -237,7 +237,7 @@ def test_begin_gives_up_on_a_writer_that_does_not_finish_and_changes_nothing(
     app: Client, graph: UUID, migration: HandDriven
 ) -> None:
     app.run(RENAME, graph)
-    assert sqlstate_of(migration.enter, 50) == "55P03"
+    assert sqlstate_of(migration.lock_and_load, 50) == "55P03"
     (holder,) = migration.executor.call("lock_holders", "people").lock_holders
     assert f"pid {app.pid} " in holder
     app.commit()

@@ -202,7 +202,7 @@ def test_wrote_before_the_migration_begins_and_again_while_it_waits(
 ) -> None:
     """Whoever is in may go on; the migration comes after it."""
     writer.run(UPDATE, graph)
-    with in_background(migration.enter) as entering:
+    with in_background(migration.lock_and_load) as entering:
         wait_until_waiting(app, migration.pid)
         writer.run(INSERT, graph)
         assert not entering.done()
@@ -587,8 +587,8 @@ def test_a_prepared_writer_holds_begin_up_until_it_is_decided(
     writer.raw.close()  # the session ends, the transaction does not
     app.raw.autocommit = True
     try:
-        assert sqlstate_of(migration.enter, 50) == "55P03"
-        with in_background(migration.enter) as entering:
+        assert sqlstate_of(migration.lock_and_load, 50) == "55P03"
+        with in_background(migration.lock_and_load) as entering:
             wait_until_waiting(app, migration.pid)
             app.run(f"COMMIT PREPARED '{name}'")
             assert entering.result().locked

@@ -113,7 +113,7 @@ def test_duplicate_that_is_refused_while_the_first_one_begins(plain: Story) -> N
     """Begins on a graph that was in flight when the duplicate was refused: one of the two is the answer."""
     plain.begun(2)
     second = plain.call("migrate_graph")
-    refused = plain.take(second, until="after enter", keep=True)
+    refused = plain.take(second, until="after lock_and_load", keep=True)
     plain.take()
     first = plain.take(second, until="before begin_migration", keep=False)
     plain.goes_to_its_end(refused)
@@ -127,7 +127,7 @@ def test_duplicate_that_is_refused_while_the_first_one_begins(plain: Story) -> N
 def test_duplicate_that_is_refused_while_the_first_one_retries(plain: Story) -> None:
     plain.begun()
     second = plain.call("migrate_graph")
-    refused = plain.take(second, until="after enter", keep=True)
+    refused = plain.take(second, until="after lock_and_load", keep=True)
     plain.script.raises.append("error")
     plain.take()
     first = plain.take(second, until="before retry_migration", keep=False)
@@ -722,7 +722,7 @@ def test_stale_message_does_not_overwrite_failure_with_started(plain: Story) -> 
     assert late.id == call.id, "the last task bears the caller's id"
     plain.script.raises.append("error")
     plain.take()
-    stale = plain.take(late, until="before look")
+    stale = plain.take(late, until="before load_hop_state")
     assert plain.answer(call) == "FAILURE"
     plain.goes_to_its_end(stale)
     assert plain.answer(call) == "FAILURE"

@@ -43,7 +43,7 @@ BEGIN
            (SELECT to_jsonb(c) FROM checkpoints c WHERE c.migration_id = m.id LIMIT 1)
         INTO slug, graph_type, version, claim, partially_migrated, status, dispatch,
              from_version, to_version, plan, started, checkpoint
-        FROM graphs g LEFT JOIN migrations m ON m.id = g.migration_id WHERE g.id = enter.graph_id;
+        FROM graphs g LEFT JOIN migrations m ON m.id = g.migration_id WHERE g.id = lock_and_load.graph_id;
     SELECT true, r.migration_id, r.outcome INTO request_known, request_migration, request_outcome
         FROM requests r WHERE r.task_id = p_request;
     request_known := coalesce(request_known, false);
@@ -82,7 +82,7 @@ BEGIN
     SELECT max(a.id) FILTER (WHERE a.status = 'running'), max(a.to_version) FILTER (WHERE a.status = 'running'),
            max(a.dispatch) FILTER (WHERE a.status = 'running'), max(a.batches) FILTER (WHERE a.status = 'running'),
            coalesce(bool_or(a.dispatch = p_dispatch
-                            AND (a.to_version - p_to) * sign(look.to_version - look.from_version) > 0), false),
+                            AND (a.to_version - p_to) * sign(load_hop_state.to_version - load_hop_state.from_version) > 0), false),
            count(*) FILTER (WHERE a.to_version = p_to AND (a.status = 'lost' OR a.transient))
         INTO running_id, running_to, running_dispatch, running_batches, next_hop_started, lost
         FROM hop_attempts a WHERE a.migration_id = p_migration;
