@@ -19,7 +19,7 @@ task_serializer = "json"
 result_serializer = "json"
 accept_content = ["json"]
 if _s.signing_key:
-    # Signed JSON, and nothing else; results stay plain (tasks/signing.py).
+    # Signed JSON, and nothing else; results stay plain (tasks/celery.py).
     task_serializer = event_serializer = "auth"
     accept_content = ["auth"]
     result_accept_content = ["json"]

@@ -7,6 +7,7 @@ from typing import Any
 from celery import Celery
 from celery.app.amqp import AMQP
 
+from graph_migrator.core.settings import settings
 from graph_migrator.tasks import metrics
 
 
@@ -27,9 +28,7 @@ class Messages(AMQP):
 app = Celery(
     "graph_migrator",
     amqp=Messages,
-    include=[
-        f"graph_migrator.tasks.{module}" for module in ("signing", "fleet", "migrate", "operate", "recover")
-    ],
+    include=[f"graph_migrator.tasks.{module}" for module in ("fleet", "migrate", "operate", "recover")],
     # The program that imports us may have an app of its own, whose shared tasks must not become ours.
     set_as_current=False,
 )
@@ -37,3 +36,13 @@ app = Celery(
 app.config_from_object("graph_migrator.celeryconfig")
 app.user_options["worker"].update(metrics.OPTIONS)
 app.steps["worker"].add(metrics.MetricsEndpoint)
+
+
+@app.on_after_configure.connect
+def _sign(sender: Any, **_: object) -> None:
+    """With a key and certificates, a worker takes signed messages and no others (SECURITY.md).
+
+    JSON stays known to kombu for the results; what a worker takes is accept_content's business.
+    """
+    if settings().signing_key:
+        sender.setup_security(allowed_serializers=["json"])

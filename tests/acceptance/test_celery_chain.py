@@ -205,6 +205,7 @@ def test_bad_arguments_from_another_service_are_refused_by_the_worker(cluster: C
 
 
 def test_wire_names_and_the_queue_are_those_of_the_contract() -> None:
+    app.loader.import_default_modules()
     ours = {name for name in app.tasks if name.startswith("tasks.")}
     assert ours == {
         "tasks.migrate_graph",
