@@ -156,7 +156,7 @@ SELECT g.id, g.slug, g.graph_type, g.version, {_READ_ONLY} AS read_only,
 FROM graph_migrator.graphs g LEFT JOIN graph_migrator.migrations m ON m.id = g.migration_id
 """  # noqa: S608 - own text
 
-_WHICH = "WHERE g.slug = :graph OR g.id::text = lower(:graph)"
+_WHICH = "WHERE g.id = (SELECT graph_migrator.graph_id_of(:graph))"
 
 
 def find_graph(source: Engine | Connection, graph: str) -> GraphSummary:
@@ -228,10 +228,10 @@ def history(source: Engine | Connection, graph: str, *, limit: int = 20) -> list
         source,
         """
         SELECT m.id, graph_migrator.report(m.id) AS report FROM graph_migrator.migrations m
-        LEFT JOIN graph_migrator.graphs g ON g.id = m.graph_id
-        WHERE g.slug = :graph OR m.graph_id::text = lower(:graph) ORDER BY m.created_at DESC LIMIT :limit
+        WHERE m.graph_id = coalesce(graph_migrator.graph_id_of(:graph), CAST(:deleted AS uuid))
+        ORDER BY m.created_at DESC LIMIT :limit
         """,
-        {"graph": graph, "limit": limit},
+        {"graph": graph, "limit": limit, "deleted": _as_id(graph)},
     )
     if not rows:
         find_graph(source, graph)
@@ -243,6 +243,13 @@ def history(source: Engine | Connection, graph: str, *, limit: int = 20) -> list
         )
         for row in reversed(rows)
     ]
+
+
+def _as_id(graph: str) -> UUID | None:
+    try:
+        return UUID(graph)
+    except ValueError:
+        return None
 
 
 def traceback_of(source: Engine | Connection, attempt_id: int) -> str | None:

@@ -21,7 +21,7 @@ _EVERY: Final = 10_000
 _UTF8: Final = "SELECT set_config('client_encoding', 'UTF8', true)"
 _GRAPH: Final = """
 SELECT id, slug, version FROM graph_migrator.graphs
-WHERE slug = %(graph)s OR id::text = lower(%(graph)s)
+WHERE id = graph_migrator.graph_id_of(%(graph)s)
 """
 # What NetworkX would otherwise assume: every edge has a direction, and edges may be parallel.
 _ATTRIBUTES: Final = """

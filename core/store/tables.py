@@ -126,6 +126,7 @@ class Migration(_Base):
             postgresql_where=text("status IN ('queued', 'running', 'pausing', 'paused', 'cancelling')"),
         ),
         Index("migrations_by_graph", "graph_id", "created_at"),
+        Index("migrations_to_settle", "id", postgresql_where=text("status IN ('pausing', 'cancelling')")),
         Index(
             "migrations_for_recovery",
             "deadline",

@@ -96,6 +96,8 @@ CREATE INDEX migrations_by_graph ON migrations (graph_id, created_at);
 CREATE INDEX migrations_for_recovery ON migrations (deadline)
     WHERE status IN ('queued', 'running', 'pausing', 'cancelling');
 
+CREATE INDEX migrations_to_settle ON migrations (id) WHERE status IN ('pausing', 'cancelling');
+
 ALTER TABLE graphs ADD CONSTRAINT graphs_claim_is_a_migration
     FOREIGN KEY (migration_id) REFERENCES migrations (id);
 

@@ -10,6 +10,17 @@
 CREATE FUNCTION lock_key(p_graph uuid) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN uuid_hash_extended(p_graph, 5716853094183207169);
 
+-- The graph with this id or slug; NULL where there is none. A slug is never of a UUID's form, so each call is one look
+-- into one index: `slug = x OR id::text = x` would read every graph.
+CREATE FUNCTION graph_id_of(p_graph text) RETURNS uuid LANGUAGE plpgsql STABLE
+SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+    IF p_graph ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' THEN
+        RETURN (SELECT g.id FROM graphs g WHERE g.id = p_graph::uuid);
+    END IF;
+    RETURN (SELECT g.id FROM graphs g WHERE g.slug = p_graph);
+END $$;
+
 -- Everything that begin_migration decides on, read under the graph's exclusive session lock.
 -- A graph that a live migration owns is not waited for: the caller is refused at once, unlocked.
 -- Raises 55P03 when writers in flight keep the lock longer than p_wait_ms.
@@ -21,12 +32,7 @@ CREATE FUNCTION lock_and_load(p_graph text, p_request text, p_wait_ms integer, p
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     locked := false;
-    -- Not one query with a CASE or an OR: that would read all graphs, or be planned anew for each call.
-    IF p_graph ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' THEN
-        SELECT g.id, g.migration_id INTO graph_id, claim FROM graphs g WHERE g.id = p_graph::uuid;
-    ELSE
-        SELECT g.id, g.migration_id INTO graph_id, claim FROM graphs g WHERE g.slug = p_graph;
-    END IF;
+    SELECT g.id, g.migration_id INTO graph_id, claim FROM graphs g WHERE g.id = graph_id_of(p_graph);
     SELECT m.status INTO status FROM migrations m WHERE m.id = claim;
     IF graph_id IS NOT NULL AND (claim IS NULL OR status = 'failed') THEN
         PERFORM set_config('lock_timeout', p_wait_ms::text, true);

@@ -112,15 +112,9 @@ CREATE FUNCTION write_guard(p_graph text, p_version integer)
 RETURNS TABLE (id uuid, slug text, graph_type text, version integer)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
-    found_id uuid;
+    found_id uuid := graph_id_of(p_graph);
     g graphs;
 BEGIN
-    -- Not one query with a CASE: that would read all graphs.
-    IF p_graph ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' THEN
-        SELECT x.id INTO found_id FROM graphs x WHERE x.id = p_graph::uuid;
-    ELSE
-        SELECT x.id INTO found_id FROM graphs x WHERE x.slug = p_graph;
-    END IF;
     IF found_id IS NOT NULL THEN
         g := admit(found_id, true, p_version);
         RETURN QUERY SELECT g.id, g.slug, g.graph_type, g.version;

@@ -8,8 +8,9 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     UNION
     SELECT m.id FROM migrations m WHERE m.status IN ('pausing', 'cancelling')
     UNION
+    -- statement_timestamp() is stable, so the index ends the scan; clock_timestamp() would filter every waiting one.
     (SELECT m.id FROM migrations m
-     WHERE m.status IN ('queued', 'running', 'pausing', 'cancelling') AND m.deadline < clock_timestamp()
+     WHERE m.status IN ('queued', 'running', 'pausing', 'cancelling') AND m.deadline < statement_timestamp()
      ORDER BY m.deadline LIMIT p_most)
 $$;
 
@@ -99,7 +100,7 @@ CREATE FUNCTION record_outcome(p_task text, p_verb text, p_graph text, p_target 
     p_by text) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     INSERT INTO requests (task_id, verb, graph_id, target, outcome, requested_by)
-        VALUES (p_task, p_verb, (SELECT g.id FROM graphs g WHERE g.slug = p_graph OR g.id::text = lower(p_graph)),
+        VALUES (p_task, p_verb, graph_id_of(p_graph),
                 p_target, p_outcome, p_by)
         ON CONFLICT (task_id) DO NOTHING;
     IF NOT FOUND AND EXISTS (SELECT FROM requests r WHERE r.task_id = p_task AND r.verb = p_verb
@@ -148,7 +149,7 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
         AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
     LEFT JOIN pg_stat_activity a ON a.pid = l.pid
     LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND '-1/' || x.transaction = l.virtualtransaction
-    WHERE g.slug = p_graph OR g.id::text = lower(p_graph)
+    WHERE g.id = graph_id_of(p_graph)
 $$;
 
 -- ── batches ────────────────────────────────────────────────────────────────────────────────────────
@@ -288,14 +289,14 @@ CREATE FUNCTION load_operator_state(p_graph text, p_request text, OUT graph_id u
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     SELECT g.migration_id INTO migration_id FROM graphs g
-        WHERE g.slug = p_graph OR g.id::text = lower(p_graph);
+        WHERE g.id = graph_id_of(p_graph);
     PERFORM FROM migrations m WHERE m.id = load_operator_state.migration_id FOR UPDATE;
     SELECT g.id, g.slug, g.graph_type, g.version, g.partially_migrated, m.id, m.status, m.dispatch, m.to_version, m.plan,
            (SELECT to_jsonb(c) FROM checkpoints c WHERE c.migration_id = m.id LIMIT 1)
         INTO graph_id, slug, graph_type, version, partially_migrated, migration_id, status, dispatch, to_version, plan,
              checkpoint
         FROM graphs g LEFT JOIN migrations m ON m.id = g.migration_id
-        WHERE g.slug = p_graph OR g.id::text = lower(p_graph);
+        WHERE g.id = graph_id_of(p_graph);
     SELECT true, r.outcome INTO known, known_outcome FROM requests r WHERE r.task_id = p_request;
     known := coalesce(known, false);
 END $$;
@@ -334,7 +335,7 @@ CREATE FUNCTION set_owner_read_only(p_graph text, p_on boolean, OUT graph_id uui
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     SELECT g.id, g.slug, g.owner_read_only INTO graph_id, slug, was FROM graphs g
-        WHERE g.slug = p_graph OR g.id::text = lower(p_graph) FOR NO KEY UPDATE;
+        WHERE g.id = graph_id_of(p_graph) FOR NO KEY UPDATE;
     UPDATE graphs g SET owner_read_only = p_on, updated_at = clock_timestamp()
         WHERE g.id = set_owner_read_only.graph_id AND g.owner_read_only <> p_on;
 END $$;
