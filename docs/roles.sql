@@ -53,8 +53,9 @@ SET search_path = graph_migrator, pg_catalog;
 
 GRANT SELECT ON ALL TABLES IN SCHEMA graph_migrator TO graph_migrator_worker;
 GRANT INSERT, UPDATE, DELETE ON nodes, edges, checkpoints TO graph_migrator_worker;
-GRANT INSERT, UPDATE ON migrations, hop_attempts, requests TO graph_migrator_worker;
+GRANT INSERT, UPDATE ON migrations, hop_attempts, requests, hop_totals TO graph_migrator_worker;
 GRANT INSERT, UPDATE ON graphs TO graph_migrator_worker;
+GRANT UPDATE ON metrics_state TO graph_migrator_worker;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA graph_migrator TO graph_migrator_worker;
 
 -- ── the application: data through the guard; of a graph's row only what is its own ─────────────────
@@ -64,12 +65,12 @@ GRANT INSERT, UPDATE, DELETE ON nodes, edges TO graph_migrator_application;
 GRANT INSERT (id, slug, graph_type, version, owner_read_only, config, changed_at) ON graphs
     TO graph_migrator_application;
 GRANT UPDATE (slug, owner_read_only, config, updated_at), DELETE ON graphs TO graph_migrator_application;
-GRANT EXECUTE ON FUNCTION write_guard(text, integer) TO graph_migrator_application;
+GRANT EXECUTE ON FUNCTION write_guard(text, integer), graph_id_of(text) TO graph_migrator_application;
 
 -- ── the reader ────────────────────────────────────────────────────────────────────────────────────
 
 GRANT SELECT ON ALL TABLES IN SCHEMA graph_migrator TO graph_migrator_reader;
-GRANT EXECUTE ON FUNCTION report(uuid), lock_key(uuid), lock_holders(text) TO graph_migrator_reader;
+GRANT EXECUTE ON FUNCTION report(uuid), lock_key(uuid), lock_holders(text), graph_id_of(text) TO graph_migrator_reader;
 
 RESET search_path;
 

@@ -1,8 +1,8 @@
 """Prometheus metrics, served by a worker's main process: ``celery -A graph_migrator worker --metrics-port 9464``.
 
-Everything is counted in Postgres when it is asked for, nothing in the workers' memory. The audit rows never
-change and are never deleted, so a count of them is a counter: it survives restarts, a killed process cannot
-take numbers with it, and prefork needs no shared files. In return every worker tells the same fleet-wide
+Everything is counted in Postgres, nothing in the workers' memory. The audit rows never change, so a count of them
+is a counter: it survives restarts, a killed process cannot take numbers with it, and prefork needs no shared files.
+In return every worker gives the same fleet-wide
 numbers: scrape one or all of them, and never add them up (`max`, not `sum`).
 """
 
@@ -18,7 +18,7 @@ from celery.signals import worker_process_init
 from click import Option
 
 from graph_migrator.core.graph_types.registry import graph_types
-from graph_migrator.core.inspection.metrics import Measures, Watermark, measure
+from graph_migrator.core.inspection.metrics import Measures, measure
 from graph_migrator.core.settings import settings
 from graph_migrator.tasks.runtime import engine
 
@@ -52,7 +52,6 @@ class Counted:
 
     def __init__(self) -> None:
         self._one_at_a_time = threading.Lock()
-        self._settled = Watermark()
 
     def describe(self) -> Iterable[Any]:
         """Nothing: registering must not ask Postgres."""
@@ -64,7 +63,7 @@ class Counted:
 
         try:
             with self._one_at_a_time, engine().connect() as connection:
-                found = measure(connection, self._settled)
+                found = measure(connection)
         except Exception as error:  # noqa: BLE001 - whatever is away: that is what the scrape says
             _log.warning("metrics: Postgres did not answer: %s", type(error).__name__)
             found = None

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from celery.backends.redis import RedisBackend
 from celery.signals import worker_ready, worker_shutting_down
 
 from graph_migrator.core.execution import recovery
+from graph_migrator.core.inspection import metrics
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.tasks.celery import app
 from graph_migrator.tasks.events import show_failure
 from graph_migrator.tasks.migrate import send
-from graph_migrator.tasks.runtime import executors
+from graph_migrator.tasks.runtime import engine, executors
 
 _log = logging.getLogger("graph_migrator.recovery")
 _stop = threading.Event()
+
+_COUNT_SECONDS = 10.0
+"""How often a sweep also adds finished attempts to the totals."""
 
 
 @app.task(name="tasks.recover_migrations")
@@ -96,10 +101,19 @@ def _store(task_id: str, result: recovery.Outcome) -> None:
         app.backend.mark_as_done(task_id, value)
 
 
+def count_history() -> None:
+    """Add what has finished to the totals that monitoring reads."""
+    with engine().begin() as connection:
+        metrics.advance(connection)
+
+
 def _sweep_until_stopped() -> None:
+    counted = time.monotonic()
     while not _stop.wait(settings().sweep_seconds):
         try:
-            sweep_once()
+            if sweep_once() and time.monotonic() - counted > _COUNT_SECONDS:
+                counted = time.monotonic()
+                count_history()
         except Exception as error:  # noqa: BLE001 - whatever is away will be back; recovery must be here then
             _log.warning("sweep did not finish: %s: %s", type(error).__name__, safe_message(error))
             _stop.wait(min(5.0, 4 * settings().sweep_seconds))

@@ -1,1 +1,1 @@
-"""Reading what Postgres holds: history, diagnosis, health checks and metrics. Nothing here writes."""
+"""Reading what Postgres holds: history, diagnosis, health checks and metrics. Nothing here changes a migration."""

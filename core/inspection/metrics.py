@@ -1,7 +1,14 @@
-"""What monitoring counts, read from the tables in a few grouped queries."""
+"""What monitoring counts.
+
+Finished attempts never change, so they are counted once: `advance` adds them to small tables, a step of every
+recovery sweep, and `measure` adds only those that came since. Counts of migrations and graphs are taken anew at each
+scrape while that is quick; on a large fleet the sweep takes them now and then, and a scrape reads its last result.
+"""
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -32,19 +39,6 @@ class Histogram:
             below += count
             found.append((bound, float(below)))
         return found
-
-
-@dataclass
-class Watermark:
-    """Attempts that were counted before and can never change: a process that measures again need not again.
-
-    Attributes:
-        up_to: Every attempt up to this id has finished, and is in here.
-        hops: Histogram and committed rows, by graph type, hop and status.
-    """
-
-    up_to: int = 0
-    hops: dict[tuple[str, str, str], tuple[Histogram, int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -88,10 +82,11 @@ WHERE a.finished_at IS NOT NULL AND a.id > :after AND a.id <= :up_to GROUP BY 1,
 
 # Up to where all attempts have finished. An id is older than its commit, by a moment: ten minutes are plenty.
 _UP_TO = """
-SELECT coalesce(max(id), 0), coalesce((SELECT max(id) FROM graph_migrator.hop_attempts), 0)
-FROM graph_migrator.hop_attempts
-WHERE id > :after AND started_at < clock_timestamp() - interval '10 minutes'
-  AND id < coalesce((SELECT min(id) FROM graph_migrator.hop_attempts WHERE status = 'running'), 9223372036854775807)
+SELECT max(id) FROM (
+    SELECT id FROM graph_migrator.hop_attempts
+    WHERE id > :after AND started_at < clock_timestamp() - interval '10 minutes'
+      AND id < coalesce((SELECT min(id) FROM graph_migrator.hop_attempts WHERE status = 'running'), 9223372036854775807)
+    ORDER BY id LIMIT :most) settled
 """
 
 # A gap of more than ten minutes is not recovery's: the migration had failed, and an operator retried it.
@@ -101,81 +96,148 @@ FROM graph_migrator.hop_attempts a
 CROSS JOIN LATERAL (SELECT min(b.started_at) AS started_at FROM graph_migrator.hop_attempts b
                     WHERE b.migration_id = a.migration_id AND b.id > a.id) n
 CROSS JOIN LATERAL (SELECT extract(epoch FROM n.started_at - a.finished_at)::double precision) s (seconds)
-WHERE a.status = 'lost' AND s.seconds <= 600 GROUP BY 1
+WHERE a.status = 'lost' AND a.id > :after AND a.id <= :up_to AND s.seconds <= 600 GROUP BY 1
 """
 
 # Waiting is every live migration that could go on and that nobody executes at this moment.
-_QUEUE = """
-SELECT count(*) FILTER (WHERE r.id IS NOT NULL), count(*) FILTER (WHERE r.id IS NULL),
-       coalesce(max(extract(epoch FROM clock_timestamp() - coalesce(l.finished_at, m.created_at)))
-                FILTER (WHERE r.id IS NULL), 0)::double precision,
-       count(*) FILTER (WHERE r.id IS NULL AND m.deadline < clock_timestamp())
-FROM graph_migrator.migrations m
-LEFT JOIN graph_migrator.hop_attempts r ON r.migration_id = m.id AND r.status = 'running'
-LEFT JOIN LATERAL (SELECT max(a.finished_at) AS finished_at FROM graph_migrator.hop_attempts a
-                   WHERE a.migration_id = m.id) l ON true
-WHERE m.status IN ('queued', 'running', 'pausing', 'cancelling')
+_COUNTS = """
+SELECT jsonb_build_object(
+    'migrations', (SELECT coalesce(jsonb_agg(jsonb_build_array(graph_type, status, number)), '[]') FROM (
+        SELECT graph_type, status, count(*) AS number FROM graph_migrator.migrations GROUP BY 1, 2) by_status),
+    'graphs', (SELECT coalesce(jsonb_agg(jsonb_build_array(graph_type, version, number, partial)), '[]') FROM (
+        SELECT graph_type, version, count(*) AS number, count(partially_migrated) AS partial
+        FROM graph_migrator.graphs GROUP BY 1, 2) by_version),
+    'queue', (
+        SELECT jsonb_build_array(
+            count(*) FILTER (WHERE r.id IS NOT NULL), count(*) FILTER (WHERE r.id IS NULL),
+            coalesce(max(extract(epoch FROM clock_timestamp() - coalesce(l.finished_at, m.created_at)))
+                     FILTER (WHERE r.id IS NULL), 0)::double precision,
+            count(*) FILTER (WHERE r.id IS NULL AND m.deadline < clock_timestamp()))
+        FROM graph_migrator.migrations m
+        LEFT JOIN graph_migrator.hop_attempts r ON r.migration_id = m.id AND r.status = 'running'
+        LEFT JOIN LATERAL (SELECT max(a.finished_at) AS finished_at FROM graph_migrator.hop_attempts a
+                           WHERE a.migration_id = m.id) l ON true
+        WHERE m.status IN ('queued', 'running', 'pausing', 'cancelling')))
 """
 
+_TOTALS = "SELECT graph_type, hop_name, status, buckets, seconds, rows_changed FROM graph_migrator.hop_totals"
 
-def measure(connection: Connection, settled: Watermark | None = None) -> Measures:
-    """Count everything, in one snapshot.
+_SAVE_TOTAL = """
+INSERT INTO graph_migrator.hop_totals (graph_type, hop_name, status, buckets, seconds, rows_changed)
+VALUES (:graph_type, :hop, :status, :buckets, :seconds, :rows)
+ON CONFLICT (graph_type, hop_name, status) DO UPDATE
+SET buckets = excluded.buckets, seconds = excluded.seconds, rows_changed = excluded.rows_changed
+"""
+
+_QUICK_SECONDS = 0.05
+"""While a count of all migrations and graphs takes no longer than this, every scrape takes it."""
+
+_PAUSE = 50
+"""A count that takes longer is repeated after so many times its own duration, 10 seconds at the least."""
+
+_Hops = dict[tuple[str, str, str], tuple[Histogram, int]]
+
+
+def advance(connection: Connection, *, most: int = 50_000) -> int:
+    """Add attempts that can no longer change to the totals, and take the counts anew where they are old.
+
+    Called in a transaction of its own by the process that sweeps; a second one that calls it waits.
 
     Args:
-        connection: Any.
-        settled: What was counted before, for a caller that measures again and again: it is used and
-            brought up to date, and only attempts of late are read.
+        connection: In a transaction; the caller commits.
+        most: How many attempts to add at most. The rest follows at the next call.
+
+    Returns:
+        The id up to which attempts are counted.
     """
+    state = connection.execute(
+        text(
+            "SELECT counted_up_to, recovery_buckets, recovery_seconds, counted_at IS NULL OR clock_timestamp() - "
+            "counted_at > make_interval(secs => greatest(10, :pause * count_took)) AS is_old "
+            "FROM graph_migrator.metrics_state FOR UPDATE"
+        ),
+        {"pause": _PAUSE},
+    ).one()
+    found: int | None = connection.execute(
+        text(_UP_TO), {"after": state.counted_up_to, "most": most}
+    ).scalar_one()
+    up_to = state.counted_up_to if found is None else found
+    if up_to > state.counted_up_to:
+        hops = _load_totals(connection)
+        _add_hops(connection, hops, after=state.counted_up_to, up_to=up_to)
+        for (kind, hop, status), (histogram, rows) in hops.items():
+            total = {"buckets": histogram.counts, "seconds": histogram.total, "rows": rows}
+            connection.execute(text(_SAVE_TOTAL), {"graph_type": kind, "hop": hop, "status": status, **total})
+        recovery = Histogram(RECOVERY_BOUNDS, list(state.recovery_buckets), state.recovery_seconds)
+        _add_recovery(connection, recovery, after=state.counted_up_to, up_to=up_to)
+        connection.execute(
+            text(
+                "UPDATE graph_migrator.metrics_state SET counted_up_to = :up_to, recovery_buckets = :buckets, "
+                "recovery_seconds = :seconds"
+            ),
+            {"up_to": up_to, "buckets": recovery.counts, "seconds": recovery.total},
+        )
+    if state.is_old:
+        began = time.monotonic()
+        counts = connection.execute(text(_COUNTS)).scalar_one()
+        connection.execute(
+            text(
+                "UPDATE graph_migrator.metrics_state SET counts = CAST(:counts AS jsonb), "
+                "counted_at = clock_timestamp(), count_took = :took"
+            ),
+            {"counts": json.dumps(counts), "took": time.monotonic() - began},
+        )
+    return int(up_to)
+
+
+def measure(connection: Connection) -> Measures:
+    """Everything that monitoring shows, in one snapshot."""
     found = Measures()
-    settled = Watermark() if settled is None else settled
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
     connection.execute(text("SET LOCAL statement_timeout = '30s'"))
-    by_status = "SELECT graph_type, status, count(*) FROM graph_migrator.migrations GROUP BY 1, 2"
-    for kind, status, count in connection.execute(text(by_status)):
-        found.migrations[kind, status] = count
-    _count_hops(connection, found, settled)
-    for above, count, seconds in connection.execute(text(_RECOVERY), {"negated": _negated(RECOVERY_BOUNDS)}):
-        _add(found.recovery, above, count, seconds)
-    found.running_hops, found.waiting, found.queue_age, found.overdue = connection.execute(text(_QUEUE)).one()
-    by_version = (
-        "SELECT graph_type, version, count(*), count(*) FILTER (WHERE partially_migrated IS NOT NULL) "
-        "FROM graph_migrator.graphs GROUP BY 1, 2"
-    )
-    for kind, version, count, partially_migrated in connection.execute(text(by_version)):
-        found.graphs[kind, version] = count
-        found.partially_migrated += partially_migrated
-    return found
-
-
-def _count_hops(connection: Connection, found: Measures, settled: Watermark) -> None:
-    up_to, newest = connection.execute(text(_UP_TO), {"after": settled.up_to}).one()
-    if newest < settled.up_to:  # it is another database, restored from a backup
-        settled.up_to, settled.hops = 0, {}
-        return _count_hops(connection, found, settled)
-    up_to = max(up_to, settled.up_to)
-    _read_hops(connection, settled.hops, after=settled.up_to, up_to=up_to)
-    settled.up_to = up_to
-    hops = {
-        key: (Histogram(HOP_BOUNDS, list(known.counts), known.total), rows)
-        for key, (known, rows) in settled.hops.items()
-    }
-    _read_hops(connection, hops, after=up_to, up_to=newest)
+    state = connection.execute(
+        text(
+            "SELECT counted_up_to, recovery_buckets, recovery_seconds, counts, count_took, "
+            "(SELECT coalesce(max(id), 0) FROM graph_migrator.hop_attempts) AS newest FROM graph_migrator.metrics_state"
+        )
+    ).one()
+    hops = _load_totals(connection)
+    _add_hops(connection, hops, after=state.counted_up_to, up_to=state.newest)
     for (kind, hop, status), (histogram, rows) in hops.items():
         found.hop_seconds[kind, hop, status] = histogram
         found.rows[kind, hop] = found.rows.get((kind, hop), 0) + rows
-    return None
+    found.recovery = Histogram(RECOVERY_BOUNDS, list(state.recovery_buckets), state.recovery_seconds)
+    _add_recovery(connection, found.recovery, after=state.counted_up_to, up_to=state.newest)
+    counts = state.counts
+    if counts is None or state.count_took <= _QUICK_SECONDS:
+        counts = connection.execute(text(_COUNTS)).scalar_one()
+    found.migrations = {(kind, status): number for kind, status, number in counts["migrations"]}
+    for kind, version, number, partial in counts["graphs"]:
+        found.graphs[kind, version] = number
+        found.partially_migrated += partial
+    found.running_hops, found.waiting, found.queue_age, found.overdue = counts["queue"]
+    return found
 
 
-def _read_hops(
-    connection: Connection, into: dict[tuple[str, str, str], tuple[Histogram, int]], *, after: int, up_to: int
-) -> None:
-    if after >= up_to:
-        return
+def _load_totals(connection: Connection) -> _Hops:
+    return {
+        (kind, hop, status): (Histogram(HOP_BOUNDS, list(buckets), seconds), rows)
+        for kind, hop, status, buckets, seconds, rows in connection.execute(text(_TOTALS))
+    }
+
+
+def _add_hops(connection: Connection, hops: _Hops, *, after: int, up_to: int) -> None:
     parameters = {"negated": _negated(HOP_BOUNDS), "after": after, "up_to": up_to}
     for kind, hop, status, above, count, seconds, rows in connection.execute(text(_HOPS), parameters):
-        histogram, rows_before = into.get((kind, hop, status), (Histogram(HOP_BOUNDS), 0))
+        histogram, rows_before = hops.get((kind, hop, status), (Histogram(HOP_BOUNDS), 0))
         _add(histogram, above, count, seconds)
-        into[kind, hop, status] = histogram, rows_before + int(rows)
+        hops[kind, hop, status] = histogram, rows_before + int(rows)
+
+
+def _add_recovery(connection: Connection, recovery: Histogram, *, after: int, up_to: int) -> None:
+    parameters = {"negated": _negated(RECOVERY_BOUNDS), "after": after, "up_to": up_to}
+    for above, count, seconds in connection.execute(text(_RECOVERY), parameters):
+        _add(recovery, above, count, seconds)
 
 
 def _negated(bounds: Sequence[float]) -> list[float]:

@@ -7,8 +7,11 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
+    CheckConstraint,
     DateTime,
+    Double,
     ForeignKey,
     ForeignKeyConstraint,
     Identity,
@@ -32,6 +35,7 @@ class _Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own protocol
         datetime: DateTime(timezone=True),
         str: Text(),
+        float: Double(),
         dict[str, Any]: JSONB(),
         list[Any]: JSONB(),
     }
@@ -218,6 +222,34 @@ class Checkpoint(_Base):
     cursor: Mapped[list[Any]]
     done: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class HopTotal(_Base):
+    """Finished attempts of one hop with one outcome, counted by the sweep."""
+
+    __tablename__ = "hop_totals"
+
+    graph_type: Mapped[str] = mapped_column(primary_key=True)
+    hop_name: Mapped[str] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(primary_key=True)
+    buckets: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    seconds: Mapped[float]
+    rows_changed: Mapped[int] = mapped_column(BigInteger)
+
+
+class MetricsState(_Base):
+    """How far the attempts are counted, and the last count of migrations and graphs. One row."""
+
+    __tablename__ = "metrics_state"
+    __table_args__ = (CheckConstraint("only_row", name="metrics_state_has_one_row"),)
+
+    only_row: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"))
+    counted_up_to: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    recovery_buckets: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default=text("'{}'"))
+    recovery_seconds: Mapped[float] = mapped_column(server_default=text("0"))
+    counts: Mapped[_Json | None]
+    counted_at: Mapped[datetime | None]
+    count_took: Mapped[float] = mapped_column(server_default=text("0"))
 
 
 class Request(_Base):

@@ -21,11 +21,11 @@ from graph_migrator.core.inspection.metrics import (
     RECOVERY_BOUNDS,
     Histogram,
     Measures,
-    Watermark,
+    advance,
     measure,
 )
 from graph_migrator.tasks.metrics import METRICS, families
-from tests.rows import add_graph
+from tests.rows import add_graph, rows
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 NOW = datetime.now(UTC)
@@ -124,29 +124,29 @@ def test_attempts_are_counted_by_type_hop_and_outcome(engine: Engine) -> None:
     assert found.hop_seconds["k", "h", "lost"].total == pytest.approx(2)
 
 
-def test_what_is_settled_is_not_counted_again_nor_lost(engine: Engine) -> None:
-    settled = Watermark()
-
+def test_what_is_settled_is_counted_once_and_never_lost(engine: Engine) -> None:
     def counted() -> tuple[int, int, dict[str, int]]:
-        with engine.connect() as connection:
-            found = measure(connection, settled)
-        from_the_start = look(engine)
-        assert (found.hop_seconds, found.rows) == (from_the_start.hop_seconds, from_the_start.rows)
-        return (
-            settled.up_to,
-            found.rows["k", "h"],
-            {key[2]: sum(h.counts) for key, h in found.hop_seconds.items()},
+        before = look(engine)
+        with engine.begin() as connection:
+            up_to = advance(connection)
+        found = look(engine)
+        assert (found.hop_seconds, found.rows, found.recovery) == (
+            before.hop_seconds,
+            before.rows,
+            before.recovery,
         )
+        return up_to, found.rows["k", "h"], {key[2]: sum(h.counts) for key, h in found.hop_seconds.items()}
 
     old = add_migration(engine, "succeeded")
     add_attempt(engine, old, "lost", start=5_000, took=1, rows=4, batches=1, number=1)
-    add_attempt(engine, old, "succeeded", start=4_000, took=1, rows=3, number=2)
+    add_attempt(engine, old, "succeeded", start=4_990, took=1, rows=3, number=2)
     long = add_migration(engine, "running")
     add_attempt(engine, long, "running", start=3_000, took=None)
     add_attempt(engine, add_migration(engine, "succeeded"), "succeeded", start=2_000, took=1, rows=10)
     add_attempt(engine, add_migration(engine, "succeeded"), "succeeded", start=10, took=1, rows=20)
     for _ in range(3):  # an attempt still runs: what is newer stays open
         assert counted() == (2, 37, {"lost": 1, "succeeded": 3})
+    assert sum(look(engine).recovery.counts) == 1
     with engine.begin() as connection:
         connection.execute(
             text(
@@ -156,8 +156,35 @@ def test_what_is_settled_is_not_counted_again_nor_lost(engine: Engine) -> None:
         )
     for _ in range(3):  # the latest is too young to be settled
         assert counted() == (4, 137, {"lost": 1, "succeeded": 4})
-    settled.up_to = 1_000  # a backup with fewer attempts has been restored
-    assert counted() == (4, 137, {"lost": 1, "succeeded": 4})
+
+
+def test_a_long_history_is_counted_piece_by_piece(engine: Engine) -> None:
+    for number in range(1, 8):
+        add_attempt(engine, add_migration(engine, "succeeded"), "succeeded", start=2_000, took=number)
+    counted = []
+    for _ in range(5):
+        with engine.begin() as connection:
+            counted.append(advance(connection, most=3))
+    assert counted == [3, 6, 7, 7, 7]
+    assert look(engine).hop_seconds["k", "h", "succeeded"].total == pytest.approx(28)
+    assert rows(engine, "SELECT status, seconds FROM hop_totals") == [("succeeded", 28.0)]
+
+
+def test_a_count_that_takes_long_is_the_sweeps_and_a_scrape_reads_it(engine: Engine) -> None:
+    add_migration(engine, "failed")
+    with engine.begin() as connection:
+        advance(connection)
+        connection.execute(text("UPDATE metrics_state SET count_took = 3"))
+    add_migration(engine, "failed")
+    assert look(engine).migrations == {("k", "failed"): 1}
+    with engine.begin() as connection:  # 50 times 3 seconds later
+        connection.execute(text("UPDATE metrics_state SET counted_at = now() - interval '149 s'"))
+        advance(connection)
+    assert look(engine).migrations == {("k", "failed"): 1}
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE metrics_state SET counted_at = now() - interval '151 s'"))
+        advance(connection)
+    assert look(engine).migrations == {("k", "failed"): 2}
 
 
 @pytest.mark.parametrize("bound", [0.005, 0.1, 60.0, 3600.0])

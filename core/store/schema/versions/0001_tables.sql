@@ -161,6 +161,31 @@ CREATE TABLE requests (
 CREATE INDEX requests_unanswered ON requests (created_at) WHERE answered_at IS NULL;
 CREATE INDEX requests_by_migration ON requests (migration_id);
 
+-- What monitoring reads, kept by the sweep: finished attempts are counted once, not at each scrape. Those up to
+-- metrics_state.counted_up_to are in hop_totals, by outcome, in the buckets of core/inspection/metrics.py.
+CREATE TABLE hop_totals (
+    graph_type text NOT NULL,
+    hop_name   text NOT NULL,
+    status     text NOT NULL,
+    buckets    bigint[] NOT NULL,
+    seconds    double precision NOT NULL,
+    rows_changed bigint NOT NULL,
+    PRIMARY KEY (graph_type, hop_name, status)
+);
+CREATE TABLE metrics_state (
+    only_row       boolean PRIMARY KEY DEFAULT true,
+    counted_up_to  bigint NOT NULL DEFAULT 0,
+    recovery_buckets bigint[] NOT NULL DEFAULT '{}',
+    recovery_seconds double precision NOT NULL DEFAULT 0,
+    counts         jsonb,
+    counted_at     timestamptz,
+    count_took     double precision NOT NULL DEFAULT 0,
+    CONSTRAINT metrics_state_has_one_row CHECK (only_row)
+);
+COMMENT ON COLUMN metrics_state.counts IS 'Migrations by type and status, graphs by type and version: counted anew now and then.';
+COMMENT ON COLUMN metrics_state.count_took IS 'Seconds that the last count took; a scrape counts by itself while that is short.';
+INSERT INTO metrics_state DEFAULT VALUES;
+
 -- ── what never changes, never changes ──────────────────────────────────────────────────────────────
 
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
