@@ -78,9 +78,11 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _name_the_driver(cls, url: str) -> str:
-        # SQLAlchemy 2.1 reads a bare postgresql:// as psycopg 3; this project is built on psycopg2.
+        # SQLAlchemy 2.1 reads a bare postgresql:// as psycopg 3; this project is built on psycopg2. A URL that is
+        # shared with an application may name psycopg 3, whose parameters are the same.
         scheme, separator, rest = url.partition("://")
-        return f"postgresql+psycopg2://{rest}" if scheme in {"postgres", "postgresql"} and separator else url
+        ours = scheme in {"postgres", "postgresql", "postgresql+psycopg"} and separator
+        return f"postgresql+psycopg2://{rest}" if ours else url
 
 
 @cache

@@ -14,9 +14,10 @@ from graph_migrator.core.settings import settings
 
 
 def environment(postgres: Postgres, redis: Redis) -> dict[str, str]:
-    """The variables that point a process at these servers."""
+    """The variables that let a process use these servers."""
     found = {
-        "DATABASE_URL": postgres.url,
+        # With the driver's name: SQLAlchemy 2.1 reads a bare postgresql:// as psycopg 3.
+        "DATABASE_URL": postgres.url.replace("postgresql://", "postgresql+psycopg2://", 1),
         "CELERY_BROKER_URL": redis.url,
         "CELERY_RESULT_BACKEND": redis.url.removesuffix("/0") + "/1",
     }

@@ -36,6 +36,7 @@ from graph_migrator.core.planning import Step
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
+from graph_migrator.core.store.connections import require_psycopg2
 from graph_migrator.core.store.session import Executor, Executors
 
 
@@ -53,13 +54,14 @@ def run_graph_migration(
     waits for it and reports the same outcome.
 
     Args:
-        session_factory: The database: an engine, or a session factory bound to one.
+        session_factory: The database: an engine of psycopg2, or a session factory bound to one.
         graph_id: Id or slug.
         target: The version to reach; None for the newest.
         caller: Who asks, for the audit rows.
         on_hop: Called after each hop.
 
     Raises:
+        InvalidRequest: The engine has another driver.
         GraphMigratorError: As `begin_migration`.
         Exception: What a hop raised.
     """
@@ -121,12 +123,11 @@ def _wait_for_the_end(executors: Executors, migration_id: UUID) -> MigrationRepo
 def _executors_of(source: Engine | sessionmaker[Session] | Executors) -> tuple[Executors, bool]:
     if isinstance(source, Executors):
         return source, False
-    if isinstance(source, Engine):
-        return Executors(source), True
-    bind = source.kw.get("bind")
-    if not isinstance(bind, Engine):
+    engine = source if isinstance(source, Engine) else source.kw.get("bind")
+    if not isinstance(engine, Engine):
         raise InvalidRequest("session_factory", "it must be bound to an engine")
-    return Executors(bind), True
+    require_psycopg2(engine, "session_factory")
+    return Executors(engine), True
 
 
 def execute_migration(
@@ -138,13 +139,13 @@ def execute_migration(
     done here is rolled back to a savepoint, and the caller's transaction can go on.
 
     Args:
-        connection: A connection with READ COMMITTED isolation. With an older snapshot the hops would see
+        connection: A connection of psycopg2 with READ COMMITTED isolation. With an older snapshot the hops would see
             rows of another version than the one they are told.
         graph_id: Id or slug.
         target: The version to reach; None for the newest.
 
     Raises:
-        InvalidRequest: The connection is in autocommit mode or has another isolation level.
+        InvalidRequest: The connection is in autocommit mode, or has another isolation level or driver.
         GraphMigratorError: As `begin_migration`.
         Exception: What a hop raised.
     """
@@ -184,6 +185,7 @@ def migrate_within(
     Yields:
         The report so far: when it has begun, and after each hop.
     """
+    require_psycopg2(connection, "connection")
     driver: Any = connection.connection.dbapi_connection  # the server does not know of autocommit
     isolation = "AUTOCOMMIT" if driver.autocommit else connection.get_isolation_level()
     if isolation != "READ COMMITTED":

@@ -1,17 +1,21 @@
-"""What an error from Postgres means for a migration. Classified here, once; `core.store.redaction` tells it."""
+"""What an error from Postgres means for a migration. Classified here, once; `core.store.redaction` shows it.
+
+Executors use psycopg2. Applications that write to graphs, and hops that connect to other databases, may use another
+driver; so an error is known by its SQLSTATE, not by its class.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import psycopg2
-import psycopg2.errors
 from sqlalchemy.exc import DBAPIError
 
 
 class Failure(StrEnum):
-    """The four kinds of error that an executor tells apart."""
+    """The four kinds of error that an executor distinguishes."""
 
     TRANSIENT = "transient"
     LOST_CONNECTION = "lost connection"
@@ -38,35 +42,72 @@ ENDED: Final = "GM002"
 """Raised by our own functions when somebody ended the transaction that they were to finish."""
 
 
-def driver_error(error: BaseException) -> psycopg2.Error | None:
-    """The psycopg2 error in `error`, whether SQLAlchemy wrapped it or not."""
-    if isinstance(error, DBAPIError):
-        return error.orig if isinstance(error.orig, psycopg2.Error) else None
-    return error if isinstance(error, psycopg2.Error) else None
+@dataclass(frozen=True, slots=True)
+class PostgresError:
+    """What Postgres said, whichever driver passed it on.
+
+    Attributes:
+        cause: The driver's own error.
+        sqlstate: None where the server never answered, or the driver itself refused.
+        message: The primary message.
+        detail: DETAIL, which may hold the values of rows.
+    """
+
+    cause: BaseException
+    sqlstate: str | None
+    message: str | None
+    detail: str | None
+
+
+def postgres_error(error: BaseException) -> PostgresError | None:
+    """Read an error of Postgres or of a driver for it.
+
+    Args:
+        error: What SQLAlchemy raised, or a driver: psycopg2, psycopg 3, asyncpg or pg8000.
+
+    Returns:
+        None where it is another error.
+    """
+    cause: Any = error.orig if isinstance(error, DBAPIError) else error
+    if cause is None:
+        return None
+    fields = cause.args[0] if cause.args and isinstance(cause.args[0], dict) else {}
+    if {"C", "M"} <= fields.keys():  # pg8000 passes on the protocol's own fields
+        return PostgresError(cause, fields["C"], fields["M"], fields.get("D"))
+    if not isinstance(cause, psycopg2.Error) and not hasattr(cause, "sqlstate"):
+        return None
+    state = getattr(cause, "pgcode", None) or getattr(cause, "sqlstate", None)
+    said = getattr(cause, "diag", None)
+    if said is not None:
+        return PostgresError(cause, state, said.message_primary, said.message_detail)
+    # asyncpg; SQLAlchemy wraps its error in one of its own.
+    original = cause.__cause__ if hasattr(cause.__cause__, "sqlstate") else cause
+    return PostgresError(cause, state, getattr(original, "message", None), getattr(original, "detail", None))
 
 
 def sqlstate(error: BaseException) -> str | None:
     """The SQLSTATE of a Postgres error; None for anything else, and where the server never answered."""
-    cause = driver_error(error)
-    return cause.pgcode if cause is not None else None
+    found = postgres_error(error)
+    return found.sqlstate if found is not None else None
 
 
 def classify(error: BaseException) -> Failure:
-    """Tell what an error means.
+    """What an error means for the migration in which it was raised.
 
-    A connection that died without a word has no SQLSTATE: psycopg2 then raises `OperationalError`, or
+    A connection that died silently has no SQLSTATE: psycopg2 then raises `OperationalError`, or
     `InterfaceError` on its next use.
     """
-    cause = driver_error(error)
-    if cause is None:
+    found = postgres_error(error)
+    if found is None:
         return Failure.PERMANENT
-    if cause.pgcode == FENCE:
+    if found.sqlstate == FENCE:
         return Failure.LOST_FENCE
-    if cause.pgcode in _TRANSIENT:
+    if found.sqlstate in _TRANSIENT:
         return Failure.TRANSIENT
-    unanswered = cause.pgcode is None and isinstance(
-        cause, psycopg2.OperationalError | psycopg2.InterfaceError
+    # Only psycopg2: an executor's connection is one of psycopg2.
+    unanswered = found.sqlstate is None and isinstance(
+        found.cause, psycopg2.OperationalError | psycopg2.InterfaceError
     )
-    if unanswered or cause.pgcode in _LOST_CONNECTION:
+    if unanswered or found.sqlstate in _LOST_CONNECTION:
         return Failure.LOST_CONNECTION
     return Failure.PERMANENT

@@ -2,29 +2,25 @@
 
 Postgres puts row data into DETAIL and, for malformed values, into the message itself; psycopg2 adds the
 statement with its parameters filled in; SQLAlchemy adds both again; pydantic quotes its input; Python and its
-libraries quote what they could not convert. What the author of a hop wrote into an error of their own is
-told as it is: those are the author's words.
+libraries quote what they could not convert, find or open. What the author of a hop wrote into an error of their
+own is shown as it is: those are the author's words.
 """
 
 from __future__ import annotations
 
-import dis
 import re
-import sysconfig
-import traceback as tracebacks
 from typing import Any, Final
 
-import psycopg2
-from sqlalchemy.exc import StatementError
+from sqlalchemy.exc import DBAPIError, StatementError
 
 from graph_migrator.core.errors import GraphMigratorError, json_args, name_of
-from graph_migrator.core.store.errors import driver_error
+from graph_migrator.core.store import frames
+from graph_migrator.core.store.errors import PostgresError, postgres_error
 
 _QUOTED: Final = re.compile(r"\"(.*)\"|'(.*)'", re.DOTALL)
 _LITERAL: Final = re.compile(r"\"[^\"]*'.*\"", re.DOTALL)
-_LIBRARIES: Final = tuple(
-    {sysconfig.get_path(each) for each in ("stdlib", "platstdlib", "purelib", "platlib")}
-)
+_QUOTING: Final = (ValueError, LookupError, OSError)
+"""Errors in which Python repeats a value: one that it could not convert, find or open."""
 
 
 def safe_message(error: BaseException) -> str:
@@ -33,26 +29,45 @@ def safe_message(error: BaseException) -> str:
 
 
 def _without_values(error: BaseException) -> str:
-    cause = driver_error(error)
-    if cause is not None:
-        return _of_postgres(cause)
+    found = postgres_error(error)
+    if found is not None:
+        return _of_postgres(found)
     if isinstance(error, StatementError):
         inner = error.orig
-        return (
-            f"{name_of(inner)}: {safe_message(inner)}" if inner is not None else "the statement is malformed"
+        if inner is None:
+            return "the statement is malformed"
+        # Another database's driver may quote what it was given.
+        shown = (
+            _QUOTED.sub("'…'", safe_message(inner)) if isinstance(error, DBAPIError) else safe_message(inner)
         )
+        return f"{name_of(inner)}: {shown}"
     errors = getattr(error, "errors", None)
     if type(error).__name__ == "ValidationError" and callable(errors):
         found = errors(include_input=False, include_url=False, include_context=False)
         # Not the messages: a validator's own, and some of pydantic's, repeat the input.
         return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'it'} ({each['type']})" for each in found)
-    if (
-        isinstance(error, ValueError)
-        and not isinstance(error, GraphMigratorError)
-        and _is_not_authored(error)
-    ):
-        return _QUOTED.sub("'…'", _words(error))
-    return _words(error)
+    if isinstance(error, GraphMigratorError) or frames.is_raised_by_author(error.__traceback__):
+        return _words(error)
+    return _without_quoted_values(error) if isinstance(error, _QUOTING) else _words(error)
+
+
+def _without_quoted_values(error: BaseException) -> str:
+    """What Python says about a value, without the value. A word that stands in the author's code is kept.
+
+    ``KeyError: 'email'`` names the property that the code asks for; ``KeyError: '…'`` hides one that came from
+    a row.
+    """
+    words = frames.words_of_authors(error.__traceback__)
+
+    def shown(found: re.Match[str]) -> str:
+        return found[0] if (found[1] or found[2]) in words else "'…'"
+
+    if isinstance(error, KeyError):  # its message is the key, which need not be a text
+        key = error.args[0] if error.args else ""
+        return _words(error) if isinstance(key, str) and key in words else "'…'"
+    if type(error) is LookupError:  # of an encoding, which is not quoted
+        return f"{_words(error).partition(':')[0]}: …"
+    return _QUOTED.sub(shown, _words(error))
 
 
 def _words(error: BaseException) -> str:
@@ -86,23 +101,23 @@ def safe_args(error: BaseException) -> list[Any] | None:
             return json_args(error)
         except Exception:  # noqa: BLE001 - its __str__ raises; HopFailed speaks for it then
             return None
-    if driver_error(error) is not None:
+    if postgres_error(error) is not None:
         return None
     try:
-        return json_args(type(error)(message))
+        return json_args(type(error)("…" if isinstance(error, KeyError) else message))
     except Exception:  # noqa: BLE001 - a foreign constructor may raise anything; HopFailed speaks for it then
         return None
 
 
 def safe_traceback(error: BaseException) -> str:
-    """The traceback with those of its causes: files, lines and code, and messages without values."""
+    """The traceback with those of its causes: files, lines and functions, and messages without values."""
     parts: list[str] = []
     seen: set[int] = set()
     at: BaseException | None = error
     while at is not None and id(at) not in seen:
         seen.add(id(at))
-        frames = "".join(tracebacks.format_tb(at.__traceback__))
-        parts.append(f"Traceback (most recent call last):\n{frames}{name_of(at)}: {safe_message(at)}\n")
+        rendered = frames.render(at.__traceback__)
+        parts.append(f"Traceback (most recent call last):\n{rendered}{name_of(at)}: {safe_message(at)}\n")
         if at.__cause__ is not None:
             parts.append("\nThe above exception was the direct cause of the following exception:\n\n")
             at = at.__cause__
@@ -120,32 +135,18 @@ def redacted(error: Exception) -> Exception:
     Raise it ``from None``: what caused it would be printed with it.
     """
     message = safe_message(error)
-    if driver_error(error) is None and message == _words(error):
+    if postgres_error(error) is None and message == _words(error):
         return error
     return RuntimeError(f"{name_of(error)}: {message}").with_traceback(error.__traceback__)
 
 
-def _of_postgres(cause: psycopg2.Error) -> str:
-    state = cause.pgcode
-    if state is None:  # the server never answered, or the driver itself refused
-        first = next(iter(str(cause).strip().splitlines()), "the connection was lost")
+def _of_postgres(found: PostgresError) -> str:
+    if found.sqlstate is None:  # the server never answered, or the driver itself refused
+        first = next(iter(str(found.cause).strip().splitlines()), "the connection was lost")
         return _QUOTED.sub('"…"', first) if "dsn" in first else first
-    message = cause.diag.message_primary or "no reason given"
-    if state.startswith("22"):  # data exceptions quote the value
+    message = found.message or "no reason given"
+    if found.sqlstate.startswith("22"):  # data exceptions quote the value
         return _QUOTED.sub('"…"', message)
-    if state == "42601":  # a syntax error quotes a token, which may be a parameter filled in
+    if found.sqlstate == "42601":  # a syntax error quotes a token, which may be a parameter filled in
         return _LITERAL.sub('"…"', message)
     return message
-
-
-def _is_not_authored(error: BaseException) -> bool:
-    """Whether Python itself or a library raised it, about a value that it was given."""
-    trace = error.__traceback__
-    if trace is None:
-        return False
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    code = trace.tb_frame.f_code
-    if code.co_filename.startswith(_LIBRARIES):
-        return True
-    return dis.opname[code.co_code[trace.tb_lasti]] not in {"RAISE_VARARGS", "RERAISE"}

@@ -27,7 +27,7 @@ from graph_migrator.core.errors import (
     InvalidRequest,
     UnknownGraph,
 )
-from graph_migrator.core.store.errors import driver_error
+from graph_migrator.core.store.errors import postgres_error
 
 _GUARD = text("SELECT id, slug, graph_type, version FROM graph_migrator.write_guard(:graph, :version)")
 
@@ -89,23 +89,24 @@ def graph_writer(
 
 
 def translate_guard_error(error: BaseException) -> GraphMigratorError | None:
-    """Tell a refusal of the write guard from other database errors.
+    """Recognise a refusal of the write guard among database errors.
 
     Args:
-        error: What SQLAlchemy or psycopg2 raised, also by a statement without `graph_writer`.
+        error: What SQLAlchemy or a driver raised (psycopg2, psycopg 3, asyncpg, pg8000), also by a statement
+            without `graph_writer`.
 
     Returns:
         `GraphReadOnly`, `GraphVersionMismatch` or `UnknownGraph`; None where the guard did not refuse. A
         serialization failure (40001) is no refusal: the transaction is to be repeated.
     """
-    cause = driver_error(error)
-    if cause is None or cause.pgcode not in {"55006", "23503"}:
+    found = postgres_error(error)
+    if found is None or found.sqlstate not in {"55006", "23503"}:
         return None
-    match _detail(cause.diag.message_detail):
+    match _detail(found.detail):
         case {"reason": "unknown", "graph": str(graph)}:
             return UnknownGraph(graph)
-        case {"reason": "version", "graph": str(graph), "expected": int(expected), "found": int(found)}:
-            return GraphVersionMismatch(graph, expected, found)
+        case {"reason": "version", "graph": str(graph), "expected": int(expected), "found": int(is_at)}:
+            return GraphVersionMismatch(graph, expected, is_at)
         case {"reason": "owner" | "migrating" | "error" as reason, "graph": str(graph), **more}:
             return GraphReadOnly(graph, reason, more.get("migration_id"), more.get("since"))
     return None

@@ -25,7 +25,7 @@ from tests.acceptance.cluster import Cluster
 from tests.integration.console import call
 from tests.rows import TABLES, add_graph, rows
 
-SECRET = "hunter2-hush"
+SECRET = "-".join(["hunter2", "hush"])  # a word that stands in a hop's module is no secret
 
 
 class Strict(BaseModel):
@@ -122,6 +122,16 @@ def _python_date(ctx: HopContext) -> None:
     datetime.strptime(_property(ctx), "%Y")  # noqa: DTZ007
 
 
+@of("python_key")
+def _python_key(ctx: HopContext) -> None:
+    {}[_property(ctx)]
+
+
+@of("python_file")
+def _python_file(ctx: HopContext) -> None:
+    Path(_property(ctx)).read_text()
+
+
 @of("pydantic")
 def _pydantic(ctx: HopContext) -> None:
     Strict.model_validate({"pin": _property(ctx), "code": _property(ctx)})
@@ -158,6 +168,21 @@ def _own_session(ctx: HopContext) -> None:
     try:
         with engine.connect() as connection:
             connection.execute(text("SELECT * FROM no_such_table WHERE a = :v"), {"v": SECRET})
+    finally:
+        engine.dispose()
+
+
+@of("psycopg_3")
+def _psycopg_3(ctx: HopContext) -> None:
+    """An engine of the author's, on another driver."""
+    engine = create_engine(ctx.connection.engine.url.set(drivername="postgresql+psycopg"))
+    try:
+        with engine.begin() as connection:
+            connection.execute(text("SET LOCAL search_path = graph_migrator"))
+            connection.execute(
+                text("INSERT INTO nodes (graph_id, label, properties) VALUES (:graph_id, :v, '{}')"),
+                {"graph_id": ctx.graph.id, "v": SECRET},
+            )
     finally:
         engine.dispose()
 

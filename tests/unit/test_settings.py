@@ -22,7 +22,7 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     settings.cache_clear()
 
 
-@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2", "postgresql+psycopg"])
 def test_a_bare_postgres_url_is_read_as_psycopg2(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     monkeypatch.setenv("DATABASE_URL", f"{scheme}://me:p%40ss@db:5433/graphs?sslmode=require")
     assert settings().database_url == "postgresql+psycopg2://me:p%40ss@db:5433/graphs?sslmode=require"
