@@ -18,7 +18,8 @@
     │   ├── GraphReadOnly           a writer met an owner's lock, a migration or a failure
     │   ├── GraphVersionMismatch    a writer was made for another version
     │   ├── OpenWriteTransactions       writers in flight did not finish in time
-    │   └── GraphBusy               another executor holds the graph's lock
+    │   ├── GraphBusy               another executor holds the graph's lock
+    │   └── ArchiveDamaged          a file of an archive is not what its manifest says
     ├── MigrationError              exit 1: the migration ended, not at its target
     │   ├── HopFailed               a hop raised an error that cannot be rebuilt elsewhere
     │   ├── CheckFailed             a postcondition did not hold
@@ -360,6 +361,21 @@ class GraphBusy(Refused):
     @property
     def message(self) -> str:
         return f"{self.graph}: its lock is held by {self.holder}. Nothing was changed. Try again in a moment."
+
+
+@dataclass(eq=False, repr=False)
+class ArchiveDamaged(Refused):
+    """A file of an archive is not what its manifest says."""
+
+    file: str
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.file} {self.reason}. No rows that it holds were removed from the tables. "
+            "Restore the file, or archive into a new folder."
+        )
 
 
 # ── exit 1 ──────────────────────────────────────────────────────────────────────────────────────────

@@ -57,6 +57,8 @@ GRANT INSERT, UPDATE ON migrations, hop_attempts, requests, hop_totals TO graph_
 GRANT INSERT, UPDATE ON graphs TO graph_migrator_worker;
 GRANT UPDATE ON metrics_state TO graph_migrator_worker;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA graph_migrator TO graph_migrator_worker;
+-- Archived audit rows are removed by the owner alone.
+REVOKE EXECUTE ON FUNCTION remove_archived(uuid, text, timestamptz, jsonb, uuid[], text[]) FROM graph_migrator_worker;
 
 -- ── the application: data through the guard; of a graph's row only what is its own ─────────────────
 

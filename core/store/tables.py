@@ -252,6 +252,35 @@ class MetricsState(_Base):
     count_took: Mapped[float] = mapped_column(server_default=text("0"))
 
 
+class Archive(_Base):
+    """A folder of files that holds audit rows which were removed from the tables."""
+
+    __tablename__ = "archives"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    location: Mapped[str]
+    before: Mapped[datetime]
+    manifest: Mapped[_Json]
+    migrations: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    attempts: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    requests: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    archived_by: Mapped[str] = mapped_column(server_default=text("SESSION_USER"))
+    archived_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    removing_xid: Mapped[str | None]
+
+
+class ArchivedGraph(_Base):
+    """How many migrations of a graph an archive holds."""
+
+    __tablename__ = "archived_graphs"
+
+    graph_id: Mapped[UUID] = mapped_column(primary_key=True)
+    archive_id: Mapped[UUID] = mapped_column(
+        ForeignKey("graph_migrator.archives.id", name="archived_graphs_archive_id_fkey"), primary_key=True
+    )
+    migrations: Mapped[int] = mapped_column(BigInteger)
+
+
 class Request(_Base):
     """One call of a verb, known by its task id, so that a message delivered twice acts once."""
 

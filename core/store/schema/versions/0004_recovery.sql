@@ -348,3 +348,51 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
       AND l.objid::bigint = lock_key(p_graph) & 4294967295
       AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
 $$;
+
+-- ── archiving ──────────────────────────────────────────────────────────────────────────────────────
+
+-- Whether a migration's rows may be archived. It has ended for good, no caller waits for its outcome, no graph
+-- refers to it, and monitoring has counted its attempts.
+CREATE FUNCTION is_archivable(m migrations, p_before timestamptz) RETURNS boolean LANGUAGE sql STABLE
+SET search_path = graph_migrator, pg_temp AS $$
+    SELECT m.status IN ('succeeded', 'cancelled', 'released') AND m.finished_at < p_before
+       AND NOT EXISTS (SELECT FROM graphs g WHERE g.migration_id = m.id)
+       AND NOT EXISTS (SELECT FROM graphs g WHERE g.id = m.graph_id
+                       AND g.partially_migrated->>'migration_id' = m.id::text)
+       AND NOT EXISTS (SELECT FROM requests r WHERE r.migration_id = m.id AND r.answered_at IS NULL)
+       AND NOT EXISTS (SELECT FROM hop_attempts a WHERE a.migration_id = m.id
+                       AND a.id > (SELECT counted_up_to FROM metrics_state))
+$$;
+
+-- Removes rows that an archive holds, and records that: the one way in which audit rows can be deleted. Only the
+-- tables' owner may call it. A row that is gone already is passed over, so a call can be repeated.
+CREATE FUNCTION remove_archived(p_archive uuid, p_location text, p_before timestamptz, p_manifest jsonb,
+    p_migrations uuid[], p_requests text[], OUT migrations bigint, OUT attempts bigint, OUT requests bigint)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+DECLARE
+    kept uuid;
+BEGIN
+    SELECT m.id INTO kept FROM migrations m WHERE m.id = ANY (p_migrations) AND NOT is_archivable(m, p_before) LIMIT 1;
+    IF kept IS NOT NULL THEN
+        RAISE EXCEPTION 'migration % cannot be archived: it has not ended before %, or something refers to it', kept, p_before
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    INSERT INTO archives (id, location, before, manifest, removing_xid)
+        VALUES (p_archive, p_location, p_before, p_manifest, pg_current_xact_id()::text)
+        ON CONFLICT (id) DO UPDATE SET removing_xid = excluded.removing_xid;
+    INSERT INTO archived_graphs AS known (graph_id, archive_id, migrations)
+        SELECT m.graph_id, p_archive, count(*) FROM migrations m WHERE m.id = ANY (p_migrations) GROUP BY 1
+        ON CONFLICT (graph_id, archive_id) DO UPDATE SET migrations = known.migrations + excluded.migrations;
+    DELETE FROM requests r WHERE (r.migration_id = ANY (p_migrations) OR r.task_id = ANY (p_requests))
+        AND r.answered_at IS NOT NULL AND r.created_at < p_before;
+    GET DIAGNOSTICS requests = ROW_COUNT;
+    DELETE FROM checkpoints c WHERE c.migration_id = ANY (p_migrations);
+    DELETE FROM hop_attempts a WHERE a.migration_id = ANY (p_migrations);
+    GET DIAGNOSTICS attempts = ROW_COUNT;
+    DELETE FROM migrations m WHERE m.id = ANY (p_migrations);
+    GET DIAGNOSTICS migrations = ROW_COUNT;
+    UPDATE archives a SET removing_xid = NULL, migrations = a.migrations + remove_archived.migrations,
+           attempts = a.attempts + remove_archived.attempts, requests = a.requests + remove_archived.requests
+        WHERE a.id = p_archive;
+END $$;
+REVOKE EXECUTE ON FUNCTION remove_archived(uuid, text, timestamptz, jsonb, uuid[], text[]) FROM PUBLIC;

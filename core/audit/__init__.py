@@ -1,0 +1,1 @@
+"""Keeping the audit trail: moving its old part to files."""
