@@ -170,9 +170,7 @@ def _require_old(before: datetime) -> None:
     if before.tzinfo is None:
         raise InvalidRequest("before", "it needs a time zone")
     if before > datetime.now(UTC) - YOUNGEST:
-        raise InvalidRequest(
-            "before", "it must be a day ago at least: younger calls may still be delivered"
-        )
+        raise InvalidRequest("before", "it must be a day ago at least: younger calls may still be delivered")
 
 
 def _load_manifest(folder: Path) -> Manifest | None:

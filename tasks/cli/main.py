@@ -10,6 +10,7 @@ import click
 
 from graph_migrator.tasks.celery import app
 from graph_migrator.tasks.cli import (
+    audit,
     authoring,
     data,
     doctor,
@@ -75,6 +76,6 @@ def main(debug: bool) -> None:
     """
 
 
-for module in (serving, reading, watching, migrating, operating, data, guarding, authoring, doctor):
+for module in (audit, serving, reading, watching, migrating, operating, data, guarding, authoring, doctor):
     for command in module.COMMANDS:
         main.add_command(command)

@@ -206,3 +206,23 @@ def test_bad_input_changes_nothing(engine: Engine, tmp_path: Path) -> None:
             archive(engine, before, tmp_path / folder)
     assert not (tmp_path / "a").exists()
     assert len(migrations(engine)) == 1
+
+
+def test_the_command_archives_and_says_what_it_did(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graph_migrator.tasks import runtime
+    from tests.integration.console import call
+
+    monkeypatch.setenv("DATABASE_URL", engine.url.render_as_string(hide_password=False))
+    runtime.engine.cache_clear()
+    settled(engine, add_graph(engine, "g", "k"), days=90)
+    day = f"{BEFORE:%Y-%m-%d}"
+    done = call("audit", "archive", "--before", day, "--to", tmp_path / "a")
+    assert (done.exit_code, done.err) == (0, "")
+    assert "1 migrations, 2 attempts and 1 requests" in done.out
+    other_day = f"{BEFORE - timedelta(days=1):%Y-%m-%d}"
+    assert call("audit", "archive", "--before", other_day, "--to", tmp_path / "a").exit_code == 2
+    (tmp_path / "a" / "migrations-00001.jsonl.gz").write_bytes(b"")
+    assert call("audit", "archive", "--before", day, "--to", tmp_path / "a").exit_code == 3
+    runtime.engine.cache_clear()
