@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format dev simulate crash soak bench bench-hpo screenshots clean FORCE
+.PHONY: help demo test check format dev simulate crash soak bench bench-fleet bench-hpo screenshots clean FORCE
 
 help:  ## What can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -50,6 +50,10 @@ soak: $(STAMP)  ## Random kills for a while: make soak DURATION=600 SEED=7
 bench: $(STAMP)  ## Measure against the alternatives, in one run
 	@$(BIN)/python -m pip install --quiet -r bench/requirements.txt
 	@$(BIN)/python -m bench $(ARGS)
+
+GRAPHS ?= 100000
+bench-fleet: $(STAMP)  ## What each call costs with many graphs: make bench-fleet GRAPHS=1000000
+	@$(BIN)/python -m bench.fleet --graphs $(GRAPHS)
 
 bench-hpo: $(STAMP)  ## The Human Phenotype Ontology, migrated up and down again
 	@$(BIN)/python -m pip install --quiet -r bench/requirements.txt
