@@ -25,7 +25,19 @@ class Messages(AMQP):
         return message
 
 
-app = Celery(
+class App(Celery):
+    """An app whose tasks are its own.
+
+    Celery registers an app's tasks in every other app of the process as well. A program's worker would run our
+    tasks on its own queue, and ours would replace its own of the same name: `tasks` is a common module.
+    """
+
+    def task(self, *args: Any, **options: Any) -> Any:
+        """As `celery.Celery.task`."""
+        return super().task(*args, **{"shared": False, **options})
+
+
+app = App(
     "graph_migrator",
     amqp=Messages,
     include=[f"graph_migrator.tasks.{module}" for module in ("fleet", "migrate", "operate", "recover")],

@@ -1,0 +1,1 @@
+"""The foreign project's own core."""
