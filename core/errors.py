@@ -35,6 +35,9 @@
     │   ├── BrokerUnreachable
     │   ├── ResultsUnreachable
     │   └── SchemaOutdated          the database lacks our tables, or has older ones
+    ├── ResultsNotKept              exit 2: the result backend cannot answer this call
+    ├── WaitTimedOut                exit 1: `wait_for` returned before the migration ended
+    ├── UnreadableOutcome           exit 1: the recorded outcome is of an error that this release does not have
     └── LostFence                   internal: this executor is no longer the one; it must write nothing
 
 The fields are the exception's ``args``, all of them JSON values: that is the form in which Celery's JSON
@@ -577,6 +580,60 @@ class SchemaOutdated(Unreachable):
         return (
             f"our tables are {found}, this release needs {self.expected}. "
             "Run `graph-migrator db upgrade` (as often as you like; it changes nothing twice)."
+        )
+
+
+# ── answers ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(eq=False, repr=False)
+class ResultsNotKept(GraphMigratorError):
+    """The result backend cannot answer a `migrate_graph` call, so waiting for it there would never end."""
+
+    backend: str
+    task_id: str
+
+    exit_code = 2
+
+    @property
+    def message(self) -> str:
+        return (
+            f"the result backend {self.backend} cannot answer this call: a migration may end in another process "
+            "than the one that took the call, and this backend keeps no results by task id. Nothing was changed; "
+            "the migration goes on. Wait with graph_migrator.wait_for(result) or `graph-migrator migrate --wait`, "
+            "which read Postgres, or set CELERY_RESULT_BACKEND to redis:// or db+postgresql://."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class WaitTimedOut(GraphMigratorError):
+    """The migration had not ended when the time to wait was over."""
+
+    what: str
+    seconds: float
+    state: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.what}: not ended after {self.seconds:g} s: {self.state}. Nothing was changed; the migration "
+            "goes on. Wait again, or see `graph-migrator status`."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class UnreadableOutcome(GraphMigratorError):
+    """Postgres recorded an error that this release cannot build: another release recorded it."""
+
+    code: str
+    fields: list[Any]
+
+    @property
+    def message(self) -> str:
+        return (
+            f"the call ended with {self.code}{self.fields!r}, which this release does not know or builds otherwise. "
+            "Nothing else is wrong with the migration: `graph-migrator history` shows it, and the release that "
+            "recorded the error can say what it means."
         )
 
 

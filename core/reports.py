@@ -9,7 +9,13 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from graph_migrator.core import errors
-from graph_migrator.core.errors import GraphMigratorError, MigrationCancelled, MigrationReleased, revive
+from graph_migrator.core.errors import (
+    GraphMigratorError,
+    MigrationCancelled,
+    MigrationReleased,
+    UnreadableOutcome,
+    revive,
+)
 from graph_migrator.core.statuses import AttemptStatus, MigrationStatus
 
 
@@ -82,10 +88,24 @@ class MigrationReport(BaseModel):
         return None
 
 
-def own_error(error_type: str, args: list[Any]) -> GraphMigratorError:
-    """One of this project's errors, from its recorded type and fields."""
-    cls = getattr(errors, error_type.removeprefix(errors.CODE_PREFIX))
-    error = cls(*args)
-    if not isinstance(error, GraphMigratorError):
-        raise TypeError(f"{error_type} is no error of this project")
-    return error
+def own_error(code: str, args: object) -> GraphMigratorError:
+    """One of this project's errors, from its recorded code and fields.
+
+    Args:
+        code: As `core.errors.name_of` gave it.
+        args: As `core.errors.json_args` gave them.
+
+    Returns:
+        That error; or `UnreadableOutcome` with code and fields where this release has no such error or builds it from
+        other fields. It never raises: one outcome that another release recorded must not block the callers behind it.
+    """
+    cls = getattr(errors, code.removeprefix(errors.CODE_PREFIX), None) if isinstance(code, str) else None
+    fields = args if isinstance(args, list) else [args]
+    if isinstance(cls, type) and issubclass(cls, GraphMigratorError):
+        try:
+            error = cls(*fields)
+            str(error)  # fields of another type may build it, and fail when its message is read
+        except Exception:  # noqa: BLE001 - whatever the message does with fields that are not its own
+            return UnreadableOutcome(code, fields)
+        return error
+    return UnreadableOutcome(str(code), fields)

@@ -6,16 +6,14 @@ import logging
 import threading
 import time
 
-from celery.backends.redis import RedisBackend
 from celery.signals import worker_ready, worker_shutting_down
 
 from graph_migrator.core.execution import recovery
 from graph_migrator.core.inspection import metrics
-from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.redaction import safe_message
+from graph_migrator.tasks.answers import answer_callers
 from graph_migrator.tasks.celery import app
-from graph_migrator.tasks.events import show_failure
 from graph_migrator.tasks.migrate import send
 from graph_migrator.tasks.runtime import engine, executors
 
@@ -47,7 +45,7 @@ def sweep_once() -> dict[str, int]:
     # out of reach for this worker alone, it waits for them here, and another one sweeps.
     for dispatch in done.to_send:
         send(dispatch)
-    answered = answer_callers(calls)
+    answered = answer_callers(executors(), calls)
     return {
         "sent": len(done.to_send),
         "lost": done.lost,
@@ -56,49 +54,6 @@ def sweep_once() -> dict[str, int]:
         "given_up": done.given_up,
         "answered": answered,
     }
-
-
-def answer_callers(calls: list[recovery.SettledCall]) -> int:
-    """Store the results that settled calls lack, so that every `.get()` resolves.
-
-    Returns:
-        How many were missing.
-    """
-    if not calls:
-        return 0
-    states = _states([call.task_id for call in calls])
-    missing = [c for c in calls if states.get(c.task_id) != ("SUCCESS" if c.succeeded else "FAILURE")]
-    with executors().borrow() as executor:
-        outcomes = [recovery.outcome_of(executor, call) for call in missing]
-    for call, outcome in zip(missing, outcomes, strict=True):
-        if outcome is not None:
-            _store(call.task_id, outcome)
-            if isinstance(outcome, Exception):
-                show_failure(call.task_id, outcome)
-    with executors().borrow() as executor:  # another time: whoever stores may wait for the backend for long
-        recovery.mark_answered(executor, calls)
-    return sum(outcome is not None for outcome in outcomes)
-
-
-def _states(task_ids: list[str]) -> dict[str, str]:
-    """What the result backend has of these calls; in one question, where it understands that."""
-    backend = app.backend
-    if isinstance(backend, RedisBackend):
-        stored = backend.mget([backend.get_key_for_task(task_id) for task_id in task_ids])
-        return {
-            task_id: backend.decode_result(meta)["status"]
-            for task_id, meta in zip(task_ids, stored, strict=True)
-            if meta
-        }
-    return {task_id: backend.get_state(task_id) for task_id in task_ids}
-
-
-def _store(task_id: str, result: recovery.Outcome) -> None:
-    if isinstance(result, Exception):
-        app.backend.mark_as_failure(task_id, result)
-    else:
-        value = result.model_dump(mode="json") if isinstance(result, MigrationReport) else result
-        app.backend.mark_as_done(task_id, value)
 
 
 def count_history() -> None:

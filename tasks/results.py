@@ -11,8 +11,9 @@ from celery.worker.request import Request
 from celery.worker.state import successful_requests
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from graph_migrator.core.errors import InvalidRequest
+from graph_migrator.core.errors import InvalidRequest, ResultsNotKept
 from graph_migrator.core.reports import MigrationReport
+from graph_migrator.tasks.answers import backend_name, keeps_results
 
 
 class MigrationResult(AsyncResult):
@@ -26,10 +27,13 @@ class MigrationResult(AsyncResult):
             kwargs: Likewise.
 
         Raises:
+            ResultsNotKept: The result backend cannot answer; raised at once. `graph_migrator.wait_for` can.
             celery.exceptions.TimeoutError: It has not ended in time; it goes on.
             GraphMigratorError: The call was refused, or the migration ended without reaching its target.
             Exception: What a hop raised.
         """
+        if not keeps_results(self.backend):
+            raise ResultsNotKept(backend_name(), self.id)
         return MigrationReport.model_validate(super().get(*args, **kwargs))
 
 

@@ -195,3 +195,18 @@ def mark_answered(executor: Executor, calls: list[SettledCall]) -> None:
     told = [call.task_id for call in calls], [call.ended for call in calls]
     with executor.cursor() as cursor:
         cursor.execute("SELECT graph_migrator.mark_answered(%s, %s::timestamptz[])", told)
+
+
+def answers_failed(executor: Executor, failed: dict[str, str], *, most_seconds: float) -> None:
+    """Remember that these callers could not be answered: each is tried again after a pause that doubles.
+
+    Args:
+        executor: Any session.
+        failed: Why, by task id.
+        most_seconds: How long after its outcome a caller is tried; 0 for never again.
+    """
+    with executor.cursor() as cursor:
+        cursor.execute(
+            "SELECT graph_migrator.answers_failed(%s, %s, %s)",
+            (list(failed), list(failed.values()), most_seconds),
+        )

@@ -301,3 +301,6 @@ class Request(_Base):
     requested_by: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     answered_at: Mapped[datetime | None]
+    answer_failures: Mapped[int] = mapped_column(server_default=text("0"))
+    next_answer_at: Mapped[datetime | None]
+    unanswered_because: Mapped[str | None]

@@ -16,6 +16,7 @@ from graph_migrator.core.inspection import doctor as checks
 from graph_migrator.core.inspection.doctor import Finding, Level
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.redaction import safe_message
+from graph_migrator.tasks.answers import backend_name, keeps_results
 from graph_migrator.tasks.celery import app
 from graph_migrator.tasks.cli.errors import as_ours
 from graph_migrator.tasks.cli.output import console, json_option, print_json, table, without_password
@@ -83,6 +84,15 @@ def _of_the_broker(fleet: Fleet) -> Finding:
 def _of_the_results() -> Finding:
     where = without_password(settings().result_backend)
     remedy = "Check CELERY_RESULT_BACKEND; without it, callers of .get() wait for ever."
+    if not keeps_results(app.backend):
+        found = (
+            f"{backend_name()} cannot answer callers: .get() of a migrate_graph call raises ResultsNotKept"
+        )
+        instead = (
+            "Wait with graph_migrator.wait_for or `migrate --wait`, which read Postgres; or set "
+            "CELERY_RESULT_BACKEND to redis:// or db+postgresql://."
+        )
+        return Finding(check="results", level=Level.WARNING, found=found, remedy=instead)
     get = getattr(app.backend, "get", None)
     if get is None or "://" not in settings().result_backend:
         told = f"{where}: this kind cannot be asked without a result to read"

@@ -199,7 +199,7 @@ class Cluster:
     def connect_this_process(self) -> None:
         """Let this process reach the cluster: `.delay()`, and whatever reads the settings."""
         from graph_migrator import app
-        from graph_migrator.tasks import runtime
+        from graph_migrator.tasks import answers, runtime
 
         before = dict(os.environ)
         os.environ.update(self.environment)
@@ -209,6 +209,7 @@ class Cluster:
             registry.reset()
             runtime.engine.cache_clear()
             runtime.executors.cache_clear()
+            answers.backend_answers.cache_clear()
             app._backend_cache = app._pool = app.amqp._producer_pool = None
             app._local.__dict__.clear()
 
@@ -223,7 +224,7 @@ class Cluster:
             broker_url=self.broker_url,
             broker_read_url=self.broker_url,
             broker_write_url=self.broker_url,
-            result_backend=self.result_backend,
+            result_backend=self.environment["CELERY_RESULT_BACKEND"],
         )
         self._stack.callback(disconnect)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,25 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
+from graph_migrator import app, migrate_graph
 from graph_migrator.core.embedded import Redis
+from graph_migrator.core.errors import ResultsNotKept, UnreadableOutcome
 from graph_migrator.core.execution.begin import Dispatch, begin_migration
 from graph_migrator.core.execution.recovery import sweep, sweeping
 from graph_migrator.core.store.session import Executors
-from graph_migrator.tasks import recover
+from graph_migrator.tasks import answers, recover
+from graph_migrator.tasks.cli.doctor import _of_the_results
 from tests.acceptance.cluster import Cluster
 from tests.rows import add_graph, migration_of, rows
+
+_A_CALL = text(
+    "INSERT INTO requests (task_id, verb, outcome, created_at) "
+    "VALUES (:task, 'pause', CAST(:outcome AS jsonb), now() - make_interval(secs => :age))"
+)
+
+
+# Celery's Redis backend calls what redis-py has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
 
 
 @pytest.fixture
@@ -79,8 +92,124 @@ def test_a_worker_that_waits_for_its_broker_or_results_lets_others_sweep(
             waited.append(what[0])
 
     monkeypatch.setattr(recover, "send", wait)
-    monkeypatch.setattr(recover, "_store", wait)
+    monkeypatch.setattr(answers, "_store", wait)
     done = recover.sweep_once()
     assert (done["sent"], done["answered"]) == (1, 1)
     assert [type(what) for what in waited] == [Dispatch, str]
     assert rows(here.engine, "SELECT 1 FROM requests WHERE answered_at IS NULL") == []
+
+
+def add_call(engine: Engine, task_id: str, outcome: str = '{"graph": "g"}', *, age: float = 60) -> None:
+    """A call whose outcome is recorded, and whose caller has no result yet."""
+    with engine.begin() as connection:
+        connection.execute(_A_CALL, {"task": task_id, "outcome": outcome, "age": age})
+
+
+def unanswered(engine: Engine) -> list[str]:
+    return [task for (task,) in rows(engine, "SELECT task_id FROM requests WHERE answered_at IS NULL")]
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        '{"error": {"type": "graph_migrator.ErrorOfALaterRelease", "args": ["g", 3]}}',
+        '{"error": {"type": "graph_migrator.UnknownGraph", "args": ["g", "one too many"]}}',
+        '{"error": {"type": "graph_migrator.DanglingEdges", "args": ["g", "no number", 7]}}',
+        '{"error": {"type": "graph_migrator.name_of", "args": ["g"]}}',
+    ],
+)
+def test_a_recorded_error_that_this_release_cannot_build_is_answered_with_its_code(
+    here: Cluster, outcome: str
+) -> None:
+    add_call(here.engine, "strange", outcome, age=90)
+    add_call(here.engine, "behind it")
+    assert recover.sweep_once()["answered"] == 2
+    error = app.AsyncResult("strange").result
+    recorded = json.loads(outcome)["error"]
+    assert isinstance(error, UnreadableOutcome)
+    assert (error.code, error.fields) == (recorded["type"], recorded["args"])
+    assert app.AsyncResult("behind it").result == {"graph": "g"}
+    assert unanswered(here.engine) == []
+
+
+def test_a_caller_that_cannot_be_answered_hinders_no_other_and_is_tried_ever_more_rarely(
+    here: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_call(here.engine, "poison", age=90)
+    add_call(here.engine, "behind it")
+    tried: list[str] = []
+    store = answers._store
+
+    def fail(task_id: str, result: Any) -> None:
+        tried.append(task_id)
+        if task_id == "poison":
+            raise ValueError("this one cannot be stored")
+        store(task_id, result)
+
+    monkeypatch.setattr(answers, "_store", fail)
+    assert recover.sweep_once()["answered"] == 1
+    assert app.AsyncResult("behind it").state == "SUCCESS"
+    assert recover.sweep_once()["answered"] == 0  # it has a pause
+    assert tried == ["poison", "behind it"]
+    for _ in range(3):
+        with here.engine.begin() as connection:
+            connection.execute(text("UPDATE requests SET next_answer_at = now() WHERE task_id = 'poison'"))
+        recover.sweep_once()
+    told = "answer_failures, unanswered_because, round(extract(epoch FROM next_answer_at - now())) > 4"
+    assert rows(here.engine, f"SELECT {told} FROM requests WHERE task_id = 'poison'") == [
+        (4, "ValueError: this one cannot be stored", True)
+    ]
+
+
+def test_a_caller_is_not_tried_for_longer_than_a_result_is_kept(
+    here: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_call(here.engine, "late", age=app.conf.result_expires + 60)
+
+    def fail(task_id: str, result: Any) -> None:
+        raise ValueError("this one cannot be stored")
+
+    monkeypatch.setattr(answers, "_store", fail)
+    recover.sweep_once()
+    assert unanswered(here.engine) == []
+    assert rows(here.engine, "SELECT unanswered_because FROM requests") == [
+        ("ValueError: this one cannot be stored",)
+    ]
+
+
+def test_a_backend_that_is_away_is_not_asked_for_each_caller(
+    here: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(30):
+        add_call(here.engine, f"call-{number}")
+    tried: list[str] = []
+
+    def fail(task_id: str, result: Any) -> None:
+        tried.append(task_id)
+        raise OSError("away")
+
+    monkeypatch.setattr(answers, "_store", fail)
+    recover.sweep_once()
+    assert len(tried) == 10
+    untouched = "SELECT 1 FROM requests WHERE answer_failures = 0 AND answered_at IS NULL"
+    assert len(rows(here.engine, untouched)) == 20
+
+
+@pytest.mark.parametrize("backend", ["rpc://", "disabled://"])
+def test_a_backend_that_keeps_no_results_hinders_no_sweep(
+    tmp_path: Path, database_url: str, redis_server: Redis, backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    env = {"CELERY_RESULT_BACKEND": backend}
+    with Cluster(tmp_path, database_url=database_url, redis=redis_server, env=env) as here:
+        add_call(here.engine, "call")
+        with caplog.at_level(logging.WARNING):
+            assert recover.sweep_once()["answered"] == 0
+        assert unanswered(here.engine) == []
+        assert rows(here.engine, "SELECT unanswered_because FROM requests") == [
+            (f"{backend} keeps no results",)
+        ]
+        assert caplog.text == ""
+        with pytest.raises(ResultsNotKept, match="wait_for"):
+            migrate_graph.AsyncResult("call").get(timeout=30)
+        finding = _of_the_results()
+        assert (finding.level, "wait_for" in str(finding.remedy)) == ("warning", True)

@@ -32,6 +32,7 @@ SAMPLES: dict[str, Any] = {
     "float": 2.5,
     "bool": True,
     "list[str]": ["one", "two"],
+    "list[Any]": ["one", 2],
 }
 
 

@@ -155,9 +155,15 @@ CREATE TABLE requests (
     requested_by text,
     created_at   timestamptz NOT NULL DEFAULT now(),
     answered_at  timestamptz,
+    answer_failures integer NOT NULL DEFAULT 0,
+    next_answer_at timestamptz,
+    unanswered_because text,
     CONSTRAINT requests_verb_is_known
         CHECK (verb IN ('migrate', 'retry', 'cancel', 'pause', 'resume', 'release', 'lock', 'unlock'))
 );
+COMMENT ON COLUMN requests.answered_at IS 'When the caller had its result, or when recovery stopped trying; see unanswered_because.';
+COMMENT ON COLUMN requests.next_answer_at IS 'After a failure to store the result: not tried again before.';
+COMMENT ON COLUMN requests.unanswered_because IS 'Why the latest try to store the result failed; NULL where none did.';
 CREATE INDEX requests_unanswered ON requests (created_at) WHERE answered_at IS NULL;
 CREATE INDEX requests_by_migration ON requests (migration_id);
 

@@ -310,7 +310,8 @@ BEGIN
         RAISE EXCEPTION 'migration % is not failed', p_migration USING ERRCODE = 'GM001';
     END IF;
     -- The caller whose id the chain bears is answered anew: FAILURE becomes what comes of this.
-    UPDATE requests r SET answered_at = NULL FROM migrations m
+    UPDATE requests r SET answered_at = NULL, answer_failures = 0, next_answer_at = NULL, unanswered_because = NULL
+        FROM migrations m
         WHERE m.id = p_migration AND r.task_id = m.task_id;
     IF p_request IS NOT NULL THEN
         INSERT INTO requests (task_id, verb, graph_id, target, migration_id, requested_by)

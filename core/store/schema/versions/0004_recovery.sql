@@ -246,14 +246,15 @@ BEGIN
 END $$;
 
 -- Requests whose migration is settled, or that began nothing, and whose caller may not have been told.
--- The worker that settled it gets p_grace seconds to tell the caller itself.
+-- The worker that settled it gets p_grace seconds to tell the caller itself. One that could not be answered comes
+-- again when its pause is over, so that the oldest are never all that a sweep looks at.
 CREATE FUNCTION unanswered(p_grace double precision, p_most integer)
 RETURNS TABLE (task_id text, succeeded boolean, migration_id uuid, recorded jsonb, ended timestamptz)
 LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     SELECT r.task_id, CASE WHEN r.outcome IS NULL THEN m.status = 'succeeded' ELSE NOT r.outcome ? 'error' END,
            r.migration_id, r.outcome, CASE WHEN r.verb = 'migrate' THEN m.finished_at END
     FROM requests r LEFT JOIN migrations m ON m.id = r.migration_id
-    WHERE r.answered_at IS NULL
+    WHERE r.answered_at IS NULL AND (r.next_answer_at IS NULL OR r.next_answer_at <= clock_timestamp())
       AND (CASE WHEN r.verb <> 'migrate' OR m.id IS NULL THEN r.outcome IS NOT NULL AND r.created_at
                      < clock_timestamp() - make_interval(secs => p_grace)
                 ELSE m.finished_at < clock_timestamp() - make_interval(secs => p_grace) END)
@@ -269,6 +270,19 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
         WHERE r.task_id = told.task_id
           AND (told.ended IS NULL
                OR EXISTS (SELECT FROM migrations m WHERE m.id = r.migration_id AND m.finished_at = told.ended))
+$$;
+
+-- These callers could not be answered: again after a pause that doubles, from one second to ten minutes; no more
+-- once p_most seconds have passed since the outcome was there, when no backend would keep it any longer.
+CREATE FUNCTION answers_failed(p_tasks text[], p_reasons text[], p_most double precision) RETURNS void LANGUAGE sql
+SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+    UPDATE requests r SET answer_failures = r.answer_failures + 1, unanswered_because = failed.reason,
+           next_answer_at = clock_timestamp() + make_interval(secs => least(600, 2 ^ least(r.answer_failures, 20))),
+           answered_at = CASE WHEN coalesce((SELECT m.finished_at FROM migrations m WHERE m.id = r.migration_id
+                                             AND r.verb = 'migrate'), r.created_at)
+                                   < clock_timestamp() - make_interval(secs => p_most) THEN clock_timestamp() END
+        FROM unnest(p_tasks, p_reasons) AS failed (task_id, reason)
+        WHERE r.task_id = failed.task_id AND r.answered_at IS NULL
 $$;
 
 CREATE FUNCTION try_sweep() RETURNS boolean LANGUAGE sql AS $$
