@@ -3,7 +3,7 @@
 For authors of graph types: `GraphType`, `HopContext`, `Node`, `Edge` and what a batched hop processes (`Nodes`,
 `Edges`, `Rows`). For application code: `graph_writer`. To migrate in this process: `run_graph_migration` and
 `execute_migration`. As Celery tasks: `migrate_graph` and the operators' verbs; ``celery -A graph_migrator worker``
-finds `app`. Authors and writers load no Celery.
+finds `app`. To wait for the end of one, with any result backend: `wait_for`. Authors and writers load no Celery.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from graph_migrator.core.graph_types.data import Edge, Node
     from graph_migrator.core.graph_types.definition import GraphType
     from graph_migrator.core.graph_types.selectors import Edges, Nodes, Rows
+    from graph_migrator.core.inspection.waiting import wait_for
     from graph_migrator.core.reports import HopReport, MigrationReport
     from graph_migrator.core.store.writers import graph_writer
     from graph_migrator.tasks.celery import app
@@ -55,6 +56,7 @@ _HOMES = {
     "retry_migration": "tasks.operate",
     "run_graph_migration": "core.execution.in_process",
     "unlock_graph": "tasks.operate",
+    "wait_for": "core.inspection.waiting",
 }
 
 __all__ = [
@@ -80,6 +82,7 @@ __all__ = [
     "retry_migration",
     "run_graph_migration",
     "unlock_graph",
+    "wait_for",
 ]
 
 

@@ -273,17 +273,28 @@ def counts(source: Engine | Connection) -> dict[str, int]:
     return {row["name"]: row["number"] for row in rows}
 
 
+def attempts_after(source: Engine | Connection, migration: UUID, after: int) -> list[Attempt]:
+    """The attempts of a migration that were started after the one with this id, oldest first."""
+    return _attempts(source, [migration], after=after)
+
+
+# A traceback may be long, and nobody reads one through these models.
+_ATTEMPT_COLUMNS = ", ".join(f"a.{name}" for name in Attempt.model_fields if name != "seconds")
+
+
 def _attempts(
-    source: Engine | Connection, migrations: list[UUID], *, only_running: bool = False
+    source: Engine | Connection, migrations: list[UUID], *, only_running: bool = False, after: int = 0
 ) -> list[Attempt]:
     rows = _rows(
         source,
-        """
-        SELECT a.*, extract(epoch FROM coalesce(a.finished_at, clock_timestamp()) - a.started_at)::float AS seconds
+        f"""
+        SELECT {_ATTEMPT_COLUMNS},
+               extract(epoch FROM coalesce(a.finished_at, clock_timestamp()) - a.started_at)::float AS seconds
         FROM graph_migrator.hop_attempts a
-        WHERE a.migration_id = ANY (:migrations) AND (NOT :only_running OR a.status = 'running') ORDER BY a.id
-        """,
-        {"migrations": migrations, "only_running": only_running},
+        WHERE a.migration_id = ANY (:migrations) AND (NOT :only_running OR a.status = 'running') AND a.id > :after
+        ORDER BY a.id
+        """,  # noqa: S608 - own names
+        {"migrations": migrations, "only_running": only_running, "after": after},
     )
     return [Attempt.model_validate(dict(row)) for row in rows]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -19,9 +21,11 @@ from graph_migrator.core.execution.run_hop import Failed, HopOutcome
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.history import Attempt, GraphSummary
+from graph_migrator.core.inspection.waiting import wait_for
 from graph_migrator.core.planning import make_plan
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.statuses import AttemptStatus, MigrationStatus
+from graph_migrator.core.store.errors import DRIVER_ERRORS
 from graph_migrator.tasks.cli.errors import of_a_hop
 from graph_migrator.tasks.cli.output import (
     coloured,
@@ -145,28 +149,47 @@ def _latest_attempt(slug: str) -> int:
 
 
 def _wait_for(slug: str, result: Any, *, after: int, quiet: bool) -> MigrationReport:
-    """Print each hop when it is over, until the caller's result is there; then return or raise it."""
-    seen, said, hint_at = {after}, False, time.monotonic() + 5
-    while True:
-        ready = result.ready()
-        stories = reading.history(engine(), slug, limit=1)
-        attempts = [a for a in stories[-1].attempts if a.id > after] if stories else []
-        for attempt in attempts:
-            if attempt.id not in seen and attempt.status is not AttemptStatus.RUNNING:
-                seen.add(attempt.id)
-                if not quiet:
-                    _print_attempt(attempt)
-        if ready:
-            outcome = result.result
-            if isinstance(outcome, Exception):
-                raise of_a_hop(outcome, slug, attempts[-1].hop_name if attempts else "?")
-            return MigrationReport.model_validate(outcome)
-        is_paused = bool(stories) and stories[-1].report.status is MigrationStatus.PAUSED
-        if not said and (is_paused or (not attempts and time.monotonic() > hint_at)):
-            said = True
+    """Print each hop when it is over, until the migration has ended; then return or raise its outcome."""
+    following = _Following(slug, after, quiet)
+    try:
+        return wait_for(result, database=engine(), on_look=following.look)
+    except Exception as error:
+        if following.hop == "?":
+            raise  # no hop's: Postgres is away from the beginning
+        raise of_a_hop(error, slug, following.hop) from error
+
+
+@dataclass
+class _Following:
+    """What was printed of a migration that this command waits for."""
+
+    slug: str
+    after: int
+    quiet: bool
+    hop: str = "?"
+    hinted: bool = False
+    hint_at: float = field(default_factory=lambda: time.monotonic() + 5)
+
+    def look(self, report: MigrationReport | None) -> None:
+        """Print the hops that have ended since the last look, and a hint where nothing moves."""
+        if report is not None and report.migration_id is not None:
+            with suppress(*DRIVER_ERRORS):  # Postgres is away: what is missing is printed when it is back
+                self._print_ended(report.migration_id)
+        is_paused = report is not None and report.status is MigrationStatus.PAUSED
+        if not self.hinted and (is_paused or (self.hop == "?" and time.monotonic() > self.hint_at)):
+            self.hinted = True
             why = "it is paused" if is_paused else "nothing has happened yet"
-            click.echo(f"{slug}: {why}, still waiting; `graph-migrator status {slug}` tells more.", err=True)
-        time.sleep(0.2)
+            hint = f"{self.slug}: {why}, still waiting; `graph-migrator status {self.slug}` tells more."
+            click.echo(hint, err=True)
+
+    def _print_ended(self, migration: UUID) -> None:
+        for attempt in reading.attempts_after(engine(), migration, self.after):
+            self.hop = attempt.hop_name
+            if attempt.status is AttemptStatus.RUNNING:
+                break  # the next one cannot have begun
+            self.after = attempt.id
+            if not self.quiet:
+                _print_attempt(attempt)
 
 
 def _print_attempt(attempt: Attempt) -> None:

@@ -10,6 +10,21 @@
 CREATE FUNCTION lock_key(p_graph uuid) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN uuid_hash_extended(p_graph, 5716853094183207169);
 
+-- The key that whoever waits for a migration holds shared (core/inspection/waiting.py).
+CREATE FUNCTION wait_key(p_migration uuid) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN uuid_hash_extended(p_migration, 5716853094183207173);
+
+-- A hop or the migration ends with this transaction: notifies whoever waits for it. A commit with a NOTIFY holds a
+-- lock of the whole server until it is on disk, so there is one only where somebody waits. A waiter that comes after
+-- this look gets the key when this transaction is over, and then reads what it has written.
+CREATE FUNCTION notify_waiters(p_migration uuid) RETURNS void LANGUAGE plpgsql
+SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(wait_key(p_migration)) THEN
+        PERFORM pg_notify('graph_migrator', p_migration::text);
+    END IF;
+END $$;
+
 -- The graph with this id or slug; NULL where there is none. A slug is never of a UUID's form, so each call is one look
 -- into one index: `slug = x OR id::text = x` would read every graph.
 CREATE FUNCTION graph_id_of(p_graph text) RETURNS uuid LANGUAGE plpgsql STABLE
@@ -214,6 +229,7 @@ BEGIN
             PERFORM unlock(p_graph);
         END IF;
     END IF;
+    PERFORM notify_waiters(p_migration);
     PERFORM require_transaction(p_attempt);
 END $$;
 
@@ -348,6 +364,7 @@ BEGIN
         UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), rings = 0
             WHERE id = p_migration;
     END IF;
+    PERFORM notify_waiters(p_migration);
     RETURN true;
 END $$;
 
@@ -364,6 +381,7 @@ BEGIN
     END IF;
     UPDATE hop_attempts SET status = 'lost', finished_at = clock_timestamp()
         WHERE id = p_lost AND status = 'running';
+    PERFORM notify_waiters(p_migration);
     RETURN true;
 END $$;
 
@@ -400,6 +418,7 @@ BEGIN
     IF status = 'cancelled' THEN
         PERFORM release_claim(p_migration, m.graph_id);
     END IF;
+    PERFORM notify_waiters(p_migration);
 END $$;
 
 -- Clears the claim. Every commit that changed data lies before this transaction, so its clock dates them.

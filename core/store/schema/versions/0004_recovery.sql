@@ -225,6 +225,7 @@ BEGIN
         UPDATE graphs SET partially_migrated = p_partially_migrated WHERE id = p_graph AND migration_id IS NULL;
         PERFORM set_config('graph_migrator.executor', '', true);
     END IF;
+    PERFORM notify_waiters(p_migration);
     RETURN before;
 END $$;
 

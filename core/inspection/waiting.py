@@ -1,0 +1,231 @@
+"""Waiting for the end of a migration on Postgres, whatever the broker and the result backend are."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+from sqlalchemy import Engine
+
+from graph_migrator.core.errors import UnknownGraph, WaitTimedOut
+from graph_migrator.core.reports import MigrationReport, own_error
+from graph_migrator.core.settings import settings
+from graph_migrator.core.statuses import MigrationStatus
+from graph_migrator.core.store.connections import make_engine, require_psycopg2
+from graph_migrator.core.store.errors import DRIVER_ERRORS, Failure, classify
+
+_POLL_SECONDS: Final = 2.0
+"""How long a notification may be missing: behind a pooling proxy, say, none arrives."""
+_SHORT_POLL_SECONDS: Final = 0.2
+"""While nothing announces a change: the call has not arrived yet, or its hop is being committed just now."""
+
+
+class SentCall(Protocol):
+    """What ``migrate_graph.delay(…)`` returned."""
+
+    @property
+    def id(self) -> str:
+        """The task id."""
+
+
+Look = Callable[[MigrationReport | None], None]
+
+
+def wait_for(
+    migration: str | UUID | SentCall,
+    timeout: float | None = None,
+    *,
+    database: Engine | None = None,
+    on_look: Look | None = None,
+) -> MigrationReport:
+    """Wait until a migration has ended.
+
+    Postgres says when that is, by a notification with a slow poll behind it. So it works with every broker and
+    result backend, also ``rpc://`` and none, and goes on when workers die or Postgres restarts.
+
+    Args:
+        migration: What `migrate_graph.delay` returned; or the id of a migration or call that Postgres knows; or a
+            graph (id or slug), for the migration that owns it, else its latest. A call that was sent just now may not
+            have begun: pass what `.delay` returned, not the graph.
+        timeout: Seconds; None to wait for ever. A call that never arrives is waited for likewise.
+        database: An engine of psycopg2; by default one for ``DATABASE_URL``.
+        on_look: Called at each look, at the latest every two seconds, with the report as it stands; None while the
+            call has not arrived.
+
+    Returns:
+        The final report. For a graph that was never migrated, one with nothing in it to do.
+
+    Raises:
+        WaitTimedOut: It has not ended in time; it goes on.
+        UnknownGraph: There is no such graph, migration or call.
+        GraphMigratorError: The call was refused, or the migration ended without reaching its target.
+        Exception: What a hop raised.
+    """
+    engine = database or make_engine(settings().database_url)
+    require_psycopg2(engine, "database")
+    name, is_call = _asked(migration)
+    ends_at = None if timeout is None else time.monotonic() + timeout
+    with _watching(engine) as session:
+        while True:
+            found = session.look(name, is_call=is_call)
+            if on_look is not None:
+                on_look(found.report)
+            if found.ended:
+                return found.outcome()
+            left = _POLL_SECONDS if ends_at is None else ends_at - time.monotonic()
+            if left <= 0:
+                raise WaitTimedOut(name, float(timeout or 0), found.state)
+            session.wait(min(left, _POLL_SECONDS))
+
+
+def _asked(migration: str | UUID | SentCall) -> tuple[str, bool]:
+    if isinstance(migration, str | UUID):
+        return str(migration), False
+    return migration.id, True
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one look has found."""
+
+    report: MigrationReport | None = None
+    refusal: Exception | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.refusal is not None or (self.report is not None and self.report.status.is_settled)
+
+    @property
+    def state(self) -> str:
+        if self.report is None:
+            return "no worker has begun it"
+        return f"migration {self.report.migration_id} is {self.report.status}"
+
+    def outcome(self) -> MigrationReport:
+        assert self.refusal or self.report  # noqa: S101 - one of the two has ended it
+        error = self.refusal or (self.report.error() if self.report is not None else None)
+        if error is not None:
+            raise error
+        return self.report  # type: ignore[return-value]
+
+
+_CALL = "SELECT migration_id, outcome FROM graph_migrator.requests WHERE task_id = %s"
+_MIGRATION = "SELECT id FROM graph_migrator.migrations WHERE id = %s"
+_OF_GRAPH = """
+SELECT g.id, g.slug, g.graph_type, g.version, coalesce(g.migration_id, (SELECT m.id FROM graph_migrator.migrations m
+    WHERE m.graph_id = g.id ORDER BY m.created_at DESC LIMIT 1))
+FROM graph_migrator.graphs g WHERE g.id = graph_migrator.graph_id_of(%s)
+"""
+# Who holds the key is notified (`notify_waiters` in the schema). While a hop is being committed it is not to be had,
+# and another look follows soon.
+_LISTEN = "LISTEN graph_migrator; SELECT pg_try_advisory_lock_shared(graph_migrator.wait_key(%s))"
+_REPORT = "SELECT graph_migrator.report(%s)"
+
+
+class _Session:
+    """A Postgres session that reads the state, and that the end of a hop or of the migration wakes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._raw: Any = None
+        self._migration: UUID | None = None
+        self._listens = False
+        self._last: _Found | None = None
+
+    def look(self, name: str, *, is_call: bool) -> _Found:
+        """Read the state; the last one again where Postgres has gone away since."""
+        try:
+            self._last = self._look(name, is_call=is_call)
+        except DRIVER_ERRORS as error:
+            self.close()
+            if self._last is None or classify(error) is Failure.PERMANENT:
+                raise
+        return self._last
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a notification, so many seconds at most."""
+        if not self._listens:
+            time.sleep(min(seconds, _SHORT_POLL_SECONDS))
+            return
+        ends_at = time.monotonic() + seconds
+        with suppress(*DRIVER_ERRORS):  # the session has ended: the next look connects again
+            while not self._was_notified() and (left := ends_at - time.monotonic()) > 0:
+                if select.select([self._raw], [], [], left)[0]:
+                    self._raw.poll()
+
+    def close(self) -> None:
+        """End the session, and with it the key's hold."""
+        raw, self._raw, self._listens = self._raw, None, False
+        if raw is not None:
+            raw.close()
+
+    def _was_notified(self) -> bool:
+        heard = {each.payload for each in self._raw.notifies}
+        self._raw.notifies.clear()
+        return str(self._migration) in heard
+
+    def _look(self, name: str, *, is_call: bool) -> _Found:
+        if self._raw is None:
+            connection = self._engine.raw_connection()
+            connection.detach()
+            self._raw = connection.dbapi_connection
+            self._raw.autocommit = True
+        if self._migration is None:
+            found = self._of_call(name)
+            if found is None and self._migration is None and not is_call:
+                found = self._of_migration(name)
+            if found is not None or self._migration is None:
+                return found or _Found()
+        if not self._listens:  # before the report is read: what ends after that is announced
+            self._listens = bool(self._one(_LISTEN, self._migration)[0])
+        return _Found(MigrationReport.model_validate(self._one(_REPORT, self._migration)[0]))
+
+    def _of_call(self, name: str) -> _Found | None:
+        """Find the migration of a call; what the call ended with, where it began none."""
+        call = self._one(_CALL, name)
+        if call is None:
+            return None
+        self._migration, outcome = call
+        if outcome is not None and "error" in outcome:
+            return _Found(refusal=own_error(outcome["error"]["type"], outcome["error"]["args"]))
+        if self._migration is None and outcome is not None and "report" in outcome:
+            return _Found(MigrationReport.model_validate(outcome["report"]))
+        return None
+
+    def _of_migration(self, name: str) -> _Found | None:
+        """Find a migration by its id or its graph."""
+        with suppress(ValueError):
+            found = self._one(_MIGRATION, UUID(name))
+            self._migration = found[0] if found else None
+        if self._migration is not None:
+            return None
+        graph = self._one(_OF_GRAPH, name)
+        if graph is None:
+            raise UnknownGraph(name)
+        graph_id, slug, graph_type, version, self._migration = graph
+        if self._migration is not None:
+            return None
+        never = MigrationReport(
+            migration_id=None, graph_id=graph_id, graph=slug, graph_type=graph_type,
+            status=MigrationStatus.SUCCEEDED, from_version=version, to_version=version, version=version,
+        )  # fmt: skip
+        return _Found(never)
+
+    def _one(self, statement: str, value: Any) -> Any:
+        with self._raw.cursor() as cursor:
+            cursor.execute(statement, (value,))
+            return cursor.fetchone()
+
+
+@contextmanager
+def _watching(engine: Engine) -> Iterator[_Session]:
+    session = _Session(engine)
+    try:
+        yield session
+    finally:
+        session.close()
