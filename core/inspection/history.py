@@ -114,24 +114,26 @@ def list_graphs(
     after: str | None = None,
     limit: int = 50,
 ) -> list[GraphSummary]:
-    """Graphs in the order of their slug, a page at a time.
+    """Graphs, a page at a time, whatever their number.
+
+    Each list reads along an index. So graphs in a state of their migration come in the order of their id, all others
+    in the order of their slug.
 
     Args:
         source: The database.
         graph_type: Only graphs of this type.
         behind: Only graphs below the newest version of their type, which is given here by type.
         state: Only graphs whose migration has this status; `idle`, `owner` or `half-done` for those without.
-        after: The last slug of the page before.
+        after: The slug of the last graph of the page before.
         limit: How many at most.
+
+    Raises:
+        UnknownGraph: `state` is that of a migration, and `after` is no graph (any more).
     """
-    conditions = [
-        "(CAST(:type AS text) IS NULL OR g.graph_type = :type)",
-        "(CAST(:after AS text) IS NULL OR g.slug > :after)",
-    ]
     parameters: dict[str, Any] = {"type": graph_type, "after": after, "limit": limit, "state": state}
-    if behind is not None:
-        conditions.append("g.version < coalesce((CAST(:behind AS jsonb) ->> g.graph_type)::integer, 0)")
-        parameters["behind"] = json.dumps(behind)
+    conditions = []
+    order = "g.slug"
+    page = "g.slug > :after"
     match state:
         case None:
             pass
@@ -145,16 +147,41 @@ def list_graphs(
             conditions.append("g.partially_migrated IS NOT NULL")
         case _:
             conditions.append("m.status = :state")
-    statement = _SUMMARY + f"WHERE {' AND '.join(conditions)} ORDER BY g.slug LIMIT :limit"
+            order, page = "m.graph_id", "m.graph_id > :after_id"
+            if after is not None:
+                parameters["after_id"] = find_graph(source, after).id
+    if graph_type is not None:
+        conditions.append("g.graph_type = :type")
+    if after is not None:
+        conditions.append(page)
+    tables = _TABLES
+    if behind is not None and state is None:
+        # For each version behind, the index by type, version and slug has the page in order; merged, they are it.
+        tables = f"""
+        FROM (SELECT g.* FROM (SELECT type, generate_series(1, newest::integer - 1) AS version
+                               FROM jsonb_each_text(CAST(:behind AS jsonb)) AS known (type, newest)) old
+              CROSS JOIN LATERAL (
+                  SELECT * FROM graph_migrator.graphs g
+                  WHERE g.graph_type = old.type AND g.version = old.version
+                    AND (CAST(:after AS text) IS NULL OR {page})
+                  ORDER BY g.slug LIMIT :limit) g
+              ORDER BY g.slug LIMIT :limit) g
+        LEFT JOIN graph_migrator.migrations m ON m.id = g.migration_id"""  # noqa: S608 - own text
+    elif behind is not None:
+        conditions.append("g.version < coalesce((CAST(:behind AS jsonb) ->> g.graph_type)::integer, 0)")
+    parameters["behind"] = json.dumps(behind)
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    statement = f"{_COLUMNS} {tables} {where} ORDER BY {order} LIMIT :limit"
     return [GraphSummary.model_validate(dict(row)) for row in _rows(source, statement, parameters)]
 
 
-_SUMMARY = f"""
+_COLUMNS = f"""
 SELECT g.id, g.slug, g.graph_type, g.version, {_READ_ONLY} AS read_only,
        g.partially_migrated IS NOT NULL AS partially_migrated,
        g.migration_id, m.status, m.to_version, g.changed_at
-FROM graph_migrator.graphs g LEFT JOIN graph_migrator.migrations m ON m.id = g.migration_id
-"""  # noqa: S608 - own text
+"""
+_TABLES = "FROM graph_migrator.graphs g LEFT JOIN graph_migrator.migrations m ON m.id = g.migration_id"
+_SUMMARY = f"{_COLUMNS} {_TABLES} "
 
 _WHICH = "WHERE g.id = (SELECT graph_migrator.graph_id_of(:graph))"
 

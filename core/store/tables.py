@@ -53,7 +53,10 @@ class Graph(_Base):
             postgresql_where=text("migration_id IS NOT NULL"),
         ),
         Index("graphs_to_stamp", "id", postgresql_where=text("changed_at IS NULL")),
-        Index("graphs_by_type", "graph_type", "version"),
+        Index("graphs_by_version", "graph_type", "version", "slug"),
+        Index("graphs_by_type", "graph_type", "slug"),
+        Index("graphs_of_owners", "slug", postgresql_where=text("owner_read_only")),
+        Index("graphs_partially_migrated", "slug", postgresql_where=text("partially_migrated IS NOT NULL")),
         UniqueConstraint("slug", name="graphs_slug_key"),
     )
 
@@ -130,7 +133,14 @@ class Migration(_Base):
             postgresql_where=text("status IN ('queued', 'running', 'pausing', 'paused', 'cancelling')"),
         ),
         Index("migrations_by_graph", "graph_id", "created_at"),
-        Index("migrations_to_settle", "id", postgresql_where=text("status IN ('pausing', 'cancelling')")),
+        Index(
+            "migrations_by_status",
+            "status",
+            "graph_id",
+            postgresql_where=text(
+                "status IN ('queued', 'running', 'pausing', 'paused', 'cancelling', 'failed')"
+            ),
+        ),
         Index(
             "migrations_for_recovery",
             "deadline",

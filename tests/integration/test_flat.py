@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, event, text
+
+from graph_migrator.core.inspection.history import list_graphs
 
 GRAPHS = 20_000
 FEW = 60
@@ -50,8 +53,20 @@ def fleet(postgres, template_database) -> Iterator[Engine]:  # type: ignore[no-u
         )
         connection.execute(
             text(
+                "UPDATE migrations SET status = 'failed', error_type = 'E', finished_at = now() "
+                "WHERE status = 'queued' "
+                "AND graph_id IN (SELECT id FROM graphs ORDER BY id LIMIT 30)"
+            )
+        )
+        connection.execute(
+            text(
+                "UPDATE graphs SET graph_type = 'rare', version = 1 WHERE id IN (SELECT id FROM graphs LIMIT 30)"
+            )
+        )
+        connection.execute(
+            text(
                 "UPDATE graphs g SET migration_id = m.id FROM migrations m "
-                "WHERE m.graph_id = g.id AND m.status = 'queued'"
+                "WHERE m.graph_id = g.id AND m.status IN ('queued', 'failed')"
             )
         )
     with engine.begin() as connection:
@@ -94,6 +109,55 @@ def test_a_statement_reads_a_few_pages_whatever_the_number_of_graphs(
         ).scalar_one()
         graph = IN_THE_MIDDLE if by == "slug" else str(found).upper()
         assert pages(connection, statement, graph=graph) <= FEW
+
+
+LISTS = {
+    "first page": {},
+    "deep page": {"after": "graph-9"},
+    "one type": {"graph_type": "knowledge"},
+    "a rare type": {"graph_type": "rare"},
+    "behind": {"behind": {"knowledge": 9, "rare": 2}},
+    "behind, deep page": {"behind": {"knowledge": 9}, "after": "graph-9"},
+    "nothing behind": {"behind": {"knowledge": 2}},
+    "a common state": {"state": "queued"},
+    "a common state, deep page": {"state": "queued", "after": IN_THE_MIDDLE},
+    "a rare state": {"state": "failed"},
+    "no such state now": {"state": "paused"},
+    "owner": {"state": "owner"},
+    "partially migrated": {"state": "half-done"},
+}
+
+
+@pytest.mark.parametrize("filters", LISTS.values(), ids=LISTS.keys())
+def test_a_page_of_a_list_reads_a_few_pages(fleet: Engine, filters: dict[str, Any]) -> None:
+    statements: list[tuple[str, Any]] = []
+
+    def remember(_c: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        statements.append((statement, parameters))
+
+    with fleet.connect() as connection:
+        event.listen(connection, "before_cursor_execute", remember)
+        list_graphs(connection, limit=10, **filters)
+        event.remove(connection, "before_cursor_execute", remember)
+        for statement, parameters in statements:
+            plan = connection.exec_driver_sql(
+                f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters
+            )
+            top = plan.scalar_one()[0]["Plan"]
+            assert top["Shared Hit Blocks"] + top["Shared Read Blocks"] <= FEW, statement
+
+
+def test_pages_of_every_list_are_its_graphs_once_each(fleet: Engine) -> None:
+    filters: dict[str, Any]
+    for filters, expected in (
+        ({"graph_type": "rare"}, 30),
+        ({"state": "failed"}, 30),
+        ({"behind": {"knowledge": 2, "rare": 2}}, 30),
+    ):
+        found: list[str] = []
+        while page := list_graphs(fleet, limit=7, after=found[-1] if found else None, **filters):
+            found += [graph.slug for graph in page]
+        assert len(found) == len(set(found)) == expected, filters
 
 
 def test_a_whole_index_would_be_noticed(fleet: Engine) -> None:

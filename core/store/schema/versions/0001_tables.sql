@@ -25,7 +25,10 @@ COMMENT ON COLUMN graphs.changed_at IS
 -- Partial on purpose: a full unique index would make the claim a key update and block foreign-key checks.
 CREATE UNIQUE INDEX graphs_one_claim_per_migration ON graphs (migration_id) WHERE migration_id IS NOT NULL;
 CREATE INDEX graphs_to_stamp ON graphs (id) WHERE changed_at IS NULL;
-CREATE INDEX graphs_by_type ON graphs (graph_type, version);
+CREATE INDEX graphs_by_version ON graphs (graph_type, version, slug);
+CREATE INDEX graphs_by_type ON graphs (graph_type, slug);
+CREATE INDEX graphs_of_owners ON graphs (slug) WHERE owner_read_only;
+CREATE INDEX graphs_partially_migrated ON graphs (slug) WHERE partially_migrated IS NOT NULL;
 
 CREATE TABLE nodes (
     graph_id   uuid NOT NULL REFERENCES graphs (id) ON DELETE CASCADE,
@@ -96,7 +99,9 @@ CREATE INDEX migrations_by_graph ON migrations (graph_id, created_at);
 CREATE INDEX migrations_for_recovery ON migrations (deadline)
     WHERE status IN ('queued', 'running', 'pausing', 'cancelling');
 
-CREATE INDEX migrations_to_settle ON migrations (id) WHERE status IN ('pausing', 'cancelling');
+-- Lists by state, and what recovery has to settle.
+CREATE INDEX migrations_by_status ON migrations (status, graph_id)
+    WHERE status IN ('queued', 'running', 'pausing', 'paused', 'cancelling', 'failed');
 
 ALTER TABLE graphs ADD CONSTRAINT graphs_claim_is_a_migration
     FOREIGN KEY (migration_id) REFERENCES migrations (id);
