@@ -152,10 +152,10 @@ def list_graphs(
                 parameters["after_id"] = find_graph(source, after).id
     if graph_type is not None:
         conditions.append("g.graph_type = :type")
-    if after is not None:
-        conditions.append(page)
     tables = _TABLES
-    if behind is not None and state is None:
+    if behind is None or state is not None:
+        conditions += [page] if after is not None else []
+    else:
         # For each version behind, the index by type, version and slug has the page in order; merged, they are it.
         tables = f"""
         FROM (SELECT g.* FROM (SELECT type, generate_series(1, newest::integer - 1) AS version
@@ -163,11 +163,11 @@ def list_graphs(
               CROSS JOIN LATERAL (
                   SELECT * FROM graph_migrator.graphs g
                   WHERE g.graph_type = old.type AND g.version = old.version
-                    AND (CAST(:after AS text) IS NULL OR {page})
+                    {"" if after is None else f"AND {page}"}
                   ORDER BY g.slug LIMIT :limit) g
               ORDER BY g.slug LIMIT :limit) g
         LEFT JOIN graph_migrator.migrations m ON m.id = g.migration_id"""  # noqa: S608 - own text
-    elif behind is not None:
+    if behind is not None and state is not None:
         conditions.append("g.version < coalesce((CAST(:behind AS jsonb) ->> g.graph_type)::integer, 0)")
     parameters["behind"] = json.dumps(behind)
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""

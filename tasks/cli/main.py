@@ -19,6 +19,7 @@ from graph_migrator.tasks.cli import (
     operating,
     reading,
     serving,
+    validate,
     watching,
 )
 from graph_migrator.tasks.cli.errors import report
@@ -76,6 +77,18 @@ def main(debug: bool) -> None:
     """
 
 
-for module in (audit, serving, reading, watching, migrating, operating, data, guarding, authoring, doctor):
+for module in (
+    audit,
+    serving,
+    reading,
+    watching,
+    migrating,
+    operating,
+    data,
+    guarding,
+    authoring,
+    doctor,
+    validate,
+):
     for command in module.COMMANDS:
         main.add_command(command)

@@ -82,6 +82,7 @@ def test_json_is_what_the_documentation_says(here: Cluster, tmp_path: Path, comm
         "plan": ("h",), "status GRAPH": ("g",), "watch": ("g",), "history": ("g",), "migrate": ("h",),
         "migrate --inline": ("h",), "migrate --dry-run": ("h",), "lock": ("g",),
         "import": (file, "--slug", "i", "--type", "trail", "--version", 1),
+        "audit archive": ("--before", "2020-01-01", "--to", tmp_path / "archive"),
     }  # fmt: skip
     words = [word for word in command.split() if word != "GRAPH"]
     outcome = call(*words, *more.get(command, ()), "--json")

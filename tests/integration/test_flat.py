@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, event, text
 from graph_migrator.core.inspection.history import list_graphs
 
 GRAPHS = 20_000
-FEW = 60
+FEW = 75
 """Pages: some levels of a handful of indexes, and the catalogue's. A whole index of the filled tables has more."""
 
 IN_THE_MIDDLE = "graph-12345"
