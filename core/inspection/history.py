@@ -156,17 +156,8 @@ def list_graphs(
     if behind is None or state is not None:
         conditions += [page] if after is not None else []
     else:
-        # For each version behind, the index by type, version and slug has the page in order; merged, they are it.
-        tables = f"""
-        FROM (SELECT g.* FROM (SELECT type, generate_series(1, newest::integer - 1) AS version
-                               FROM jsonb_each_text(CAST(:behind AS jsonb)) AS known (type, newest)) old
-              CROSS JOIN LATERAL (
-                  SELECT * FROM graph_migrator.graphs g
-                  WHERE g.graph_type = old.type AND g.version = old.version
-                    {"" if after is None else f"AND {page}"}
-                  ORDER BY g.slug LIMIT :limit) g
-              ORDER BY g.slug LIMIT :limit) g
-        LEFT JOIN graph_migrator.migrations m ON m.id = g.migration_id"""  # noqa: S608 - own text
+        pages = _behind(behind, parameters)
+        tables = f"FROM (SELECT * FROM ({pages}) pages ORDER BY slug LIMIT :limit) g {_OWNER}"  # noqa: S608
     if behind is not None and state is not None:
         conditions.append("g.version < coalesce((CAST(:behind AS jsonb) ->> g.graph_type)::integer, 0)")
     parameters["behind"] = json.dumps(behind)
@@ -175,12 +166,27 @@ def list_graphs(
     return [GraphSummary.model_validate(dict(row)) for row in _rows(source, statement, parameters)]
 
 
+def _behind(newest: dict[str, int], parameters: dict[str, Any]) -> str:
+    """The first page of each version that is behind. The index by type, version and slug has it in order."""
+    pages = []
+    for kind, limit in newest.items():
+        for version in range(1, limit):
+            n = len(pages)
+            parameters |= {f"type_{n}": kind, f"version_{n}": version}
+            pages.append(
+                f"(SELECT * FROM graph_migrator.graphs WHERE graph_type = :type_{n} AND version = :version_{n} "  # noqa: S608
+                f"{'' if parameters['after'] is None else 'AND slug > :after'} ORDER BY slug LIMIT :limit)"
+            )
+    return " UNION ALL ".join(pages) or "SELECT * FROM graph_migrator.graphs WHERE false"
+
+
 _COLUMNS = f"""
 SELECT g.id, g.slug, g.graph_type, g.version, {_READ_ONLY} AS read_only,
        g.partially_migrated IS NOT NULL AS partially_migrated,
        g.migration_id, m.status, m.to_version, g.changed_at
 """
-_TABLES = "FROM graph_migrator.graphs g LEFT JOIN graph_migrator.migrations m ON m.id = g.migration_id"
+_OWNER = "LEFT JOIN graph_migrator.migrations m ON m.id = g.migration_id"
+_TABLES = f"FROM graph_migrator.graphs g {_OWNER}"
 _SUMMARY = f"{_COLUMNS} {_TABLES} "
 
 _WHICH = "WHERE g.id = (SELECT graph_migrator.graph_id_of(:graph))"
