@@ -168,7 +168,7 @@ def list_graphs(
 
 def _behind(newest: dict[str, int], parameters: dict[str, Any]) -> str:
     """The first page of each version that is behind. The index by type, version and slug has it in order."""
-    pages = []
+    pages: list[str] = []
     for kind, limit in newest.items():
         for version in range(1, limit):
             n = len(pages)
