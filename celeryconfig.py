@@ -5,6 +5,7 @@ makes migrations quick, and keeps Celery from losing or doubling messages where 
 """
 
 from graph_migrator.core.settings import settings as _settings
+from graph_migrator.tasks.patience import PROGRAM as _PROGRAM
 
 _s = _settings()
 
@@ -50,13 +51,12 @@ broker_connection_max_retries = None
 broker_transport_options = {"visibility_timeout": 3600, "socket_keepalive": True}
 
 # The next hop is published by the process that ran the last one. Without patience, a broker that is away for
-# a second turns a hop that is done into a failure.
+# a second turns a hop that is done into a failure. A worker waits far longer (tasks/patience.py, tasks/celery.py).
 task_publish_retry = True
-_patience = {"max_retries": 1000, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 3}
-task_publish_retry_policy = _patience
+task_publish_retry_policy = _PROGRAM
 result_backend_always_retry = True
-result_backend_max_retries = 1000
-result_backend_transport_options = {"retry_policy": _patience}
+result_backend_max_retries = _PROGRAM["max_retries"]
+result_backend_transport_options = {"retry_policy": _PROGRAM}
 # Results are for callers that wait. The truth stays in Postgres for good.
 result_expires = 86_400
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from celery import Celery
 from celery.app.amqp import AMQP
+from celery.signals import celeryd_init
 
 from graph_migrator.core.settings import settings
-from graph_migrator.tasks import metrics
+from graph_migrator.tasks import metrics, patience
 
 
 class Messages(AMQP):
@@ -58,3 +59,10 @@ def _sign(sender: Any, **_: object) -> None:
     """
     if settings().signing_key:
         sender.setup_security(allowed_serializers=["json"])
+
+
+@celeryd_init.connect
+def _wait_for_long(instance: Any = None, **_: object) -> None:
+    """A worker of ours waits for its broker and its results. One of another app that calls our tasks is a program."""
+    if instance is not None and instance.app is app:
+        app.conf.update(patience.settings_for(patience.WORKER))

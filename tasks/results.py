@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -16,7 +17,16 @@ from graph_migrator.core.reports import MigrationReport
 from graph_migrator.tasks.answers import backend_name, keeps_results
 
 
-class MigrationResult(AsyncResult):
+class CallResult(AsyncResult):
+    """The result of a call of ours."""
+
+    def __del__(self) -> None:
+        """Stop waiting, but not while the process ends: Celery before 5.7 would reconnect to the backend for it."""
+        if not sys.is_finalizing():
+            super().__del__()
+
+
+class MigrationResult(CallResult):
     """The result of a `migrate_graph` call: `.get()` gives a `MigrationReport` or raises the hop's error."""
 
     def get(self, *args: Any, **kwargs: Any) -> MigrationReport:
@@ -160,6 +170,10 @@ class CheckedTask(Task):
         given = checked(self.arguments, args, kwargs)
         options.setdefault("argsrepr", in_words(given))
         return super().apply_async((), given, **options)
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> CallResult:  # noqa: N802 - Celery's name
+        """The result of a call of this task."""
+        return CallResult(task_id, backend=self.backend, app=self.app, **kwargs)
 
 
 BEGUN: Final = "begun:"

@@ -11,7 +11,8 @@ A fingerprint is a hash of what decides a hop's effect:
 - its options, its `when` and `check` like the hop itself. SQL counts without comments and line breaks.
 
 What other modules do is not in it, only which names are imported from them: a change of a library goes
-unnoticed, as does a change of a table's triggers or of the Python version.
+unnoticed, as does a change of a table's triggers or of the Python version. How a module imports this package's own
+names does not matter (`our_names`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
 from graph_migrator.core.graph_types.module_source import ModuleSource
+from graph_migrator.core.graph_types.our_names import PACKAGE, OurNames, is_ours
 
 _SCHEME: Final = 1
 """Raised when the hash is made of something else; every fingerprint changes with it."""
@@ -51,7 +53,7 @@ def fingerprint(code: Callable[..., object] | str, options: Mapping[str, object]
         64 hexadecimal digits, the same in every process and under every Python version.
 
     Raises:
-        OSError: The source of a function is not to be had.
+        OSError: The source of a function is unavailable.
     """
     options = options or {}
     for value in (code, *options.values()):
@@ -59,8 +61,8 @@ def fingerprint(code: Callable[..., object] | str, options: Mapping[str, object]
             raise OSError(f"{value!r} is no function that is written in Python")
     seen: set[int] = set()
     what = ["sql", normalise_sql(code)] if isinstance(code, str) else _form_of(code, seen)
-    told = {name: _form_of(value, seen) for name, value in options.items()}
-    text = json.dumps([_SCHEME, what, told], sort_keys=True, separators=(",", ":"))
+    chosen = {name: _form_of(value, seen) for name, value in options.items()}
+    text = json.dumps([_SCHEME, what, chosen], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -75,7 +77,8 @@ def _form_of(value: object, seen: set[int]) -> Any:
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return [type(value).__name__, ascii(value)]
     if isinstance(value, type):
-        return ["type", f"{value.__module__}.{value.__qualname__}"]
+        module = PACKAGE if is_ours(value.__module__) else value.__module__
+        return ["type", f"{module}.{value.__qualname__}"]
     if inspect.isfunction(unwrapped):
         return _form_of_function(unwrapped, seen)
     if isinstance(value, tuple | list):
@@ -103,13 +106,11 @@ def _form_of_function(function: Callable[..., Any], seen: set[int]) -> Any:
     seen.add(id(function))
     module = ModuleSource.of(function)
     nodes = module.nodes_of(function)
+    ours = OurNames(function.__globals__, module.bindings)
     return [
         "function",
-        [_form_of_node(node) for node in nodes],
-        {
-            name: [_form_of_node(node) for node in statements]
-            for name, statements in _reached(module, nodes).items()
-        },
+        _form_of_node(nodes, ours),
+        {name: _form_of_node(statements, ours) for name, statements in _reached(module, nodes, ours).items()},
         {name: _form_of(value, seen) for name, value in _caught(function).items()},
         [_form_of(value, seen) for value in (function.__defaults__, function.__kwdefaults__)],
     ]
@@ -124,39 +125,44 @@ def _caught(function: Callable[..., Any]) -> dict[str, object]:
     return caught
 
 
-def _reached(module: ModuleSource, nodes: list[ast.AST]) -> dict[str, list[ast.AST]]:
+def _reached(module: ModuleSource, nodes: list[ast.AST], ours: OurNames) -> dict[str, list[ast.AST]]:
     """The statements of the module's top level that these nodes reach by name, through others too."""
     reached: dict[str, list[ast.AST]] = {}
     ahead = list(nodes)
     while ahead:
-        for node in ast.walk(ahead.pop()):
-            if isinstance(node, ast.Name) and node.id in module.bindings and node.id not in reached:
-                reached[node.id] = module.bindings[node.id]
-                ahead += module.bindings[node.id]
+        for name in ours.other_names(ahead.pop()):
+            if name in module.bindings and name not in reached:
+                reached[name] = module.bindings[name]
+                ahead += module.bindings[name]
     return reached
 
 
-def _form_of_node(node: Any) -> Any:
+def _form_of_node(node: Any, ours: OurNames) -> Any:
     """A syntax tree in JSON, the same under every Python version.
 
     Python's own `ast.unparse` and `ast.dump` are not used: quotes inside f-strings, empty lists and fields
     that a later version added make their results differ.
     """
     if isinstance(node, list):
-        return [_form_of_node(each) for each in node]
+        return [_form_of_node(each, ours) for each in node]
     if isinstance(node, ast.Constant):
         return ["Constant", type(node.value).__name__, ascii(node.value)]
     if not isinstance(node, ast.AST):
         return node
+    name = ours.name(node)
+    if name is not None:
+        return ["ours", name]
     present = {
         name: value
         for name, value in ast.iter_fields(node)
         # An empty field is left out: older versions do not have it.
         if name not in {"ctx", "kind", "type_comment"} and value is not None and value != []
     }
+    if isinstance(node, ast.ImportFrom) and ours.imports(node):
+        present["module"] = PACKAGE
     if isinstance(node, ast.JoinedStr):
         present["values"] = _joined(node.values)
-    return [type(node).__name__, {name: _form_of_node(value) for name, value in present.items()}]
+    return [type(node).__name__, {name: _form_of_node(value, ours) for name, value in present.items()}]
 
 
 def _joined(values: list[ast.expr]) -> list[ast.expr]:

@@ -53,7 +53,7 @@ class ModuleSource:
         """The source of a module, or of the module that a function was defined in.
 
         Raises:
-            OSError: The source is not to be had.
+            OSError: The source is unavailable.
         """
         try:
             lines, _ = inspect.findsource(thing)
@@ -109,7 +109,7 @@ class _Strip(ast.NodeTransformer):
     def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
         _drop_docstring(node)
         node.returns = None
-        # What a hop's decorator is told is part of the fingerprint as its options.
+        # What is passed to a hop's decorator is part of the fingerprint as its options.
         node.decorator_list = [each for each in node.decorator_list if not _makes_a_hop(each)]
         return self.generic_visit(node)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from graph_migrator.tasks import patience
 from graph_migrator.tasks.celery import app
 from graph_migrator.tasks.cli import (
     audit,
@@ -28,7 +29,6 @@ _EXIT_CODES = (
     "Exit codes: 0 done · 1 the migration failed · 2 wrong usage, or unknown graph, type or target · "
     "3 refused in the graph's present state · 4 database or broker out of reach."
 )
-_HASTE = {"max_retries": 2, "interval_start": 0.2, "interval_step": 0.2, "interval_max": 0.5}
 
 
 class _Commands(click.Group):
@@ -52,11 +52,7 @@ class _Commands(click.Group):
 def _in_haste() -> Iterator[None]:
     """A worker waits for an hour for its broker to come back; a person at a prompt does not."""
     patient: dict[str, Any] = {}
-    hasty = {
-        "task_publish_retry_policy": _HASTE,
-        "result_backend_always_retry": False,
-        "result_backend_transport_options": {"retry_policy": _HASTE},
-    }
+    hasty = {"result_backend_always_retry": False, **patience.settings_for(patience.COMMAND)}
     try:
         for name, value in hasty.items():
             patient[name], app.conf[name] = app.conf[name], value

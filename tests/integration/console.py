@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from click.testing import CliRunner
 ROOT = Path(__file__).resolve().parents[2]
 ESCAPE = "\x1b"
 OURS = ("DATABASE_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
+
+# Before click 8.2 the two streams are one, unless the runner is asked for two.
+RUNNER = CliRunner(**({"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}))
 
 
 @dataclass
@@ -34,7 +38,7 @@ def call(*arguments: object, answer: str | None = None) -> Outcome:
     """Run a command in this process."""
     from graph_migrator.tasks.cli import main
 
-    result = CliRunner().invoke(main, [str(each) for each in arguments], input=answer)
+    result = RUNNER.invoke(main, [str(each) for each in arguments], input=answer)
     error = result.exception
     assert error is None or isinstance(error, SystemExit), (
         f"{type(error).__name__} reached the person: {error}"

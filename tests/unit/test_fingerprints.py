@@ -295,6 +295,72 @@ class Labelled:
     label: str
 
 
+IMPORTED = """
+    {imports}
+
+    def missing(ctx):
+        return {Node}("ada", "Person", {{}})
+
+    def hop(ctx):
+        try:
+            return [missing(ctx), {Node}]
+        except {Raised}:
+            return None
+    """
+
+
+@pytest.mark.parametrize(
+    ("imports", "node", "raised"),
+    [
+        ("from graph_migrator.core.graph_types.data import Node; from graph_migrator.core.errors import UnknownGraph",
+         "Node", "UnknownGraph"),
+        ("from core import Node; from graph_migrator.core.errors import UnknownGraph", "Node", "UnknownGraph"),
+        ("import graph_migrator as gm; import graph_migrator.core.errors", "gm.Node",
+         "graph_migrator.core.errors.UnknownGraph"),
+        ("import core, graph_migrator.core.errors as errors", "core.Node", "errors.UnknownGraph"),
+        ("from graph_migrator import Node as N; from graph_migrator.core.errors import UnknownGraph as U", "N", "U"),
+        ("from graph_migrator import *; from graph_migrator.core import errors", "Node", "errors.UnknownGraph"),
+    ],
+)  # fmt: skip
+def test_how_our_names_are_imported_does_not_count(same, imports, node, raised):
+    usual = "from graph_migrator import Node; from graph_migrator.core.errors import UnknownGraph"
+    assert same(
+        IMPORTED.format(imports=usual, Node="Node", Raised="UnknownGraph"),
+        IMPORTED.format(imports=imports, Node=node, Raised=raised),
+    )
+
+
+def test_which_name_of_ours_is_meant_counts(same):
+    usual = "from graph_migrator import Node, Edge; from graph_migrator.core.errors import UnknownGraph"
+    one = IMPORTED.format(imports=usual, Node="Node", Raised="UnknownGraph")
+    assert not same(one, IMPORTED.format(imports=usual, Node="Edge", Raised="UnknownGraph"))
+    assert not same(one, IMPORTED.format(imports=usual, Node="Node", Raised="ValueError"))
+
+
+def test_a_class_of_the_authors_own_is_not_taken_for_ours(same):
+    ours = "from graph_migrator import Node\ndef hop(ctx): return Node()"
+    own = "class Node: {body}\ndef hop(ctx): return Node()"
+    assert not same(ours, own.format(body="a = 1"))
+    assert not same(own.format(body="a = 1"), own.format(body="a = 2"))
+    replaced = "from graph_migrator import Node\nclass Node: {body}\ndef hop(ctx): return Node()"
+    assert not same(replaced.format(body="a = 1"), replaced.format(body="a = 2"))
+
+
+def test_an_import_of_ours_inside_a_hop_does_not_count_either(same):
+    hop = "def hop(ctx):\n    from {module} import Node\n    return Node"
+    assert same(hop.format(module="graph_migrator"), hop.format(module="core"))
+    assert same(
+        hop.format(module="graph_migrator"), hop.format(module="graph_migrator.core.graph_types.data")
+    )
+    assert not same(hop.format(module="graph_migrator"), hop.format(module="ast"))
+
+
+def test_an_error_of_ours_as_an_option_is_known_by_its_name():
+    moved = type("UnknownGraph", (Exception,), {"__module__": "graph_migrator.somewhere.else_"})
+    stays = type("UnknownGraph", (Exception,), {"__module__": "graph_migrator.core.errors"})
+    assert fingerprint("", {"retry_on": moved}) == fingerprint("", {"retry_on": stays})
+
+
 def test_selectors_are_known_by_their_type():
     assert fingerprint("SELECT", {"over": Nodes("a")}) != fingerprint("SELECT", {"over": Labelled("a")})
 
