@@ -25,6 +25,7 @@
     │   ├── CheckFailed             a postcondition did not hold
     │   ├── InvalidGraphData        rows do not fit the models of the version they were moved to
     │   ├── HopTimedOut
+    │   ├── HopAddsRows             a batched hop inserts what it processes, and would never end
     │   ├── HopCrashedRepeatedly
     │   ├── HopCodeChanged
     │   ├── PartiallyMigrated                cancelled half-way through a batched hop
@@ -48,6 +49,7 @@ from __future__ import annotations
 
 import builtins
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final
 
@@ -450,6 +452,25 @@ class HopTimedOut(MigrationError):
 
 
 @dataclass(eq=False, repr=False)
+class HopAddsRows(MigrationError):
+    """A batched hop has processed far more rows than there were: it inserts what it processes."""
+
+    graph: str
+    hop: str
+    done: int
+    total: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.graph}: hop {self.hop!r} was stopped: it has processed {self.done} rows, and there were "
+            f"{self.total} when it began. It inserts rows that its own selector picks, ahead of the batch, so it "
+            "would never end. The last batch was rolled back. Insert rows that the selector does not pick (another "
+            f"label, or a key before the batch's), then `graph-migrator retry {self.graph}`."
+        )
+
+
+@dataclass(eq=False, repr=False)
 class HopCrashedRepeatedly(MigrationError):
     """A hop's worker was lost too often; the hop is given up so that it takes no more workers down."""
 
@@ -649,6 +670,24 @@ class LostFence(GraphMigratorError):
     @property
     def message(self) -> str:
         return f"no longer the executor: {self.what}"
+
+
+# ── what is noted on an error ───────────────────────────────────────────────────────────────────────
+
+
+def note_rows(error: BaseException, where: str) -> None:
+    """Note on an error which rows it is about, by their ids alone. Python prints it with the traceback."""
+    with suppress(AttributeError):  # a foreign class may refuse attributes
+        error._graph_migrator_rows = where  # type: ignore[attr-defined] # any exception can carry one
+        error.add_note(where)
+
+
+def rows_of(error: BaseException) -> str | None:
+    """Which rows an error is about, as `note_rows` noted it on the error or on its cause."""
+    found = getattr(error, "_graph_migrator_rows", None)
+    if found is None and error.__cause__ is not None:
+        found = getattr(error.__cause__, "_graph_migrator_rows", None)
+    return found if isinstance(found, str) else None
 
 
 # ── carrying an error from one process to another ───────────────────────────────────────────────────

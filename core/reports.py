@@ -55,6 +55,9 @@ class MigrationReport(BaseModel):
     reason: str | None = None
     error_type: str | None = None
     error_message: str | None = None
+    error_rows: str | None = Field(
+        None, description="The row or batch that the error is about, by ids alone."
+    )
     error_args: list[Any] | None = Field(None, exclude=True)
     created_at: datetime | None = None
     started_at: datetime | None = None
@@ -81,11 +84,19 @@ class MigrationReport(BaseModel):
                 return MigrationReleased(self.graph, self.version or self.from_version)
             case MigrationStatus.FAILED:
                 hop = self.hops[-1].name if self.hops else "?"
-                error_type, message = self.error_type or "", self.error_message or ""
-                if error_type.startswith(errors.CODE_PREFIX):  # their message follows from their fields
-                    return own_error(error_type, self.error_args or [])
-                return revive(error_type, message, self.error_args, graph=self.graph, hop=hop)
+                return self._noted(self._recorded_error(hop))
         return None
+
+    def _noted(self, error: Exception) -> Exception:
+        if self.error_rows is not None:
+            errors.note_rows(error, self.error_rows)
+        return error
+
+    def _recorded_error(self, hop: str) -> Exception:
+        error_type, message = self.error_type or "", self.error_message or ""
+        if error_type.startswith(errors.CODE_PREFIX):  # their message follows from their fields
+            return own_error(error_type, self.error_args or [])
+        return revive(error_type, message, self.error_args, graph=self.graph, hop=hop)
 
 
 def own_error(code: str, args: object) -> GraphMigratorError:

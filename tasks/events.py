@@ -17,6 +17,7 @@ from celery.signals import after_setup_logger, after_setup_task_logger, worker_i
 from graph_migrator.core.events import types as events
 from graph_migrator.core.events.log import JsonLines, log_event
 from graph_migrator.core.settings import settings
+from graph_migrator.core.store.redaction import safe_traceback
 from graph_migrator.tasks.celery import app
 
 _log = logging.getLogger("graph_migrator.events")
@@ -47,7 +48,7 @@ def _write_json(logger: logging.Logger, **_: object) -> None:
 def show_failure(task_id: str | None, error: Exception) -> None:
     """Show in Flower that a `migrate_graph` call has failed; no harm where the broker is away."""
     if task_id is not None:
-        _send("task-failed", uuid=task_id, exception=repr(error), traceback="")
+        _send("task-failed", uuid=task_id, exception=repr(error), traceback=safe_traceback(error))
 
 
 def show_ignored(task_id: str, why: str) -> None:

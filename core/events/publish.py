@@ -13,7 +13,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 from uuid import UUID
 
-from graph_migrator.core.errors import name_of
+from graph_migrator.core.errors import name_of, rows_of
 from graph_migrator.core.events import types as events
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.store.redaction import safe_message
@@ -126,6 +126,7 @@ def failed(executor: Executor, attempt: Attempt, error: Exception, retry_in: flo
             attempt=attempt.number,
             error_type=name_of(error),
             error_message=safe_message(error),
+            error_rows=rows_of(error),
             retry_in=retry_in,
             seconds=_seconds(attempt),
         )

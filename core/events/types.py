@@ -127,6 +127,7 @@ class MigrationFinished(Event):
     seconds: Annotated[float | None, "From the call to the end."]
     error_type: Annotated[str | None, "What went wrong."] = None
     error_message: Annotated[str | None, "The same for people; never data of the graph."] = None
+    error_rows: Annotated[str | None, "The row or batch that it is about, by ids alone."] = None
 
 
 # ── hops ────────────────────────────────────────────────────────────────────────────────────────────
@@ -176,6 +177,7 @@ class HopFailed(HopEvent):
     attempt: Annotated[int, "Which start of this hop it was."]
     error_type: Annotated[str, "The exception's type."]
     error_message: Annotated[str, "Its message; never data of the graph."]
+    error_rows: Annotated[str | None, "The row or batch that it is about, by ids alone."]
     retry_in: Annotated[
         float | None, "Seconds until the next try; left out where the migration failed with it."
     ]
@@ -240,6 +242,7 @@ def ended(report: MigrationReport) -> MigrationPaused | MigrationFinished:
         seconds=report.seconds,
         error_type=report.error_type,
         error_message=report.error_message,
+        error_rows=report.error_rows,
     )
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from graph_migrator.core.errors import CheckFailed, HopTimedOut
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution import failpoints
+from graph_migrator.core.execution.locate import locating
 from graph_migrator.core.graph_types.context import HopContext
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
@@ -61,7 +62,7 @@ def apply_hop(executor: Executor, attempt: Attempt, *, most_batches: int | None 
         HopTimedOut, CheckFailed, InvalidGraphData: The hop was rolled back.
         Exception: What the hop raised; it was rolled back.
     """
-    with TimeLimit(executor, attempt) as limit:
+    with TimeLimit(executor, attempt) as limit, locating(executor, attempt):
         if attempt.hop.is_batched:
             return _apply_batched(executor, attempt, limit, most_batches)
         return _apply_whole(executor, attempt, limit)

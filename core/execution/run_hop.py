@@ -36,6 +36,7 @@ from graph_migrator.core.errors import (
     UnknownGraphType,
     json_args,
     name_of,
+    rows_of,
 )
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution import failpoints
@@ -47,6 +48,7 @@ from graph_migrator.core.graph_types.registry import graph_type
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import APPLIED, MigrationStatus
+from graph_migrator.core.store import frames
 from graph_migrator.core.store.errors import DRIVER_ERRORS, Failure, classify
 from graph_migrator.core.store.locks import take_lock
 from graph_migrator.core.store.redaction import safe_args, safe_message, safe_traceback
@@ -315,7 +317,10 @@ def fail_migration(
     failpoints.hit("fail_committed")
     executor.release_lock(attempt.facts.graph_id)
     publish.failed(executor, attempt, error, None)
-    return _answer(executor, attempt.message.migration_id)
+    answer = _answer(executor, attempt.message.migration_id)
+    if isinstance(answer, Failed):  # the worker's log and Flower show the frames of the hop's own code
+        answer.error.with_traceback(frames.of_files(error.__traceback__))
+    return answer
 
 
 def _write_failure(
@@ -325,7 +330,8 @@ def _write_failure(
         executor.call(
             "fail_hop", attempt.id, attempt.message.migration_id, attempt.facts.graph_id, transient, final,
             name_of(error), safe_message(error).replace("\x00", ""), safe_args(error),
-            safe_traceback(error).replace("\x00", ""), pause + settings().deadline_seconds,
+            safe_traceback(error).replace("\x00", ""), pause + settings().deadline_seconds, rows_of(error),
+            frames.last_of_author(error.__traceback__),
         ).fail_hop
     )  # fmt: skip
 

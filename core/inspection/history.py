@@ -61,6 +61,10 @@ class Attempt(BaseModel):
     total: int | None
     error_type: str | None
     error_message: str | None
+    error_rows: str | None = Field(
+        None, description="The row or batch that the error is about, by ids alone."
+    )
+    error_line: str | None = Field(None, description="The last line of the hop's own code that it passed.")
     started_at: datetime
     finished_at: datetime | None
     seconds: float = Field(description="How long it took, or has taken so far.")

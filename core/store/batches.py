@@ -1,9 +1,12 @@
-"""Walking a graph's rows in the order of their key, one batch at a time."""
+"""Reading a graph's rows in the order of their key, one batch at a time."""
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from graph_migrator.core.errors import HopAddsRows
 from graph_migrator.core.graph_types.context import GraphFacts, HopContext
 from graph_migrator.core.graph_types.data import Edge, Node
 from graph_migrator.core.graph_types.selectors import Edges, Nodes, Rows
@@ -21,6 +24,9 @@ _SMALLEST, _LARGEST = 100, 50_000
 BUDGET: Final = 1_000_000
 """A batch of rows that come to Python ends at about so many characters, so memory has a bound."""
 
+MOST_ADDED: Final = 1_000
+"""A hop may process so many rows that it inserted itself, and as many again as there were at the start."""
+
 _TOTAL_BEFORE: Final = """
 SELECT total FROM graph_migrator.hop_attempts
 WHERE migration_id = (SELECT migration_id FROM graph_migrator.graphs WHERE id = %s) AND to_version = %s
@@ -28,8 +34,47 @@ WHERE migration_id = (SELECT migration_id FROM graph_migrator.graphs WHERE id = 
 """
 
 
+@dataclass(frozen=True)
+class Taken:
+    """One batch that the hop has processed.
+
+    Attributes:
+        rows: How many rows it had.
+        last: The key of its last row; that of the row before it where it had none.
+        is_full: There may be rows after it.
+    """
+
+    rows: int
+    last: Key | None
+    is_full: bool
+
+
+@dataclass(frozen=True)
+class FailedBatch:
+    """Which rows a hop's code, its models or Postgres refused: at most `size` rows after a key."""
+
+    walk: BatchWalk
+    after: Key | None
+    size: int
+
+    def __str__(self) -> str:
+        return self.walk.describe(self.after, self.size)
+
+
+def remember_batch(error: Exception, batch: FailedBatch) -> None:
+    """Note on an error which batch it came from, for `failed_batch`."""
+    with suppress(AttributeError):  # a foreign class may refuse attributes
+        error._graph_migrator_batch = batch  # type: ignore[attr-defined] # any exception can carry one
+
+
+def failed_batch(error: BaseException) -> FailedBatch | None:
+    """The batch that an error came from."""
+    found = getattr(error, "_graph_migrator_batch", None)
+    return found if isinstance(found, FailedBatch) else None
+
+
 class BatchWalk:
-    """A hop's way through its rows; what is visited is told in `core.graph_types.selectors`.
+    """A hop's way through its rows; `core.graph_types.selectors` says which rows are visited.
 
     Attributes:
         cursor: The key of the last row that has the new shape; None at the start.
@@ -48,39 +93,78 @@ class BatchWalk:
         self.size = hop.batch_size
         self.is_at_start = after is None
         self.is_at_end = False
+        self._total = 0
+        self._most: int | None = None
         self._over: Nodes | Edges | Rows = hop.over
         self._keyset = Keyset(hop.over, graph)
 
     def count(self, executor: Executor) -> int:
-        """How many rows there are to walk, those behind the cursor included.
+        """How many rows there are to process, those behind the cursor included.
 
         They are counted once, at the start: later the selector may no longer pick the rows that are done.
         """
         with executor.cursor() as cursor:
-            if not self.is_at_start:
-                cursor.execute(_TOTAL_BEFORE, (self.graph.id, self.hop.to_version))
-                if found := cursor.fetchone():
-                    return int(found[0])
-            return self._keyset.count(cursor)
+            total = None if self.is_at_start else self._total_before(cursor)
+            if total is None:
+                total = self._keyset.count(cursor)
+        self._total, self._most = total, max(2 * total, self.done) + MOST_ADDED
+        return total
+
+    def _total_before(self, cursor: Any) -> int | None:
+        cursor.execute(_TOTAL_BEFORE, (self.graph.id, self.hop.to_version))
+        found = cursor.fetchone()
+        return int(found[0]) if found else None
 
     def advance(self, ctx: HopContext) -> None:
         """Take one batch: read, run the hop's code, validate, write back. Moves `cursor` and `done`.
 
         Raises:
             InvalidGraphData: The hop left data that does not fit the models of its version.
+            HopAddsRows: It has processed far more rows than there were, so it inserts what it processes.
             ValueError: The hop did to its rows what it must not do.
             Exception: What the hop raised.
         """
         self.is_at_start = False
-        cursor = _cursor(ctx)
-        taken, is_full = (
-            self._take_sql(ctx, cursor) if self.hop.sql is not None else self._take_rows(ctx, cursor)
+        try:
+            taken = self.take(ctx, self.cursor, self.size)
+        except Exception as error:
+            remember_batch(error, FailedBatch(self, self.cursor, self.size))
+            raise
+        self.cursor = taken.last
+        self.done += taken.rows
+        if self._most is not None and self.done > self._most:
+            raise HopAddsRows(self.graph.slug, self.hop.name, self.done, self._total)
+        # A hop may have put rows ahead of the cursor, even while it processed the last ones.
+        self.is_at_end = not taken.is_full and not (
+            taken.rows and self._keyset.has_more(_cursor(ctx), self.cursor or [])
         )
-        self.done += taken
-        # A hop may have put rows ahead of the cursor, even while it walked the last ones.
-        self.is_at_end = not is_full and not (taken and self._keyset.has_more(cursor, self.cursor or []))
         if self.is_at_end:
             validate_labels(ctx, self.hop, except_for=self._over)
+
+    def take(self, ctx: HopContext, after: Key | None, size: int) -> Taken:
+        """Process at most `size` rows after a key. Changes nothing but the rows.
+
+        Raises:
+            Exception: As `advance`.
+        """
+        take = self._take_sql if self.hop.sql is not None else self._take_rows
+        return take(ctx, _cursor(ctx), after, size)
+
+    def describe(self, after: Key | None, size: int) -> str:
+        """Some rows in words, by their keys alone."""
+        what = {Nodes: "node", Edges: "edge", Rows: "row"}[type(self._over)]
+        where = f"after {_in_words(after)}" if after is not None else "at the start"
+        return f"among {size} {what}s {where}" if size > 1 else f"at the {what} {where}"
+
+    def describe_row(self, key: Key) -> str:
+        """One row in words, by its key alone."""
+        match self._over:
+            case Nodes():
+                return f"at node {_in_words(key)}"
+            case Edges():
+                return f"at edge {_in_words(key)}"
+            case Rows(table=table):
+                return f"at row {_in_words(key)} of {table}"
 
     def adapt(self, seconds: float, target: float) -> None:
         """Make the next batch larger or smaller, towards `target` seconds; at most by half or double."""
@@ -88,18 +172,18 @@ class BatchWalk:
         smallest = min(_SMALLEST, self.hop.batch_size)
         self.size = int(min(max(self.size * factor, smallest), max(_LARGEST, self.hop.batch_size)))
 
-    def _take_rows(self, ctx: HopContext, cursor: Any) -> tuple[int, bool]:
+    def _take_rows(self, ctx: HopContext, cursor: Any, after: Key | None, size: int) -> Taken:
         assert self.hop.run is not None  # noqa: S101 - a hop has SQL or code
         batch = self._batch()
-        batch.read(cursor, self.cursor, self.size, BUDGET)
-        taken = len(batch.rows)
-        if taken:
-            self.hop.run(ctx, batch.rows)
-            ctx.flush()
-            validate_rows(ctx, self.hop, batch.settle())
-            ctx.rows_changed += batch.write_back(cursor)
-            self.cursor = batch.last
-        return taken, batch.is_cut or taken == self.size
+        batch.read(cursor, after, size, BUDGET)
+        rows = len(batch.rows)
+        if not rows:
+            return Taken(0, after, is_full=batch.is_cut)
+        self.hop.run(ctx, batch.rows)
+        ctx.flush()
+        validate_rows(ctx, self.hop, batch.settle())
+        ctx.rows_changed += batch.write_back(cursor)
+        return Taken(rows, batch.last, is_full=batch.is_cut or rows == size)
 
     def _batch(self) -> GraphRows | OwnRows:
         match self._over:
@@ -110,14 +194,25 @@ class BatchWalk:
             case Rows():
                 return OwnRows(self._keyset)
 
-    def _take_sql(self, ctx: HopContext, cursor: Any) -> tuple[int, bool]:
+    def _take_sql(self, ctx: HopContext, cursor: Any, after: Key | None, size: int) -> Taken:
         assert self.hop.sql is not None  # noqa: S101 - the caller looked
-        first, last, text, taken = self._keyset.bounds(cursor, self.cursor, self.size)
-        if text is not None:
-            ctx.execute(self.hop.sql, {"first": first, "last": last})
-            validate_range(ctx, self.hop, self._over, first, last)
-            self.cursor = [text]
-        return taken, taken == self.size
+        first, last, text, rows = self._keyset.bounds(cursor, after, size)
+        if text is None:
+            return Taken(rows, after, is_full=rows == size)
+        ctx.execute(self.hop.sql, {"first": first, "last": last})
+        validate_range(ctx, self.hop, self._over, first, last)
+        return Taken(rows, [text], is_full=rows == size)
+
+    def key_after(self, ctx: HopContext, after: Key | None) -> Key | None:
+        """The key of the first row after another one; None where there is none."""
+        cursor = _cursor(ctx)
+        cursor.execute(self._keyset.page(cursor, self._keyset.key_texts(), after, 1))
+        found = cursor.fetchone()
+        return list(found) if found else None
+
+
+def _in_words(key: Key) -> str:
+    return "/".join(repr(part) for part in key)
 
 
 def _cursor(ctx: HopContext) -> Any:

@@ -18,6 +18,18 @@ from typing import Final
 _LIBRARIES: Final = tuple(
     {sysconfig.get_path(each) for each in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
+_HERE: Final = Path(__file__).parents[1]
+_OURS: Final = tuple(
+    {
+        f"{folder}/"
+        for folder in (
+            _HERE,
+            _HERE.resolve(),
+            *((each.parent / "tasks") for each in (_HERE, _HERE.resolve())),
+        )
+    }
+)
+"""The folders of this project's own code: as it was imported, and without links."""
 _LONGEST_LINE: Final = 200
 _MOST_FRAMES: Final = 50
 """So many from either end of a traceback; a recursion without end has a thousand."""
@@ -51,6 +63,34 @@ def is_raised_by_author(trace: TracebackType | None) -> bool:
     if last.colno is None:  # Python runs with -X no_debug_ranges and knows lines only
         return any(line == last.lineno for line, *_ in raises)
     return (last.lineno, last.end_lineno, last.colno, last.end_colno) in raises
+
+
+def last_of_author(trace: TracebackType | None) -> str | None:
+    """The last line of the author's own code that the error passed: ``types.py:31 in split_names: code``.
+
+    Returns:
+        None where no frame is of an author: the error was raised by this project or by Postgres.
+    """
+    for frame in reversed(_frames(trace)):
+        if not _is_of_a_library(frame.filename) and not frame.filename.startswith(_OURS):
+            lines = _parsed(frame.filename).lines
+            code = lines[frame.lineno - 1].strip() if frame.lineno and frame.lineno <= len(lines) else ""
+            where = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
+            return f"{where}: {code[:_LONGEST_LINE]}" if code else where
+    return None
+
+
+def of_files(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback without code that was generated, whose text Python would print, and which may hold data."""
+    kept: list[TracebackType] = []
+    while trace is not None:
+        if Path(trace.tb_frame.f_code.co_filename).suffix == ".py":
+            kept.append(trace)
+        trace = trace.tb_next
+    built: TracebackType | None = None
+    for each in reversed(kept[-2 * _MOST_FRAMES :]):
+        built = TracebackType(built, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return built
 
 
 def words_of_authors(trace: TracebackType | None) -> frozenset[str]:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy.exc import DBAPIError, StatementError
 
-from graph_migrator.core.errors import GraphMigratorError, json_args, name_of
+from graph_migrator.core.errors import GraphMigratorError, json_args, name_of, rows_of
 from graph_migrator.core.store import frames
 from graph_migrator.core.store.errors import PostgresError, postgres_error
 
@@ -117,7 +117,10 @@ def safe_traceback(error: BaseException) -> str:
     while at is not None and id(at) not in seen:
         seen.add(id(at))
         rendered = frames.render(at.__traceback__)
-        parts.append(f"Traceback (most recent call last):\n{rendered}{name_of(at)}: {safe_message(at)}\n")
+        rows = f"{noted}\n" if (noted := rows_of(at)) is not None else ""
+        parts.append(
+            f"Traceback (most recent call last):\n{rendered}{name_of(at)}: {safe_message(at)}\n{rows}"
+        )
         if at.__cause__ is not None:
             parts.append("\nThe above exception was the direct cause of the following exception:\n\n")
             at = at.__cause__

@@ -215,6 +215,8 @@ class HopAttempt(_Base):
     transient: Mapped[bool] = mapped_column(server_default=text("false"))
     error_type: Mapped[str | None]
     error_message: Mapped[str | None]
+    error_rows: Mapped[str | None]
+    error_line: Mapped[str | None]
     traceback: Mapped[str | None]
     started_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
     finished_at: Mapped[datetime | None]

@@ -180,6 +180,8 @@ def _print_state(state: GraphState, reasons: list[Reason]) -> None:
                 "" if isinstance(error, GraphMigratorError) else f"{migration.error_type}: "
             )  # ours say it all
             out.print(f"  {escape(kind)}{escape(str(error or migration.error_message))}")
+            if migration.error_rows:
+                out.print(f"  {escape(migration.error_rows)}")
     if state.running is not None:
         out.print("  " + _progress(state.running))
     for reason in reasons:
@@ -234,7 +236,8 @@ def history(graph: str, limit: int, traceback: int | None, as_json: bool) -> Non
 
 def _why(attempt: Attempt) -> str:
     if attempt.error_type:
-        return escape(f"#{attempt.id}: {attempt.error_type}: {attempt.error_message}")
+        rows = f" {attempt.error_rows}" if attempt.error_rows else ""
+        return escape(f"#{attempt.id}: {attempt.error_type}: {attempt.error_message}{rows}")
     return attempt.status.phrase if attempt.status in {AttemptStatus.LOST, AttemptStatus.STOPPED} else ""
 
 
@@ -261,7 +264,16 @@ def print_story(story: MigrationStory, to: Console | None = None) -> None:
         )
     error = report.error()
     if error is not None:
-        out.print(f"  {coloured(report.status)}: {escape(str(error))}")
+        kind = "" if isinstance(error, GraphMigratorError) else f"{report.error_type}: "  # ours say it all
+        where = f" {report.error_rows}" if report.error_rows else ""
+        out.print(f"  {coloured(report.status)}: {escape(f'{kind}{error}{where}')}")
+    failed = story.attempts[-1] if story.attempts else None
+    if failed is not None and failed.status is AttemptStatus.FAILED:
+        if failed.error_line:
+            out.print(f"  {escape(failed.error_line)}", soft_wrap=True)
+        out.print(
+            f"  [dim]graph-migrator history {escape(report.graph)} --traceback {failed.id}[/]", soft_wrap=True
+        )
     out.print()
 
 

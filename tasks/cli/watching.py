@@ -121,7 +121,9 @@ def _row(state: GraphState) -> tuple[str, str, str, str, str, str]:
     left = (
         f"about {duration(run.seconds_left)} left" if run is not None and run.seconds_left is not None else ""
     )
-    return graph.slug, version, hop, str(migration.status), done, " ".join(filter(None, (speed, left)))
+    failed = migration.error_rows if migration.status is MigrationStatus.FAILED else None
+    rest = " ".join(filter(None, (speed, left, failed)))
+    return graph.slug, version, hop, str(migration.status), done, rest
 
 
 def _bar(done: int, total: int) -> str:

@@ -137,8 +137,11 @@ def test_a_failed_migration_is_failed_on_the_row_of_its_call(cluster: Cluster, a
     call = api.row(result.id, lambda row: row["state"] == "FAILURE")
     assert (call["name"], call["args"]) == ("tasks.migrate_graph", "novel → v4")
     assert "no second today" in call["exception"]
+    assert "in _append" in call["traceback"]  # the frames of the hop's own code
     assert call["worker"] == "w1@localhost"
-    assert api.row_of("novel v2→v3 second", "FAILURE")["root_id"] == result.id
+    hop = api.row_of("novel v2→v3 second", "FAILURE")
+    assert hop["root_id"] == result.id
+    assert "in _append" in hop["traceback"]
 
     fail.unlink()
     again = migrate_graph.delay("novel", 4, requested_by="operator")

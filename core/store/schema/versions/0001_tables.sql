@@ -127,6 +127,8 @@ CREATE TABLE hop_attempts (
     transient     boolean NOT NULL DEFAULT false,
     error_type    text,
     error_message text,
+    error_rows    text,
+    error_line    text,
     traceback     text,
     started_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at   timestamptz,
@@ -136,6 +138,8 @@ CREATE TABLE hop_attempts (
     CONSTRAINT hop_attempts_failure_is_explained CHECK ((status = 'failed') = (error_type IS NOT NULL)),
     CONSTRAINT hop_attempts_number UNIQUE (migration_id, to_version, attempt)
 );
+COMMENT ON COLUMN hop_attempts.error_rows IS 'The row, or the batch, that the error is about, by ids alone.';
+COMMENT ON COLUMN hop_attempts.error_line IS 'The last line of the hop''s own code that the error passed.';
 CREATE UNIQUE INDEX hop_attempts_one_running ON hop_attempts (migration_id) WHERE status = 'running';
 CREATE UNIQUE INDEX hop_attempts_one_success ON hop_attempts (migration_id, to_version)
     WHERE status IN ('succeeded', 'skipped');

@@ -343,12 +343,12 @@ END $$;
 -- False where the attempt or the migration has been settled by somebody else: then nothing is written.
 CREATE FUNCTION fail_hop(p_attempt bigint, p_migration uuid, p_graph uuid, p_transient boolean,
     p_final boolean, p_type text, p_message text, p_args jsonb, p_traceback text,
-    p_deadline double precision) RETURNS boolean
+    p_deadline double precision, p_rows text DEFAULT NULL, p_line text DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     PERFORM require_executor(p_migration, p_graph);
-    UPDATE hop_attempts SET status = 'failed', transient = p_transient, error_type = p_type,
-           error_message = p_message, traceback = p_traceback, finished_at = clock_timestamp()
+    UPDATE hop_attempts SET status = 'failed', transient = p_transient, error_type = p_type, error_rows = p_rows,
+           error_line = p_line, error_message = p_message, traceback = p_traceback, finished_at = clock_timestamp()
         WHERE id = p_attempt AND status = 'running';
     IF NOT FOUND THEN
         RETURN false;

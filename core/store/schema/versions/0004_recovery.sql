@@ -67,6 +67,8 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
         'requested_by', m.requested_by, 'reason', m.reason, 'created_at', m.created_at,
         'started_at', m.started_at, 'finished_at', m.finished_at,
         'error_type', m.error_type, 'error_message', m.error_message, 'error_args', m.error_args,
+        'error_rows', (SELECT a.error_rows FROM hop_attempts a WHERE m.status = 'failed' AND a.migration_id = m.id
+                       AND a.error_type = m.error_type ORDER BY a.id DESC LIMIT 1),
         'last_applied', (SELECT a.hop_name FROM hop_attempts a WHERE a.migration_id = m.id
                          AND a.status IN ('succeeded', 'skipped') ORDER BY a.id DESC LIMIT 1),
         'hops', (SELECT coalesce(jsonb_agg(h.hop ORDER BY h.place), '[]') FROM (
