@@ -1,0 +1,177 @@
+"""One turn of the controller for one rollout: take in outcomes, then decide and do, until there is nothing to do.
+
+The order of the steps stands here, apart from the tables: `core.rollouts.rows` does them in Postgres, in one
+transaction; the simulation does the same turn on a model, with deaths and operators in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+from uuid import UUID
+
+from graph_migrator.core.rollouts.decisions import (
+    CloseStage,
+    Dispatch,
+    End,
+    GraphFacts,
+    Hold,
+    InFlight,
+    MemberFacts,
+    Nothing,
+    OpenStage,
+    Resume,
+    RolloutDecision,
+    RolloutFacts,
+    Settled,
+    Unsent,
+    decide_member,
+    decide_rollout,
+    hindered,
+)
+from graph_migrator.core.rollouts.statuses import RolloutStatus
+
+_MOST_STEPS = 10_000
+
+
+@dataclass(frozen=True)
+class Sending:
+    """A member's migration to be sent after the commit; workers read the rest from Postgres."""
+
+    rollout_id: UUID
+    graph_id: UUID
+    number: int
+    request_id: UUID
+    graph: str
+    to_version: int
+
+
+@dataclass(frozen=True)
+class InHand:
+    """A member that may have settled, as it is recorded and as it was found.
+
+    Attributes:
+        graph_id: The graph.
+        facts: What was found.
+        paused: It is recorded as paused by an operator.
+        resend_due: No worker has begun it for so long that its message may be lost.
+    """
+
+    graph_id: UUID
+    facts: MemberFacts
+    paused: bool = False
+    resend_due: bool = False
+
+
+class Rows(Protocol):
+    """The rows of one rollout, locked for this turn."""
+
+    def in_hand(self) -> Iterable[InHand]:
+        """Members that were dispatched, and failed ones whose migration somebody has ended otherwise since."""
+
+    def settle(self, settled: Mapping[UUID, Settled]) -> None:
+        """Write how members ended."""
+
+    def mark_paused(self, paused: Mapping[UUID, bool]) -> None:
+        """Write whose migration is paused by an operator, and whose is not any more."""
+
+    def resend(self, graphs: Sequence[UUID]) -> list[Sending]:
+        """The same tries again; the pause to the next time doubles."""
+
+    def facts(self) -> RolloutFacts:
+        """What the next decision rests on."""
+
+    def hold(self, hold: Hold) -> None:
+        """Hold the rollout."""
+
+    def resume(self) -> None:
+        """End a hold whose reason is gone."""
+
+    def open_stage(self, number: int) -> None:
+        """Open a stage."""
+
+    def close_stage(self, number: int) -> None:
+        """Begin a stage's bake."""
+
+    def end(self, status: RolloutStatus) -> None:
+        """End the rollout."""
+
+    def next_pending(self, count: int) -> Iterable[tuple[UUID, GraphFacts]]:
+        """The next members that wait in the open stage and before it, and what their graphs are now."""
+
+    def dispatch(self, graphs: Sequence[UUID]) -> list[Sending]:
+        """Write that members are sent."""
+
+
+@dataclass
+class Turn:
+    """What one turn did; `to_send` goes out after the commit."""
+
+    to_send: list[Sending] = field(default_factory=list)
+    settled: dict[UUID, Settled] = field(default_factory=dict)
+    decisions: list[RolloutDecision] = field(default_factory=list)
+
+
+def take_turn(rows: Rows) -> Turn:
+    """Take one turn. All of it is to be committed together, or not at all."""
+    turn = Turn()
+    _take_in_outcomes(rows, turn)
+    for _ in range(_MOST_STEPS):
+        decision = decide_rollout(rows.facts())
+        turn.decisions.append(decision)
+        match decision:
+            case Hold():
+                rows.hold(decision)
+            case Resume():
+                rows.resume()
+            case OpenStage(number):
+                rows.open_stage(number)
+            case CloseStage(number):
+                rows.close_stage(number)
+            case Dispatch(count):
+                _dispatch(rows, count, turn)
+            case End(status):
+                rows.end(status)
+                return turn
+            case Nothing():
+                return turn
+    return turn
+
+
+def _take_in_outcomes(rows: Rows, turn: Turn) -> None:
+    paused: dict[UUID, bool] = {}
+    unsent: list[UUID] = []
+    for member in rows.in_hand():
+        match decide_member(member.facts):
+            case Settled() as settled:
+                turn.settled[member.graph_id] = settled
+            case InFlight(is_paused):
+                if is_paused is not member.paused:
+                    paused[member.graph_id] = is_paused
+            case Unsent():
+                if member.resend_due:
+                    unsent.append(member.graph_id)
+    if turn.settled:
+        rows.settle(turn.settled)
+    if paused:
+        rows.mark_paused(paused)
+    if unsent:
+        turn.to_send += rows.resend(unsent)
+
+
+def _dispatch(rows: Rows, count: int, turn: Turn) -> None:
+    """Send members, and settle those whose graphs must not be sent; they take no place."""
+    free: list[UUID] = []
+    hindrances: dict[UUID, Settled] = {}
+    for graph_id, facts in rows.next_pending(count):
+        hindrance = hindered(facts)
+        if hindrance is None:
+            free.append(graph_id)
+        else:
+            hindrances[graph_id] = hindrance
+    if hindrances:
+        rows.settle(hindrances)
+        turn.settled |= hindrances
+    if free:
+        turn.to_send += rows.dispatch(free)

@@ -1,0 +1,302 @@
+"""A fleet in memory: graphs, requests, migrations, a broker, workers, operators. The turn is the real one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid5
+
+from graph_migrator.core.rollouts.breaker import FailedGroup, breaker
+from graph_migrator.core.rollouts.decisions import GraphFacts, Hold, MemberFacts, RolloutFacts, Settled
+from graph_migrator.core.rollouts.statuses import (
+    MEMBER_EDGES,
+    ROLLOUT_EDGES,
+    HoldReason,
+    MemberStatus,
+    RolloutStatus,
+    pairs,
+)
+from graph_migrator.core.rollouts.strategy import Strategy
+from graph_migrator.core.rollouts.turn import InHand, Sending
+from graph_migrator.core.statuses import SETTLED, MigrationStatus
+
+ROLLOUT = UUID(int=1)
+TARGET = 3
+RESEND_AFTER = 5
+BAKE = 3
+
+
+@dataclass
+class Member:
+    """A member's row."""
+
+    stage: int
+    status: MemberStatus = MemberStatus.PENDING
+    number: int = 1
+    paused: bool = False
+    migration: int | None = None
+    sent: int = 0
+    settled_at: int = -1
+    note: str | None = None
+    group: str | None = None
+
+
+@dataclass
+class StageRow:
+    """A stage's row; `counts` are kept as Postgres keeps them, by changes of members."""
+
+    counts: Counter[MemberStatus]
+    opened: int | None = None
+    closed: int | None = None
+    promoted: bool = False
+
+
+@dataclass
+class Migration:
+    """A migration's row."""
+
+    graph: UUID
+    status: MigrationStatus
+    code: str
+    tries: int = 1
+
+
+@dataclass
+class Tables:
+    """What stands in Postgres. A turn works on a copy, which is dropped where the controller dies."""
+
+    graphs: dict[UUID, int | None]
+    bad: set[UUID]
+    members: dict[UUID, Member]
+    stages: list[StageRow]
+    migrations: list[Migration] = field(default_factory=list)
+    claims: dict[UUID, int] = field(default_factory=dict)
+    requests: dict[UUID, int | dict[str, Any]] = field(default_factory=dict)
+    status: RolloutStatus = RolloutStatus.RUNNING
+    held: Hold | None = None
+    fleet_held: bool = False
+    window_open: bool = True
+    stage: int = 0
+    frozen: str = "old"
+    max_in_flight: int = 3
+    counted_since: int = 0
+    progress: int = 0
+    now: int = 0
+    dispatches: list[tuple[UUID, int]] = field(default_factory=list)
+
+
+class Violated(AssertionError):
+    """An invariant does not hold."""
+
+    def __init__(self, invariant: str, what: str) -> None:
+        super().__init__(f"{invariant}: {what}")
+        self.invariant = invariant
+
+
+class ModelRows:
+    """`core.rollouts.turn.Rows` on the model. Subclasses are the drafts that broke."""
+
+    strategy = Strategy(max_failures=3)
+
+    def __init__(self, tables: Tables, code: str) -> None:
+        self.t = tables
+        self.code = code
+
+    # ── members ─────────────────────────────────────────────────────────────────────────────────────
+
+    def in_hand(self) -> Iterable[InHand]:
+        for graph, member in self.t.members.items():
+            if member.status is MemberStatus.DISPATCHED:
+                due = self.t.now - member.sent >= RESEND_AFTER
+                yield InHand(graph, self.member_facts(graph, member), member.paused, due)
+            elif member.status is MemberStatus.FAILED and member.migration is not None:
+                status = self.t.migrations[member.migration].status
+                if status in SETTLED and status is not MigrationStatus.FAILED:
+                    yield InHand(graph, MemberFacts(str(graph), member.status, TARGET, True, None, status))
+
+    def member_facts(self, graph: UUID, member: Member) -> MemberFacts:
+        found = self.t.requests.get(request(graph, member.number))
+        if (
+            isinstance(found, dict)
+            and found.get("error", {}).get("migration") == member.migration is not None
+        ):
+            found = member.migration  # refused, because an operator had retried this member's own migration
+        if isinstance(found, int):
+            member.migration = found
+            status = self.t.migrations[found].status
+            error = "ValueError" if status is MigrationStatus.FAILED else None
+            return MemberFacts(str(graph), member.status, TARGET, True, None, status, error, "no")
+        return MemberFacts(str(graph), member.status, TARGET, found is not None, found)
+
+    def settle(self, settled: Mapping[UUID, Settled]) -> None:
+        for graph, how in settled.items():
+            self.move(graph, how.status)
+            member = self.t.members[graph]
+            member.note, member.settled_at, member.paused = how.note, self.t.now, False
+            member.group = how.group.key if how.group else None
+        self.t.progress = self.t.now
+
+    def move(self, graph: UUID, status: MemberStatus) -> None:
+        member = self.t.members[graph]
+        if (member.status, status) not in pairs(MEMBER_EDGES):
+            raise Violated("edge", f"{graph}: {member.status} to {status}")
+        counts = self.t.stages[member.stage - 1].counts
+        counts[member.status] -= 1
+        counts[status] += 1
+        member.status = status
+
+    def mark_paused(self, paused: Mapping[UUID, bool]) -> None:
+        for graph, is_paused in paused.items():
+            self.t.members[graph].paused = is_paused
+
+    def resend(self, graphs: Sequence[UUID]) -> list[Sending]:
+        for graph in graphs:
+            self.t.members[graph].sent = self.t.now
+        return [self.sending(graph) for graph in graphs]
+
+    def sending(self, graph: UUID) -> Sending:
+        number = self.t.members[graph].number
+        return Sending(ROLLOUT, graph, number, request(graph, number), str(graph), TARGET)
+
+    def next_pending(self, count: int) -> Iterable[tuple[UUID, GraphFacts]]:
+        waiting = [
+            graph
+            for graph, member in self.t.members.items()
+            if member.status is MemberStatus.PENDING and member.stage <= self.t.stage
+        ]
+        for graph in sorted(waiting, key=lambda g: (self.t.members[g].stage, g))[:count]:
+            yield graph, GraphFacts(self.t.graphs[graph], TARGET, 1)
+
+    def dispatch(self, graphs: Sequence[UUID]) -> list[Sending]:
+        for graph in graphs:
+            self.move(graph, MemberStatus.DISPATCHED)
+            member = self.t.members[graph]
+            member.sent = self.t.now
+            self.t.dispatches.append((graph, member.number))
+            check_dispatch(self.t, graph)
+        self.t.progress = self.t.now
+        return [self.sending(graph) for graph in graphs]
+
+    # ── the rollout ─────────────────────────────────────────────────────────────────────────────────
+
+    def facts(self) -> RolloutFacts:
+        t = self.t
+        reached = [m for m in t.members.values() if m.stage <= t.stage]
+        row = t.stages[t.stage - 1] if t.stage else None
+        return RolloutFacts(
+            status=t.status,
+            held_for=t.held.reason if t.held else None,
+            fleet_held=t.fleet_held,
+            changed_hops=() if self.code == t.frozen else ("hop",),
+            window_open=t.window_open,
+            breaker=self.tripped(),
+            stalled_seconds=t.now - t.progress,
+            stall_limit=40,
+            stage=t.stage,
+            stages=len(t.stages),
+            stage_closed=row is not None and row.closed is not None,
+            baked=row is not None and row.closed is not None and t.now - row.closed >= BAKE,
+            gate_open=t.stage != 1 or (row is not None and row.promoted),
+            pending=sum(m.status is MemberStatus.PENDING for m in reached),
+            in_flight=in_flight(t),
+            paused=sum(m.paused for m in reached),
+            failed=sum(m.status is MemberStatus.FAILED for m in t.members.values()),
+            max_in_flight=t.max_in_flight,
+        )
+
+    def tripped(self) -> Any:
+        fresh = [m for m in self.t.members.values() if m.settled_at >= self.t.counted_since]
+        failed = [m for m in fresh if m.status is MemberStatus.FAILED]
+        groups = [
+            FailedGroup(group, count, sum(m.stage == 1 for m in failed if m.group == group), 0, ("g",))
+            for group, count in Counter(m.group or "?" for m in failed).items()
+        ]
+        return breaker(groups, min(len(fresh), 200), len(failed), self.strategy)
+
+    def follow(self, status: RolloutStatus) -> None:
+        if (self.t.status, status) not in pairs(ROLLOUT_EDGES):
+            raise Violated("edge", f"the rollout: {self.t.status} to {status}")
+        self.t.status = status
+
+    def hold(self, hold: Hold) -> None:
+        self.follow(RolloutStatus.HELD)
+        self.t.held = hold
+
+    def resume(self) -> None:
+        self.follow(RolloutStatus.RUNNING)
+        self.t.held = None
+        self.t.counted_since = self.t.now + 1
+        self.t.progress = self.t.now
+
+    def open_stage(self, number: int) -> None:
+        self.t.stage = number
+        self.t.stages[number - 1].opened = self.t.now
+
+    def close_stage(self, number: int) -> None:
+        self.t.stages[number - 1].closed = self.t.now
+
+    def end(self, status: RolloutStatus) -> None:
+        self.follow(status)
+
+
+def request(graph: UUID, number: int) -> UUID:
+    return uuid5(ROLLOUT, f"{graph}/{number}")
+
+
+def in_flight(t: Tables) -> int:
+    return sum(m.status is MemberStatus.DISPATCHED and not m.paused for m in t.members.values())
+
+
+def check_dispatch(t: Tables, graph: UUID) -> None:
+    """What Postgres looks at when a member is dispatched."""
+    member = t.members[graph]
+    if in_flight(t) > t.max_in_flight:
+        raise Violated("F1", f"{in_flight(t)} in flight, {t.max_in_flight} allowed")
+    for number, row in enumerate(t.stages[: member.stage - 1], 1):
+        stood = row.closed is not None and t.now - row.closed >= BAKE
+        if not stood or (number == 1 and not row.promoted):
+            raise Violated("F2", f"a member of stage {member.stage} is sent, stage {number} is not over")
+    if t.status is not RolloutStatus.RUNNING or t.fleet_held:
+        raise Violated("F3", f"dispatched while {t.status}, fleet held: {t.fleet_held}")
+
+
+def check(t: Tables) -> None:
+    """What must hold at every commit."""
+    for row in t.stages:
+        if min(row.counts.values(), default=0) < 0:
+            raise Violated("F6", str(row.counts))
+    counted: Counter[MemberStatus] = sum((row.counts for row in t.stages), Counter())
+    if +counted != Counter(m.status for m in t.members.values()):
+        raise Violated("F6", f"{counted} counted")
+    if len(t.dispatches) != len(set(t.dispatches)):
+        raise Violated("F5", "a try was dispatched twice")
+    begun = Counter(found for found in t.requests.values() if isinstance(found, int))
+    for number, times in begun.items():
+        if times > t.migrations[number].tries:
+            raise Violated("F5", f"migration {number} was begun {times} times")
+    for graph, member in t.members.items():
+        explained = member.note or member.group
+        if member.status in {MemberStatus.FAILED, MemberStatus.SKIPPED} and not explained:
+            raise Violated("F7", f"{graph} is {member.status} without a reason")
+    if (t.status is RolloutStatus.HELD) != (t.held is not None):
+        raise Violated("F7", f"{t.status} with the hold {t.held}")
+
+
+def copy_of(tables: Tables) -> Tables:
+    return deepcopy(tables)
+
+
+__all__ = [
+    "HoldReason",
+    "Member",
+    "Migration",
+    "ModelRows",
+    "StageRow",
+    "Tables",
+    "Violated",
+    "check",
+    "copy_of",
+]

@@ -1,0 +1,270 @@
+"""What happens to a fleet: turns, deliveries, operators, deploys and deaths, chosen by a seed."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from uuid import UUID
+
+from graph_migrator.core.rollouts.decisions import Hold
+from graph_migrator.core.rollouts.statuses import LIVE, HoldReason, MemberStatus, RolloutStatus
+from graph_migrator.core.rollouts.turn import Sending, take_turn
+from graph_migrator.core.statuses import SETTLED, MigrationStatus
+from tests.simulation_fleet.model import (
+    TARGET,
+    Member,
+    Migration,
+    ModelRows,
+    StageRow,
+    Tables,
+    Violated,
+    check,
+    copy_of,
+    request,
+)
+
+
+def tables(stages: tuple[int, ...] = (2, 4, 6), bad: tuple[int, ...] = ()) -> Tables:
+    """A rollout that was just started."""
+    members: dict[UUID, Member] = {}
+    for number, size in enumerate(stages, 1):
+        for _ in range(size):
+            members[UUID(int=len(members) + 10)] = Member(number)
+    rows = [StageRow(Counter({MemberStatus.PENDING: size})) for size in stages]
+    broken = {UUID(int=number + 10) for number in bad}
+    return Tables(dict.fromkeys(members, 1), broken, members, rows)
+
+
+class World:
+    """One fleet and one seed."""
+
+    def __init__(
+        self, t: Tables, seed: int = 0, rows: type[ModelRows] = ModelRows, *, guarded: bool = True
+    ) -> None:
+        self.t = t
+        self.chance = random.Random(seed)
+        self.rows = rows
+        self.guarded = guarded
+        self.broker: list[Sending] = []
+        self.codes = ["old", "old"]
+        self.happened: Counter[str] = Counter()
+
+    # ── processes ───────────────────────────────────────────────────────────────────────────────────
+
+    def turn(self, death: str | None = None, code: str | None = None) -> None:
+        """A turn of the controller; it may die before its commit, or before its messages are out."""
+        before = copy_of(self.t)
+        done = take_turn(self.rows(self.t, code or self.codes[0]))
+        if death == "before commit":
+            self.t = before
+            return
+        for sending in done.to_send:
+            if death == "before sending" and self.chance.random() < 0.5:
+                break
+            self.broker.append(sending)
+        self.happened.update(type(d).__name__ for d in done.decisions)
+
+    def deliver(self, *, keep: bool = False, code: str = "old") -> None:
+        """A worker takes a message; `keep` delivers it once more later."""
+        if not self.broker:
+            return
+        place = self.chance.randrange(len(self.broker))
+        sending = self.broker[place] if keep else self.broker.pop(place)
+        self.begin(sending, code)
+
+    def begin(self, sending: Sending, code: str) -> None:
+        """What `migrate_member` does, in one transaction under the graph's lock."""
+        t, graph = self.t, sending.graph_id
+        if code != t.frozen and self.guarded:
+            self.broker.append(sending)  # requeued for a worker that has the code
+            return
+        if sending.request_id in t.requests:
+            return
+        version = t.graphs[graph]
+        claim = t.claims.get(graph)
+        failed = claim is not None and t.migrations[claim].status is MigrationStatus.FAILED
+        if version is None:
+            t.requests[sending.request_id] = {"error": {"type": "graph_migrator.UnknownGraph"}}
+        elif claim is not None and not failed:
+            error = {"type": "graph_migrator.MigrationInFlight", "migration": claim}
+            t.requests[sending.request_id] = {"error": error}
+        elif version > TARGET and self.guarded:
+            t.requests[sending.request_id] = {"error": {"type": "graph_migrator.GraphBeyondTarget"}}
+        elif version == TARGET:
+            t.requests[sending.request_id] = {"report": {}}
+        elif claim is not None:
+            t.migrations[claim].status = MigrationStatus.RUNNING
+            t.migrations[claim].tries += 1
+            t.migrations[claim].code = code
+            t.requests[sending.request_id] = claim
+        else:
+            t.migrations.append(Migration(graph, MigrationStatus.RUNNING, code))
+            t.claims[graph] = len(t.migrations) - 1
+            t.requests[sending.request_id] = len(t.migrations) - 1
+        if code != t.frozen:
+            raise Violated("F8", f"{graph} is migrated by code that nobody planned")
+        if version is not None and version > TARGET and t.requests[sending.request_id] == t.claims.get(graph):
+            raise Violated("F8", f"{graph} is moved back from v{version}")
+
+    def advance(self, number: int) -> None:
+        """A migration goes one step: it ends, or takes up what an operator asked for."""
+        migration = self.t.migrations[number]
+        if migration.status is MigrationStatus.RUNNING:
+            if migration.graph in self.t.bad and migration.code == "old":
+                migration.status = MigrationStatus.FAILED
+            else:
+                self.finish(number, MigrationStatus.SUCCEEDED)
+                self.t.graphs[migration.graph] = TARGET
+
+    def finish(self, number: int, status: MigrationStatus) -> None:
+        self.t.migrations[number].status = status
+        self.t.claims.pop(self.t.migrations[number].graph, None)
+
+    # ── operators ───────────────────────────────────────────────────────────────────────────────────
+
+    def desk(self) -> ModelRows:
+        return self.rows(self.t, self.codes[0])
+
+    def pause(self) -> None:
+        if self.t.status is RolloutStatus.RUNNING:
+            self.desk().hold(Hold(HoldReason.OPERATOR))
+
+    def resume(self) -> None:
+        if self.t.held is not None and self.t.held.reason is not HoldReason.GATE:
+            self.t.frozen = self.codes[0]
+            self.desk().resume()
+
+    def promote(self) -> None:
+        if self.t.held is not None and self.t.held.reason is HoldReason.GATE:
+            self.t.stages[self.t.stage - 1].promoted = True
+            self.desk().resume()
+
+    def cancel(self) -> None:
+        if self.t.status in {RolloutStatus.RUNNING, RolloutStatus.HELD}:
+            desk = self.desk()
+            desk.follow(RolloutStatus.CANCELLING)
+            self.t.held = None
+            self.skip([g for g, m in self.t.members.items() if m.status is MemberStatus.PENDING], "cancelled")
+
+    def skip(self, graphs: list[UUID], why: str) -> None:
+        for graph in graphs:
+            if self.t.members[graph].status in {MemberStatus.PENDING, MemberStatus.FAILED}:
+                self.desk().move(graph, MemberStatus.SKIPPED)
+                self.t.members[graph].note = why
+
+    def retry(self) -> None:
+        if self.t.status not in {
+            RolloutStatus.RUNNING,
+            RolloutStatus.HELD,
+            RolloutStatus.FINISHED_WITH_FAILURES,
+        }:
+            return
+        again = [g for g, m in self.t.members.items() if m.status is MemberStatus.FAILED]
+        if again and self.t.status is RolloutStatus.FINISHED_WITH_FAILURES:
+            self.desk().follow(RolloutStatus.RUNNING)
+        for graph in again:
+            self.desk().move(graph, MemberStatus.PENDING)
+            self.t.members[graph].number += 1
+            self.t.members[graph].note = self.t.members[graph].group = None
+
+    def by_hand(self) -> None:
+        """An operator's verb on one member's migration, or a graph that goes its own way."""
+        live = [n for n, m in enumerate(self.t.migrations) if m.status not in SETTLED]
+        failed = [n for n, m in enumerate(self.t.migrations) if m.status is MigrationStatus.FAILED]
+        free = [g for g, v in self.t.graphs.items() if g not in self.t.claims and v is not None]
+        verbs: list[Callable[[], None]] = []
+        if live:
+            number = self.chance.choice(live)
+            migration = self.t.migrations[number]
+            is_paused = migration.status is MigrationStatus.PAUSED
+            other = MigrationStatus.RUNNING if is_paused else MigrationStatus.PAUSED
+            verbs.append(lambda: setattr(migration, "status", other))
+            verbs.append(lambda: self.finish(number, MigrationStatus.CANCELLED))
+        if failed:
+            again = self.chance.choice(failed)
+            verbs.append(lambda: setattr(self.t.migrations[again], "status", MigrationStatus.RUNNING))
+            verbs.append(lambda: self.finish(again, MigrationStatus.RELEASED))
+        if free:
+            graph = self.chance.choice(free)
+            verbs.append(lambda: self.t.graphs.__setitem__(graph, None))
+            verbs.append(lambda: self.t.graphs.__setitem__(graph, TARGET + 1))
+            verbs.append(lambda: self.t.graphs.__setitem__(graph, TARGET))
+        if verbs:
+            self.chance.choice(verbs)()
+
+    # ── a run ───────────────────────────────────────────────────────────────────────────────────────
+
+    def step(self) -> None:
+        """Something happens."""
+        t, c = self.t, self.chance
+        t.now += 1
+        dice = c.random()
+        if dice < 0.35:
+            self.turn(c.choice([None, None, None, "before commit", "before sending"]), c.choice(self.codes))
+        elif dice < 0.6:
+            self.deliver(keep=c.random() < 0.2, code=c.choice(self.codes))
+        elif dice < 0.8 and t.migrations:
+            self.advance(c.randrange(len(t.migrations)))
+        elif dice < 0.84 and self.broker and c.random() < 0.3:
+            self.broker.clear() if c.random() < 0.3 else self.broker.pop()
+        elif dice < 0.9:
+            actions = [self.pause, self.resume, self.promote, self.retry, self.by_hand]
+            c.choice([*actions, self.resume, self.promote])()
+        elif dice < 0.92:
+            t.max_in_flight = c.randint(1, 5)
+        elif dice < 0.94:
+            t.fleet_held = not t.fleet_held
+        elif dice < 0.95:
+            self.codes = c.choice([["old", "old"], ["old", "new"], ["new", "new"]])
+        elif dice < 0.96:
+            t.window_open = not t.window_open
+        elif dice < 0.961:
+            self.cancel()
+        elif dice < 0.97:
+            self.skip([c.choice(list(t.members))], "taken out by an operator")
+        check(t)
+
+    def settle_down(self) -> None:
+        """Nothing more goes wrong: whatever waits must come to an end."""
+        t = self.t
+        t.fleet_held, t.window_open = False, True
+        self.codes = [self.codes[0]] * 2
+        for _ in range(600):
+            t.now += 1
+            for migration in t.migrations:
+                if migration.status is MigrationStatus.PAUSED:
+                    migration.status = MigrationStatus.RUNNING
+            for number in range(len(t.migrations)):
+                self.advance(number)
+            if t.held is not None:
+                self.promote()
+                self.resume()
+            self.turn()
+            for _ in range(len(self.broker)):
+                self.deliver(code=self.codes[0])
+            check(self.t)
+            if t.status not in LIVE:
+                break
+        else:
+            left = Counter(m.status for m in t.members.values())
+            raise Violated("F5", f"the rollout does not end: {t.status}, {t.held}, {left}")
+        for graph, member in t.members.items():
+            if member.status in {MemberStatus.PENDING, MemberStatus.DISPATCHED}:
+                raise Violated("F5", f"{graph} was forgotten as {member.status}")
+            if member.status is MemberStatus.SUCCEEDED and t.graphs[graph] == 1:
+                raise Violated("F5", f"{graph} counts as succeeded and was not moved")
+
+
+def explore(seed: int, steps: int = 250, rows: type[ModelRows] = ModelRows, *, guarded: bool = True) -> World:
+    """One run."""
+    chance = random.Random(seed)
+    bad = tuple(n for n in range(12) if chance.random() < 0.15)
+    world = World(tables(bad=bad), seed, rows, guarded=guarded)
+    for _ in range(steps):
+        world.step()
+    world.settle_down()
+    return world
+
+
+__all__ = ["World", "explore", "request", "tables"]
