@@ -1,4 +1,4 @@
-"""Real servers for the tests: one Postgres and one Redis a session, a database of its own for each test."""
+"""Real servers for the tests: one Postgres and one Redis for each process, and a fresh database for each test."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import threading
 import uuid
 from collections.abc import Generator, Iterator
 
-import psycopg2
 import pytest
 from sqlalchemy import Engine
 
@@ -19,6 +18,7 @@ from graph_migrator.core.settings import settings
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.schema import upgrade
 from graph_migrator.core.store.session import Executors
+from tests.databases import Databases, administer
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -62,27 +62,31 @@ def redis_server() -> Iterator[Redis]:
 @pytest.fixture(scope="session")
 def template_database(postgres: Postgres) -> str:
     """A database with our schema, from which each test's database is copied."""
-    _administer(postgres, "CREATE DATABASE template_migrated")
+    administer(postgres, "CREATE DATABASE template_migrated")
     upgrade(postgres.url_of("template_migrated"))
     return "template_migrated"
 
 
+@pytest.fixture(scope="session")
+def databases(postgres: Postgres, template_database: str) -> Databases:
+    """Databases with our schema."""
+    return Databases(postgres, template_database)
+
+
 @pytest.fixture
-def database_url(postgres: Postgres, template_database: str) -> Iterator[str]:
+def database_url(databases: Databases) -> Iterator[str]:
     """The URL of a fresh database with our schema."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    _administer(postgres, f"CREATE DATABASE {name} TEMPLATE {template_database} STRATEGY file_copy")
-    yield postgres.url_of(name)
-    _administer(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+    with databases.borrow() as url:
+        yield url
 
 
 @pytest.fixture
 def empty_database_url(postgres: Postgres) -> Iterator[str]:
     """The URL of a fresh database without our schema."""
     name = f"test_{uuid.uuid4().hex[:12]}"
-    _administer(postgres, f"CREATE DATABASE {name}")
+    administer(postgres, f"CREATE DATABASE {name}")
     yield postgres.url_of(name)
-    _administer(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+    administer(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
@@ -107,13 +111,3 @@ def _clean_process() -> Iterator[None]:
     yield
     registry.reset()
     settings.cache_clear()
-
-
-def _administer(postgres: Postgres, statement: str) -> None:
-    connection = psycopg2.connect(postgres.url)
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
-    finally:
-        connection.close()

@@ -23,9 +23,9 @@ IN_THE_MIDDLE = "graph-12345"
 def fleet(postgres, template_database) -> Iterator[Engine]:  # type: ignore[no-untyped-def]
     """A database with many graphs, each with a settled migration, and many that wait; statistics are fresh."""
     from graph_migrator.core.store.connections import make_engine
-    from tests.conftest import _administer
+    from tests.databases import administer
 
-    _administer(postgres, f"CREATE DATABASE test_fleet TEMPLATE {template_database} STRATEGY file_copy")
+    administer(postgres, f"CREATE DATABASE test_fleet TEMPLATE {template_database} STRATEGY file_copy")
     engine = make_engine(postgres.url_of("test_fleet"))
     with engine.begin() as connection:
         connection.execute(
@@ -75,7 +75,7 @@ def fleet(postgres, template_database) -> Iterator[Engine]:  # type: ignore[no-u
         connection.execute(text("VACUUM ANALYZE"))
     yield engine
     engine.dispose()
-    _administer(postgres, "DROP DATABASE test_fleet WITH (FORCE)")
+    administer(postgres, "DROP DATABASE test_fleet WITH (FORCE)")
 
 
 def pages(connection: Connection, statement: str, **parameters: object) -> int:
