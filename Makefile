@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format dev simulate crash soak bench bench-fleet bench-hpo screenshots clean FORCE
+.PHONY: help demo test test-fast check format dev simulate crash soak bench bench-fleet bench-hpo screenshots clean FORCE
 
 help:  ## What can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ screenshots: $(STAMP)  ## Take the pictures in docs/images: the demo, and Flower
 
 test: $(STAMP)  ## Run all tests (ARGS="-k guard" for some)
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart 0 $(ARGS)
+
+test-fast: $(STAMP)  ## Unit and integration tests only
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart 0 tests/unit tests/integration $(ARGS)
 
 check: $(STAMP)  ## Format, lint, types, direction of imports
 	@$(BIN)/ruff format --check .
@@ -37,7 +40,7 @@ dev: $(STAMP)  ## Postgres, Redis and a worker in the foreground, until Ctrl-C
 N ?= 20000
 SEED ?= 0
 simulate: $(STAMP)  ## Simulated crashes and races: make simulate N=20000 SEED=7
-	@$(BIN)/python -m tests.simulation --runs $(N) --seed $(SEED)
+	@$(BIN)/python -m tests.simulation --runs $(N) --seed $(SEED) $(ARGS)
 
 crash: $(STAMP)  ## The whole crash matrix: every failpoint, every kind of death, long outages
 	@$(BIN)/python -m pytest tests/acceptance/crash tests/acceptance/test_outages.py \

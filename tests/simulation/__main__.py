@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 
@@ -16,6 +17,8 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--seed", default="0")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no run after this time")
+    parser.add_argument("--every-point", action="store_true", help="fail where a failpoint was never reached")
     parser.add_argument("--only", help="one run by its own seed, as a failure names it; prints what happens")
     given = parser.parse_args()
     began = time.monotonic()
@@ -26,8 +29,11 @@ def main() -> int:
             platform.close()
         else:
             seeds = [f"{given.seed}:{i}" for i in range(given.runs)]
-            tally = explore_together(server, seeds, jobs=given.jobs, progress=True)
+            tally = explore_together(server, seeds, jobs=given.jobs, progress=True, budget=given.seconds)
     _print(tally, time.monotonic() - began)
+    if given.every_point and tally.never_reached:
+        print(f"\nno run passed, or none was struck at: {tally.never_reached}")
+        return 1
     return 1 if tally.failure else 0
 
 

