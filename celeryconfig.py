@@ -44,6 +44,9 @@ worker_deduplicate_successful_tasks = True
 # A hop in progress may outlast any blip of the broker; Celery must not kill it for that.
 worker_cancel_long_running_tasks_on_connection_loss = False
 broker_connection_retry_on_startup = True
+# RabbitMQ closes the channel of a worker that has not acknowledged a message for its consumer_timeout (30 min). The
+# hop goes on, and its message, which comes again, is dropped as a duplicate; but the worker must open another channel.
+broker_channel_error_retry = True
 # No limit: a worker that gives up on its broker does nothing any more, not even recovery.
 broker_connection_max_retries = None
 # Redis redelivers what is unacknowledged for so long. Recovery is far quicker, so this only has to be long:

@@ -18,7 +18,19 @@ from graph_migrator.core.settings import settings
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.schema import upgrade
 from graph_migrator.core.store.session import Executors
+from tests.acceptance.rabbitmq import rabbitmq_program
 from tests.databases import Databases, administer
+
+collect_ignore = [] if rabbitmq_program() else ["acceptance/test_rabbitmq.py"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which tests are not there, where a program of the system is missing."""
+    if not rabbitmq_program():
+        how = "apt-get install rabbitmq-server, then `pytest tests/acceptance/test_rabbitmq.py`"
+        terminalreporter.write_line(
+            f"The tests of RabbitMQ were not run: there is no rabbitmq-server. {how}."
+        )
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

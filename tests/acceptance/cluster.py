@@ -25,6 +25,8 @@ from uuid import UUID
 
 import psutil
 import redis as redis_client
+from celery.backends.rpc import RPCBackend
+from kombu import pools
 from sqlalchemy import Engine
 
 from graph_migrator.core.embedded import Postgres, Redis
@@ -215,15 +217,18 @@ class Cluster:
 
         def disconnect() -> None:
             runtime.executors().close()
+            if isinstance(app.backend, RPCBackend) and app.backend.result_consumer._connection is not None:
+                app.backend.result_consumer.stop()
+            pools.reset()
             os.environ.clear()
             os.environ.update(before)
             forget()
 
         forget()
         app.conf.update(
-            broker_url=self.broker_url,
-            broker_read_url=self.broker_url,
-            broker_write_url=self.broker_url,
+            broker_url=self.environment["CELERY_BROKER_URL"],
+            broker_read_url=self.environment["CELERY_BROKER_URL"],
+            broker_write_url=self.environment["CELERY_BROKER_URL"],
             result_backend=self.environment["CELERY_RESULT_BACKEND"],
         )
         self._stack.callback(disconnect)
