@@ -166,7 +166,7 @@ def follow(engine: Any, result: Any, hold: Path) -> None:
 
 def tell(engine: Any) -> None:
     """Print the history as the command line does."""
-    from graph_migrator.tasks.cli.reading import print_story
+    from graph_migrator.tasks.cli.history import print_story
 
     for story in history.history(engine, GRAPH):
         print_story(story, out if out.record else None)

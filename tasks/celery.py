@@ -41,7 +41,9 @@ class App(Celery):
 app = App(
     "graph_migrator",
     amqp=Messages,
-    include=[f"graph_migrator.tasks.{module}" for module in ("fleet", "migrate", "operate", "recover")],
+    include=[
+        f"graph_migrator.tasks.{module}" for module in ("processes", "fleet", "migrate", "operate", "recover")
+    ],
     # The program that imports us may have an app of its own, whose shared tasks must not become ours.
     set_as_current=False,
 )

@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
 from typing import Any
 
 from celery.worker.control import inspect_command
 
 from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.graph_types.registry import graph_types
+from graph_migrator.core.inspection.diagnosis import Fleet
 from graph_migrator.core.settings import settings
 from graph_migrator.tasks.celery import app
 
 _NO_QUEUE = ("not_found", "does not exist", "no queue")
-
-
-@dataclass
-class Fleet:
-    """What the workers answered.
-
-    Attributes:
-        workers: Those that serve our queue: by worker, a digest of its code by graph type.
-        elsewhere: Workers of ours that serve other queues only.
-        queued: Messages that wait in our queue; None where the broker does not tell.
-        broker_error: Why the broker could not be asked.
-    """
-
-    workers: dict[str, dict[str, str]] = field(default_factory=dict)
-    elsewhere: list[str] = field(default_factory=list)
-    queued: int | None = None
-    broker_error: str | None = None
 
 
 def code_digests() -> dict[str, str]:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from functools import cache
 
-from celery.signals import worker_init, worker_process_init, worker_process_shutdown
 from sqlalchemy import Engine
 
-from graph_migrator.core.inspection import doctor
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.connections import make_engine
-from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.core.store.session import Executors
-
-_log = logging.getLogger("graph_migrator.runtime")
 
 
 @cache
@@ -27,33 +21,3 @@ def engine() -> Engine:
 def executors() -> Executors:
     """The sessions that run hops in this process."""
     return Executors(engine())
-
-
-@worker_init.connect
-def _refuse_a_pooling_proxy(**_: object) -> None:
-    """A worker that is given another backend for each transaction loses its locks without a word.
-
-    Raises:
-        SystemExit: It is behind a transaction-pooling proxy; it does not start.
-    """
-    try:
-        found = doctor.pooling(lambda: engine().raw_connection())
-    except Exception as error:  # noqa: BLE001 - Postgres is away: the worker waits for it, as it does later on
-        _log.warning("Postgres does not answer yet: %s", safe_message(error))
-        return
-    if found.level is doctor.Level.WRONG:
-        raise SystemExit(f"graph-migrator: {found.found}. {found.remedy}")
-
-
-@worker_process_init.connect
-def _start_afresh(**_: object) -> None:
-    # The parent's sessions are the parent's; and its engine may be locked by the recovery thread, which connects
-    # just now and which a child does not have.
-    executors().disown()
-    executors.cache_clear()
-    engine.cache_clear()
-
-
-@worker_process_shutdown.connect
-def _say_goodbye(**_: object) -> None:
-    executors().close()

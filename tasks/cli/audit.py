@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from graph_migrator.core.audit.archive import archive as archive_rows
+from graph_migrator.core.inspection.phrases import count
 from graph_migrator.tasks.cli.output import json_option, print_json
 from graph_migrator.tasks.runtime import engine
 
@@ -49,9 +50,7 @@ def archive(before: datetime, folder: Path, as_json: bool) -> None:
         print_json(report)
         return
     click.echo(
-        f"{report.migrations:,} migrations, {report.attempts:,} attempts and {report.requests:,} requests are in "
-        f"{report.folder} ({report.files} files) and were removed from the tables."
+        f"{count(report.migrations, 'migration')}, {count(report.attempts, 'attempt')} and "
+        f"{count(report.requests, 'request')} are in {report.folder} ({count(report.files, 'file')}) and were removed "
+        "from the tables."
     )
-
-
-COMMANDS = (audit,)

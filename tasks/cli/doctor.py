@@ -13,6 +13,7 @@ from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import doctor as checks
+from graph_migrator.core.inspection.diagnosis import Fleet
 from graph_migrator.core.inspection.doctor import Finding, Level
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.redaction import safe_message
@@ -20,7 +21,7 @@ from graph_migrator.tasks.answers import backend_name, keeps_results
 from graph_migrator.tasks.celery import app
 from graph_migrator.tasks.cli.errors import as_ours
 from graph_migrator.tasks.cli.output import console, json_option, print_json, table, without_password
-from graph_migrator.tasks.fleet import Fleet, code_digests, look_at_fleet
+from graph_migrator.tasks.fleet import code_digests, look_at_fleet
 from graph_migrator.tasks.runtime import engine
 
 _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.WRONG: "red"}
@@ -150,6 +151,3 @@ def _of_a_type(name: str, here: str | None, fleet: Fleet) -> Finding:
 
 def _wrong(check: str, found: str, remedy: str) -> Finding:
     return Finding(check=check, level=Level.WRONG, found=found, remedy=remedy)
-
-
-COMMANDS = (doctor,)

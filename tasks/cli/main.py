@@ -1,42 +1,124 @@
-"""The `graph-migrator` command."""
+"""The `graph-migrator` command: which commands there are, and which module has each.
+
+A command's module is imported when the command is run or asked for its help, so that `--help` and completion load
+nothing but click. The short helps stand here; a test holds them against the commands' own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import click
-
-from graph_migrator.tasks import patience
-from graph_migrator.tasks.celery import app
-from graph_migrator.tasks.cli import (
-    audit,
-    authoring,
-    data,
-    doctor,
-    guarding,
-    migrating,
-    operating,
-    reading,
-    serving,
-    validate,
-    watching,
-)
-from graph_migrator.tasks.cli.errors import report
 
 _EXIT_CODES = (
     "Exit codes: 0 done · 1 the migration failed · 2 wrong usage, or unknown graph, type or target · "
     "3 refused in the graph's present state · 4 database or broker out of reach."
 )
 
+GROUPS: dict[str, dict[str, str]] = {
+    "Look": {
+        "status": "What state GRAPH is in, why, and what to do next.",
+        "history": "The story of GRAPH: when, who, hop, attempt, status, rows, duration, error.",
+        "watch": "Follow migrations until all of them have ended or paused: GRAPHs, or all that are being migrated.",
+        "graphs": "List graphs: version, who owns them, and why they are read-only.",
+        "plan": "The hops from where GRAPH is to a version.",
+        "types": "Graph types that this process knows, and their hops.",
+    },
+    "Migrate": {
+        "migrate": "Move GRAPH along its hops to a version.",
+        "retry": "Take a failed migration up where it stopped, with the code that is there now.",
+        "pause": "Stop GRAPH's migration at the next hop or batch boundary, until it is resumed.",
+        "resume": "Let GRAPH's paused migration go on.",
+        "cancel": "End GRAPH's migration at the next boundary.",
+        "release": "Give GRAPH's migration up and the graph back to its writers, at the version it has.",
+    },
+    "Graphs": {
+        "import": "Make a new graph from FILE (- for standard input): all of it, or nothing.",
+        "export": "Write GRAPH to FILE (by default standard output), sorted, byte for byte the same each time.",
+        "lock": "Make GRAPH read-only on its owner's behalf.",
+        "unlock": "Take the owner's lock off GRAPH.",
+    },
+    "Operate": {
+        "doctor": "Check the deployment end to end: database, guard, broker, results, workers.",
+        "validate": "Check that what the database holds fits this release, before or after a deploy.",
+        "recover": "One recovery sweep, as every worker makes it twice a second by itself.",
+        "audit": "Keep the audit trail: move its old part to files.",
+        "guard": "The write guard: keeps writers off the rows of a graph that is being migrated.",
+        "db": "Our tables in the database.",
+    },
+    "Develop": {
+        "dev": "Postgres, Redis and a worker in the foreground, on loopback, until Ctrl-C.",
+        "env": "Print the `export` lines of the `graph-migrator dev` that runs in this folder.",
+        "new-type": "Write a graph type NAME with its first hop, and a test that passes: a beginning to change.",
+        "completion": 'Print the completion script for a shell: `eval "$(graph-migrator completion bash)"`.',
+    },
+}
+"""Headings, and below each its commands with their short helps."""
 
-class _Commands(click.Group):
-    """Turns errors into a sentence and an exit code. A traceback is shown with --debug only."""
+_ELSEWHERE = {
+    "import": "import_export",
+    "export": "import_export",
+    "resume": "pause",
+    "unlock": "lock",
+    "env": "dev",
+    "new-type": "new_type",
+}
+"""The module of a command that is not named after it."""
+
+_SEND_MESSAGES = {"migrate", "retry", "resume", "recover", "doctor"}
+
+
+class _Commands(MutableMapping[str, click.Command]):
+    """The commands by name; one is imported when it is looked up."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self._loaded:
+            if not any(name in commands for commands in GROUPS.values()):
+                raise KeyError(name)
+            module = import_module(f"graph_migrator.tasks.cli.{_ELSEWHERE.get(name, name)}")
+            attribute = "import_" if name == "import" else name.replace("-", "_")
+            self._loaded[name] = getattr(module, attribute)
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for commands in GROUPS.values() for name in commands)
+
+    def __len__(self) -> int:
+        return sum(map(len, GROUPS.values()))
+
+
+class _Main(click.Group):
+    """Lists its commands in groups, and turns errors into a sentence and an exit code.
+
+    A traceback is shown with --debug only.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.commands = _Commands()
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in ``--help``."""
+        width = max(map(len, self.commands))
+        for heading, commands in GROUPS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _in_haste():
+            with _in_haste(ctx):
                 return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
@@ -45,12 +127,20 @@ class _Commands(click.Group):
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
+            from graph_migrator.tasks.cli.errors import report
+
             ctx.exit(report(error))
 
 
 @contextmanager
-def _in_haste() -> Iterator[None]:
+def _in_haste(ctx: click.Context) -> Iterator[None]:
     """A worker waits for an hour for its broker to come back; a person at a prompt does not."""
+    if not _SEND_MESSAGES.intersection(ctx._protected_args):
+        yield
+        return
+    from graph_migrator.tasks import patience
+    from graph_migrator.tasks.celery import app
+
     patient: dict[str, Any] = {}
     hasty = {"result_backend_always_retry": False, **patience.settings_for(patience.COMMAND)}
     try:
@@ -61,7 +151,7 @@ def _in_haste() -> Iterator[None]:
         app.conf.update(patient)
 
 
-@click.group(cls=_Commands, epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Main, epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(package_name="graph-migrator")
 def main(debug: bool) -> None:
@@ -71,20 +161,3 @@ def main(debug: bool) -> None:
     CELERY_RESULT_BACKEND. Without any of your own, `graph-migrator dev` starts them all in this folder and
     `eval "$(graph-migrator env)"` points a shell at them.
     """
-
-
-for module in (
-    audit,
-    serving,
-    reading,
-    watching,
-    migrating,
-    operating,
-    data,
-    guarding,
-    authoring,
-    doctor,
-    validate,
-):
-    for command in module.COMMANDS:
-        main.add_command(command)

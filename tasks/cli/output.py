@@ -35,11 +35,6 @@ def console() -> Console:
     return Console(highlight=False, width=10_000, no_color=True, force_terminal=False, color_system=None)
 
 
-def row_count(count: int) -> str:
-    """So many rows, in words."""
-    return f"{count:,} row" if count == 1 else f"{count:,} rows"
-
-
 def json_option(command: _F) -> _F:
     """The ``--json`` of every command that reads."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, stable for scripts.")(command)
@@ -82,18 +77,6 @@ def moment(when: datetime | None) -> str:
         return ""
     there = when.astimezone(UTC)
     return there.strftime("%H:%M:%S" if there.date() == datetime.now(UTC).date() else "%Y-%m-%d %H:%M:%S")
-
-
-def duration(seconds: float | None) -> str:
-    """A duration as people read it."""
-    if seconds is None:
-        return ""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def without_password(url: str) -> str:

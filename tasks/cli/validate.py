@@ -38,6 +38,3 @@ def validate(ctx: click.Context, as_json: bool) -> None:
         click.echo(f"{found.graphs:,} graphs checked: {'valid' if found.is_valid else 'not valid'}.")
     if not found.is_valid:
         ctx.exit(1)
-
-
-COMMANDS = (validate,)

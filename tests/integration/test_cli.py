@@ -423,7 +423,7 @@ def test_a_yes_is_for_the_migration_that_was_asked_about(
             operations.release(executor, "g")
             begin_migration(executor, "g", 5)
 
-    monkeypatch.setattr("graph_migrator.tasks.cli.operating.ask", answer)
+    monkeypatch.setattr(f"graph_migrator.tasks.cli.{verb}.ask", answer)
     outcome = call(verb, "g", *(["--force"] if verb == "release" else []))
     assert outcome.exit_code == 3
     assert "that needs migration" in outcome.err

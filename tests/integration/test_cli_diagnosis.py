@@ -23,7 +23,7 @@ from graph_migrator.core.inspection.doctor import Level
 from graph_migrator.core.inspection.lock_sessions import without_values
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.session import Executors
-from graph_migrator.tasks import runtime
+from graph_migrator.tasks import processes, runtime
 from tests.acceptance.cluster import Cluster
 from tests.integration.console import call, spawn
 from tests.rows import graph_row
@@ -388,7 +388,7 @@ def test_a_transaction_pooling_proxy_is_noticed(here: Cluster) -> None:
 def test_a_worker_does_not_start_behind_a_transaction_pooling_proxy(
     here: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check = runtime._refuse_a_pooling_proxy
+    check = processes._refuse_a_pooling_proxy
     assert any(reference() is check for _, reference in worker_init.receivers)
     check()
     proxy = MagicMock(raw_connection=connect_through_a_pooling_proxy())

@@ -22,11 +22,10 @@ from graph_migrator.core.execution.recovery import sweep
 from graph_migrator.core.execution.run_hop import Applied, Failed, run_hop
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.inspection import history
+from graph_migrator.core.inspection.diagnosis import Fleet, explain
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.errors import FENCE, sqlstate
 from graph_migrator.core.store.session import Executor, Executors
-from graph_migrator.tasks.cli.explaining import explain
-from graph_migrator.tasks.fleet import Fleet
 from tests.integration.scripted import Killed, Script
 from tests.rows import add_graph, advisory_locks, attempts, dump, graph_row, migration_of, properties, rows
 
@@ -450,7 +449,7 @@ def test_invariant_8_the_state_is_always_named(engine: Engine, executors: Execut
 
     def name_it(graph: str = "g") -> None:
         state = history.graph_state(engine, graph)
-        told = explain(state, [], Fleet())
+        told = explain(state, [], Fleet)
         assert told
         assert all(reason.what for reason in told)
         named.append((state.graph.read_only, state.graph.status, told[0].kind))

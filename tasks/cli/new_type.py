@@ -1,4 +1,4 @@
-"""For authors of graph types, and for the shell: new-type, completion."""
+"""`graph-migrator new-type`: a type and its test, to start from."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 import click
-from click.shell_completion import get_completion_class
 
 from graph_migrator.core.errors import InvalidRequest
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+
+
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -49,19 +50,3 @@ def _packages(folder: Path) -> list[str]:
     if not (folder / "__init__.py").exists():
         return []
     return [*_packages(folder.parent), folder.name]
-
-
-@click.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
-    """Print the completion script for a shell: `eval "$(graph-migrator completion bash)"`."""
-    from graph_migrator.tasks.cli.main import main
-
-    found = get_completion_class(shell)
-    assert found is not None  # noqa: S101 - click ships all three
-    complete = found(main, {}, "graph-migrator", "_GRAPH_MIGRATOR_COMPLETE")
-    # Not .source(): for bash it runs whatever bash is there to ask its version.
-    click.echo(complete.source_template % complete.source_vars())
-
-
-COMMANDS = (new_type, completion)

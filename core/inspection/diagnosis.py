@@ -1,15 +1,38 @@
-"""Why a graph is not moving: names the blocker and the way out."""
+"""Why a graph is not moving: what blocks it, and what to do. `status` shows it; a page or an API can."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection.history import GraphState
 from graph_migrator.core.inspection.lock_sessions import LockSession
+from graph_migrator.core.inspection.phrases import count, duration
 from graph_migrator.core.statuses import MigrationStatus
-from graph_migrator.tasks.cli.output import duration, row_count
-from graph_migrator.tasks.fleet import Fleet, look_at_fleet
+
+
+@dataclass
+class Fleet:
+    """What the workers answered.
+
+    Attributes:
+        workers: Those that serve our queue: by worker, a digest of its code by graph type.
+        elsewhere: Workers of ours that serve other queues only.
+        queued: Messages that wait in our queue; None where the broker does not say.
+        broker_error: Why the broker could not be asked.
+    """
+
+    workers: dict[str, dict[str, str]] = field(default_factory=dict)
+    elsewhere: list[str] = field(default_factory=list)
+    queued: int | None = None
+    broker_error: str | None = None
+
+
+AskWorkers = Callable[[], Fleet]
+"""Asks the workers; called only where the answer matters, because it takes a second."""
 
 
 class Reason(BaseModel):
@@ -25,13 +48,13 @@ class Reason(BaseModel):
         return self.what if self.way_out is None else f"{self.what} {self.way_out}"
 
 
-def explain(state: GraphState, sessions: list[LockSession], fleet: Fleet | None = None) -> list[Reason]:
+def explain(state: GraphState, sessions: list[LockSession], ask_workers: AskWorkers) -> list[Reason]:
     """Reasons for an operator, the most important first.
 
     Args:
         state: What Postgres knows.
         sessions: Who is at the graph's lock.
-        fleet: The workers; they are asked where it matters and this is None.
+        ask_workers: Asks the workers.
     """
     slug, migration = state.graph.slug, state.migration
     if state.graph.partially_migrated:
@@ -42,7 +65,7 @@ def explain(state: GraphState, sessions: list[LockSession], fleet: Fleet | None 
         return [Reason(kind="half-done", what="It was forced loose half-way through a hop.", way_out=way_out)]
     waiting = _of_a_begin_that_waits(sessions)
     if migration is None or (migration.status.is_settled and migration.status is not MigrationStatus.FAILED):
-        return [*waiting, *_of_an_idle_graph(state, fleet)]
+        return [*waiting, *_of_an_idle_graph(state, ask_workers)]
     match migration.status:
         case MigrationStatus.FAILED:
             force = "" if state.checkpoint_done is None else " --force"
@@ -56,20 +79,20 @@ def explain(state: GraphState, sessions: list[LockSession], fleet: Fleet | None 
             if state.checkpoint_done is None:
                 way_out += f", `graph-migrator cancel {slug}` ends it at this version."
             else:
-                what = (
-                    f"An operator paused it half-way through a hop, after {row_count(state.checkpoint_done)}."
-                )
+                what = f"An operator paused it half-way through a hop, after {count(state.checkpoint_done, 'row')}."
                 way_out += "; only then is the graph whole again."
             return [Reason(kind="paused", what=what, way_out=way_out)]
-    return _of_a_live_migration(state, sessions, fleet)
+    return _of_a_live_migration(state, sessions, ask_workers)
 
 
-def _of_a_live_migration(state: GraphState, sessions: list[LockSession], fleet: Fleet | None) -> list[Reason]:
+def _of_a_live_migration(
+    state: GraphState, sessions: list[LockSession], ask_workers: AskWorkers
+) -> list[Reason]:
     holders = [each for each in sessions if each.holds]
     named = "; ".join(each.describe() for each in holders)
     if state.running is not None and holders:
         return [Reason(kind="working", what=f"A worker is on it: {named}.")]
-    fleet = fleet or look_at_fleet()
+    fleet = ask_workers()
     if state.running is not None:
         what = "Its worker died a moment ago. Recovery in any living worker sends it again within seconds."
         return [Reason(kind="worker-died", what=what), *_of_the_fleet(state, fleet)]
@@ -109,11 +132,11 @@ def _of_a_begin_that_waits(sessions: list[LockSession]) -> list[Reason]:
 
 def _what_stands(state: GraphState) -> str:
     if state.checkpoint_done is not None:
-        return f"A batched hop stopped after {row_count(state.checkpoint_done)}: the graph's rows are of two shapes."
+        return f"A batched hop stopped after {count(state.checkpoint_done, 'row')}: the graph's rows are of two shapes."
     return f"The graph is whole at v{state.graph.version}; nothing of the failed hop was kept."
 
 
-def _of_an_idle_graph(state: GraphState, fleet: Fleet | None) -> list[Reason]:
+def _of_an_idle_graph(state: GraphState, ask_workers: AskWorkers) -> list[Reason]:
     graph = state.graph
     kind = graph_types().get(graph.graph_type)
     reasons = []
@@ -129,7 +152,7 @@ def _of_an_idle_graph(state: GraphState, fleet: Fleet | None) -> list[Reason]:
         what = f"Nothing owns it. v{kind.newest} is there for it."
         reasons.append(Reason(kind="behind", what=what, way_out=f"`graph-migrator migrate {graph.slug}`."))
         # It may have been asked for already: a call leaves no trace here before a worker has taken it.
-        reasons.extend(r for r in _of_the_fleet(state, fleet or look_at_fleet()) if r.kind != "waiting")
+        reasons.extend(r for r in _of_the_fleet(state, ask_workers()) if r.kind != "waiting")
     elif not reasons:
         reasons.append(Reason(kind="newest", what="Nothing owns it, and it is at its type's newest version."))
     return reasons

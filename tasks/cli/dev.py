@@ -1,4 +1,4 @@
-"""Commands that set things up: db upgrade, dev, env."""
+"""`graph-migrator dev` and `env`: everything on this machine, and how to point a shell at it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ import click
 from graph_migrator.core.embedded import EmbeddedUnavailable, Postgres, Redis
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.store import schema
-from graph_migrator.tasks.cli.output import json_option, print_json
-from graph_migrator.tasks.runtime import engine
 from graph_migrator.tasks.serving import Flower, Worker, environment
 
 _FOLDER = click.option(
@@ -48,24 +46,6 @@ def _only_one(folder: Path) -> Iterator[bool]:
         yield False
     finally:
         os.close(descriptor)
-
-
-@click.group()
-def db() -> None:
-    """Our tables in the database."""
-
-
-@db.command()
-@json_option
-def upgrade(as_json: bool) -> None:
-    """Bring the tables to this release. Safe to run again, and from several places at once."""
-    before, after = schema.upgrade(engine())
-    if as_json:
-        print_json({"before": before, "after": after})
-    elif before == after:
-        click.echo(f"The schema is at {after} already.")
-    else:
-        click.echo(f"The schema went from {before or 'nothing'} to {after}.")
 
 
 @click.command()
@@ -131,6 +111,3 @@ def env(folder: Path) -> None:
             told = f"no `graph-migrator dev` runs in {folder}. Start one there, or name its --folder."
             raise _Unavailable(told)
     click.echo(found.read_text(), nl=False)
-
-
-COMMANDS = (db, dev, env)

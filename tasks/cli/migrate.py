@@ -21,22 +21,14 @@ from graph_migrator.core.execution.run_hop import Failed, HopOutcome
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.history import Attempt, GraphSummary
+from graph_migrator.core.inspection.phrases import count, duration
 from graph_migrator.core.inspection.waiting import wait_for
 from graph_migrator.core.planning import make_plan
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.statuses import AttemptStatus, MigrationStatus
 from graph_migrator.core.store.errors import DRIVER_ERRORS
 from graph_migrator.tasks.cli.errors import of_a_hop
-from graph_migrator.tasks.cli.output import (
-    coloured,
-    console,
-    duration,
-    json_option,
-    print_json,
-    row_count,
-    table,
-    user,
-)
+from graph_migrator.tasks.cli.output import coloured, console, json_option, print_json, table, user
 from graph_migrator.tasks.runtime import engine, executors
 
 
@@ -195,7 +187,8 @@ class _Following:
 def _print_attempt(attempt: Attempt) -> None:
     console().print(
         f"  v{attempt.from_version}→v{attempt.to_version} {escape(attempt.hop_name)}: "
-        f"{coloured(attempt.status)} ({row_count(attempt.rows_changed)}, {duration(attempt.seconds)}, {attempt.worker})"
+        f"{coloured(attempt.status)} ({count(attempt.rows_changed, 'row')}, {duration(attempt.seconds)}, "
+        f"{attempt.worker})"
     )
 
 
@@ -218,8 +211,8 @@ def _print_trial(trial: DryRun, *, as_json: bool) -> None:
         out = console()
         rows = [
             (f"v{t.hop.from_version}→v{t.hop.to_version}", t.hop.name, t.hop.status if t.checked else "cut short",
-             row_count(t.hop.rows_changed), duration(t.seconds), "checks held" if t.checked else
-             f"{t.rows_tried:,} of {row_count(t.rows_in_all or 0)} tried; "
+             count(t.hop.rows_changed, 'row'), duration(t.seconds), "checks held" if t.checked else
+             f"{t.rows_tried:,} of {count(t.rows_in_all or 0, 'row')} tried; "
              f"all would take about {duration(t.expected_seconds)}")
             for t in trial.hops
         ]  # fmt: skip
@@ -235,6 +228,3 @@ def _print_trial(trial: DryRun, *, as_json: bool) -> None:
             out.print(f"{trial.graph} is at v{trial.from_version} already; there is nothing to try.")
     if trial.error:
         raise click.exceptions.Exit(1)
-
-
-COMMANDS = (migrate,)

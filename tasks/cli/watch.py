@@ -11,8 +11,9 @@ from rich.table import Table
 
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.history import GraphState
+from graph_migrator.core.inspection.phrases import duration
 from graph_migrator.core.statuses import MigrationStatus
-from graph_migrator.tasks.cli.output import coloured, console, duration, json_option, table
+from graph_migrator.tasks.cli.output import coloured, console, json_option, table
 from graph_migrator.tasks.runtime import engine
 
 _MOVING = frozenset(
@@ -130,6 +131,3 @@ def _bar(done: int, total: int) -> str:
     share = min(1.0, done / total)
     filled = round(share * 24)
     return "█" * filled + "░" * (24 - filled) + f" {share:4.0%}"
-
-
-COMMANDS = (watch,)

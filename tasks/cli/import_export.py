@@ -8,6 +8,7 @@ import click
 
 from graph_migrator.core.errors import InvalidRequest, UnknownTarget
 from graph_migrator.core.graph_types.registry import graph_type as type_named
+from graph_migrator.core.inspection.phrases import count
 from graph_migrator.core.interchange import export_graph, import_graph
 from graph_migrator.tasks.cli.output import json_option, print_json
 from graph_migrator.tasks.runtime import engine
@@ -45,7 +46,9 @@ def import_(file: str, slug: str, graph_type: str, version: int, form: str | Non
     if as_json:
         print_json(report)
     else:
-        click.echo(f"{report.slug}: {report.nodes} nodes and {report.edges} edges in {report.seconds:.1f} s")
+        click.echo(
+            f"{report.slug}: {count(report.nodes, 'node')} and {count(report.edges, 'edge')} in {report.seconds:.1f} s"
+        )
 
 
 @click.command()
@@ -63,7 +66,10 @@ def export(graph: str, file: str, form: str) -> None:
             report = export_graph(engine(), graph, stream, format=form, on_progress=_ticker("written"))
     except OSError as error:  # it names the temporary file beside it
         raise InvalidRequest(file, error.strerror or type(error).__name__) from error
-    click.echo(f"{report.slug} at v{report.version}: {report.nodes} nodes and {report.edges} edges", err=True)
+    click.echo(
+        f"{report.slug} at v{report.version}: {count(report.nodes, 'node')} and {count(report.edges, 'edge')}",
+        err=True,
+    )
 
 
 def _ticker(what: str):  # type: ignore[no-untyped-def] # the progress callback of core.interchange
@@ -74,6 +80,3 @@ def _ticker(what: str):  # type: ignore[no-untyped-def] # the progress callback 
         click.echo(f"\r{what}: {' '.join(map(str, counts))} ", nl=False, err=True)
 
     return tick
-
-
-COMMANDS = (import_, export)

@@ -68,6 +68,3 @@ def _plain(guarded: GuardedTable) -> dict[str, object]:
         "unguarded": list(guarded.unguarded),
         "disabled": list(guarded.disabled),
     }
-
-
-COMMANDS = (guard,)

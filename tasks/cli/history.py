@@ -1,0 +1,90 @@
+"""`graph-migrator history`: every migration of a graph, every attempt."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from graph_migrator.core.errors import GraphMigratorError, InvalidRequest
+from graph_migrator.core.inspection import history as reading
+from graph_migrator.core.inspection.history import Attempt, MigrationStory
+from graph_migrator.core.inspection.phrases import count, duration
+from graph_migrator.core.statuses import AttemptStatus
+from graph_migrator.tasks.cli.output import coloured, console, json_option, moment, print_json, table
+from graph_migrator.tasks.runtime import engine
+
+
+@click.command()
+@click.argument("graph")
+@click.option(
+    "--limit", default=20, show_default=True, type=click.IntRange(1, 10_000), help="How many migrations."
+)
+@click.option(
+    "--traceback",
+    type=click.IntRange(1, 2**63 - 1),
+    metavar="ATTEMPT",
+    help="Print the traceback of this attempt id.",
+)
+@json_option
+def history(graph: str, limit: int, traceback: int | None, as_json: bool) -> None:
+    """The story of GRAPH: when, who, hop, attempt, status, rows, duration, error."""
+    if traceback is not None:
+        found = reading.traceback_of(engine(), traceback)
+        if found is None:
+            raise InvalidRequest(
+                "--traceback", f"attempt {traceback} has none; `history` names those that have"
+            )
+        click.echo(found)
+        return
+    stories = reading.history(engine(), graph, limit=limit)
+    if as_json:
+        print_json(stories)
+        return
+    if not stories:
+        click.echo(f"{graph} has never been migrated.")
+    for story in stories:
+        print_story(story)
+
+
+def _why(attempt: Attempt) -> str:
+    if attempt.error_type:
+        rows = f" {attempt.error_rows}" if attempt.error_rows else ""
+        return escape(f"#{attempt.id}: {attempt.error_type}: {attempt.error_message}{rows}")
+    return attempt.status.phrase if attempt.status in {AttemptStatus.LOST, AttemptStatus.STOPPED} else ""
+
+
+def print_story(story: MigrationStory, to: Console | None = None) -> None:
+    """Print one migration as a story; by default to standard output."""
+    out, report = to or console(), story.report
+    by = f" for {escape(report.requested_by)}" if report.requested_by else ""
+    why = f" ({escape(report.reason)})" if report.reason else ""
+    out.print(
+        f"[bold]{moment(report.created_at)}[/]  v{report.from_version}→v{report.to_version}{by}{why}  "
+        f"{coloured(report.status)}"
+        + (f" after {duration(report.seconds)}" if report.seconds is not None else "")
+        + f"  [dim]{report.migration_id}[/]"
+    )
+    rows = [
+        (moment(a.started_at), f"v{a.from_version}→v{a.to_version}", a.hop_name, f"{a.attempt}.", coloured(a.status),
+         count(a.rows_changed, 'row') if a.rows_changed else "", duration(a.seconds), a.worker,
+         _why(a))
+        for a in story.attempts
+    ]  # fmt: skip
+    if rows:
+        out.print(
+            table(None, ("  UTC", "HOP", "NAME", "TRY", "STATUS", "CHANGED", "TOOK", "WORKER", ""), rows)
+        )
+    error = report.error()
+    if error is not None:
+        kind = "" if isinstance(error, GraphMigratorError) else f"{report.error_type}: "  # ours say it all
+        where = f" {report.error_rows}" if report.error_rows else ""
+        out.print(f"  {coloured(report.status)}: {escape(f'{kind}{error}{where}')}")
+    failed = story.attempts[-1] if story.attempts else None
+    if failed is not None and failed.status is AttemptStatus.FAILED:
+        if failed.error_line:
+            out.print(f"  {escape(failed.error_line)}", soft_wrap=True)
+        out.print(
+            f"  [dim]graph-migrator history {escape(report.graph)} --traceback {failed.id}[/]", soft_wrap=True
+        )
+    out.print()
