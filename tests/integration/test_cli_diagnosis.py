@@ -392,10 +392,10 @@ def test_a_worker_does_not_start_behind_a_transaction_pooling_proxy(
     assert any(reference() is check for _, reference in worker_init.receivers)
     check()
     proxy = MagicMock(raw_connection=connect_through_a_pooling_proxy())
-    monkeypatch.setattr(runtime, "engine", lambda: proxy)
+    monkeypatch.setattr(processes, "engine", lambda: proxy)
     with pytest.raises(SystemExit, match="transaction-pooling proxy"):
         check()
-    monkeypatch.setattr(runtime, "engine", lambda: make_engine("postgresql://127.0.0.1:1/graphs"))
+    monkeypatch.setattr(processes, "engine", lambda: make_engine("postgresql://127.0.0.1:1/graphs"))
     check()  # nobody there yet: it waits
 
 
