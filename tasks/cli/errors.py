@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from traceback import walk_tb
+
 import click
 from kombu.exceptions import OperationalError as BrokerError
 from pydantic import ValidationError
@@ -60,6 +62,8 @@ def as_ours(error: Exception) -> GraphMigratorError | None:
         return InvalidRequest("DATABASE_URL", "it is not the URL of a Postgres database (postgresql://…)")
     if isinstance(error, DRIVER_ERRORS):
         return _of_postgres(error)
+    if _is_of_results(error):
+        return ResultsUnreachable(without_password(settings().result_backend))
     is_brokers = type(error).__module__.split(".")[0] in {"redis", "kombu", "amqp"}
     if isinstance(error, BrokerError | ConnectionError) or is_brokers:
         return BrokerUnreachable(without_password(settings().broker_url), type(error).__name__)
@@ -70,6 +74,16 @@ def as_ours(error: Exception) -> GraphMigratorError | None:
     if isinstance(error, OSError) and error.filename is not None:
         return InvalidRequest(str(error.filename), error.strerror or type(error).__name__)
     return None
+
+
+def _is_of_results(error: BaseException | None) -> bool:
+    """Whether a result backend raised it. Celery before 5.7 passes it on as an error of the broker."""
+    while error is not None:
+        for frame, _ in walk_tb(error.__traceback__):
+            if str(frame.f_globals.get("__name__")).startswith("celery.backends."):
+                return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def of_a_hop(error: Exception, slug: str, hop: str) -> GraphMigratorError:

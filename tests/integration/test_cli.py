@@ -400,7 +400,7 @@ def test_destructive_commands_say_what_they_will_do_and_take_no_for_an_answer(he
     assert outcome.exit_code == 1
     assert "Release g at v2? Its migration (failed) is given up and writers get in." in outcome.err
     assert "Nothing was changed." in outcome.err
-    silent = call("release", "g", answer="")
+    silent = spawn("release", "g", env=here.environment)
     assert silent.exit_code == 2
     assert "[y/N]: \nUsage: " in silent.err
     assert "--yes" in silent.err
