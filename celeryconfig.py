@@ -1,7 +1,7 @@
 """Celery's settings, each with its reason. A test holds every name against Celery's own list.
 
-Postgres is the truth and the broker a doorbell, so nothing here is needed for a migration to be right; it
-makes migrations quick, and keeps Celery from losing or doubling messages where it need not.
+All state is in Postgres and the broker only wakes workers, so no setting here is needed for a migration to be right.
+They make migrations quick, and keep Celery from losing or duplicating messages.
 """
 
 from graph_migrator.core.settings import settings as _settings
@@ -31,7 +31,7 @@ timezone = "UTC"
 
 # A message is acknowledged when its task has ended: a worker that dies leaves it to another.
 task_acks_late = True
-# A killed pool process puts its message back at once, instead of failing it without any retry. A hop that
+# The message of a killed pool process is requeued at once; without this it fails without a retry. A hop that
 # kills its process every time is bounded by the lost attempts that Postgres counts.
 task_reject_on_worker_lost = True
 # Celery's own bound would wait for three minutes before each retry.
@@ -47,7 +47,7 @@ broker_connection_retry_on_startup = True
 # RabbitMQ closes the channel of a worker that has not acknowledged a message for its consumer_timeout (30 min). The
 # hop goes on, and its message, which comes again, is dropped as a duplicate; but the worker must open another channel.
 broker_channel_error_retry = True
-# No limit: a worker that gives up on its broker does nothing any more, not even recovery.
+# No limit: a worker that no longer tries to reach its broker does nothing at all, not even recovery.
 broker_connection_max_retries = None
 # Redis redelivers what is unacknowledged for so long. Recovery is far quicker, so this only has to be long:
 # shorter than a hop, and the hop would be delivered while it runs.
@@ -68,7 +68,7 @@ task_track_started = False
 # Name, arguments and worker with each result, for Flower and for whoever looks into the backend.
 result_extended = True
 
-# On SIGTERM a worker finishes its hops; with REMAP_SIGTERM=SIGQUIT it puts back what is not done by then.
+# On SIGTERM a worker finishes its hops; with REMAP_SIGTERM=SIGQUIT it requeues what is not done by then.
 worker_soft_shutdown_timeout = 30.0
 worker_enable_soft_shutdown_on_idle = True
 # A hop's own `timeout=` is kept by Postgres and by the executor; a hard limit would kill its process.

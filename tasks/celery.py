@@ -19,7 +19,7 @@ class Messages(AMQP):
     """
 
     def as_task_v2(self, *args: Any, **kwargs: Any) -> Any:
-        """A task's message, and the event that tells of it."""
+        """A task's message, and the event about it."""
         message = super().as_task_v2(*args, **kwargs)
         if message.sent_event and message.headers["shadow"]:
             message.sent_event["name"] = message.headers["shadow"]

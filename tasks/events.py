@@ -1,7 +1,7 @@
 """What a worker does with the core's events: it logs them, and sends over the broker what Flower shows.
 
-Flower shows a row for each task. Besides what Celery tells it, it learns from here how far a batched hop is,
-and that a `migrate_graph` call has failed. Setting ``GRAPH_MIGRATOR_CELERY_EVENTS=all`` sends every event,
+Flower shows a row for each task. Besides Celery's own events, it receives from here the progress of batched
+hops, and the failure of `migrate_graph` calls. Setting ``GRAPH_MIGRATOR_CELERY_EVENTS=all`` sends every event,
 as ``migration-begun`` and so on, for other monitors (``celery -A graph_migrator events --dump``).
 """
 
@@ -22,7 +22,7 @@ from graph_migrator.tasks.celery import app
 
 _log = logging.getLogger("graph_migrator.events")
 _PROGRESS_SECONDS = 1.0
-_told_at: dict[int, float] = {}
+_sent_at: dict[int, float] = {}
 _own_name: str | None = None
 
 
@@ -60,10 +60,10 @@ def _show_progress(event: events.Event) -> None:
     if not isinstance(event, events.HopProgressed) or not current_task:
         return
     now = time.monotonic()
-    if now - _told_at.get(event.attempt_id, 0) < _PROGRESS_SECONDS:
+    if now - _sent_at.get(event.attempt_id, 0) < _PROGRESS_SECONDS:
         return
-    _told_at.clear()  # this process runs one hop at a time
-    _told_at[event.attempt_id] = now
+    _sent_at.clear()  # this process runs one hop at a time
+    _sent_at[event.attempt_id] = now
     share = f" ({event.done / event.total:.0%})" if event.total else ""
     _send(
         "task-progress",
@@ -82,7 +82,7 @@ def _send_on(event: events.Event) -> None:
 
 def _send(kind: str, **fields: Any) -> None:
     try:
-        # With the worker's own name: Flower makes a worker of every name that it hears.
+        # With the worker's own name: Flower makes a worker of every name that it receives.
         with app.events.default_dispatcher(hostname=_own_name) as dispatcher:
             dispatcher.send(kind, **fields)
     except Exception as error:  # noqa: BLE001 - whatever the broker's driver raises: nothing depends on it

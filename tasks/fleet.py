@@ -53,11 +53,11 @@ def look_at_fleet(timeout: float = 1.0) -> Fleet:
         fleet.broker_error = type(error).__name__
         return fleet
     for answer in answers:
-        for name, told in answer.items():
-            if not isinstance(told, dict) or "types" not in told:
+        for name, reply in answer.items():
+            if not isinstance(reply, dict) or "types" not in reply:
                 continue  # another application's worker on the same broker
-            if settings().queue in told["queues"]:
-                fleet.workers[name] = told["types"]
+            if settings().queue in reply["queues"]:
+                fleet.workers[name] = reply["types"]
             else:
                 fleet.elsewhere.append(name)
     return fleet

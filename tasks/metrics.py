@@ -2,7 +2,7 @@
 
 Everything is counted in Postgres, nothing in the workers' memory. The audit rows never change, so a count of them
 is a counter: it survives restarts, a killed process cannot take numbers with it, and prefork needs no shared files.
-In return every worker gives the same fleet-wide
+So every worker serves the same fleet-wide
 numbers: scrape one or all of them, and never add them up (`max`, not `sum`).
 """
 
@@ -39,10 +39,10 @@ METRICS = {
     "graph_migrator_running_hops": "Hop attempts that have a running row.",
     "graph_migrator_waiting_migrations": "Live migrations that nobody executes at this moment.",
     "graph_migrator_queue_age_seconds": "How long the one of them that waits longest has waited.",
-    "graph_migrator_overdue_migrations": "Those past the deadline at which recovery rings again.",
+    "graph_migrator_overdue_migrations": "Those past the deadline at which recovery redelivers.",
     "graph_migrator_graphs": "Graphs, by type and version.",
     "graph_migrator_graphs_behind": "Graphs below the newest version of their type that this worker knows.",
-    "graph_migrator_graphs_partially_migrated": "Graphs that were forced loose half-way through a batched hop.",
+    "graph_migrator_graphs_partially_migrated": "Graphs that were force-released half-way through a batched hop.",
 }
 """Every metric and what it says; docs/monitoring.md and the dashboard are held against it."""
 

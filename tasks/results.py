@@ -148,10 +148,10 @@ def in_words(given: dict[str, Any]) -> str:
     graph = given["graph_id"]
     if "target" in given:
         graph += f" → v{given['target']}" if given["target"] else " → newest"
-    told = [graph, *(name for name, value in given.items() if value is True)]
+    words = [graph, *(name for name, value in given.items() if value is True)]
     if given.get("requested_by"):
-        told.append(f"by {given['requested_by']}")
-    return ", ".join(told)
+        words.append(f"by {given['requested_by']}")
+    return ", ".join(words)
 
 
 class CheckedTask(Task):
@@ -188,7 +188,7 @@ class MigrateRequest(Request):
     """
 
     def acknowledge(self) -> None:
-        """Tell the broker that the message is done, and forget that it succeeded: its id is still in use."""
+        """Acknowledge the message, and forget that it succeeded: its id is still in use."""
         successful_requests.discard(self.id)
         super().acknowledge()
 

@@ -121,8 +121,8 @@ SELECT g.id, g.slug, g.graph_type, g.version, coalesce(g.migration_id, (SELECT m
     WHERE m.graph_id = g.id ORDER BY m.created_at DESC LIMIT 1))
 FROM graph_migrator.graphs g WHERE g.id = graph_migrator.graph_id_of(%s)
 """
-# Who holds the key is notified (`notify_waiters` in the schema). While a hop is being committed it is not to be had,
-# and another look follows soon.
+# Who holds the key is notified (`notify_waiters` in the schema). While a hop is being committed the key is taken, and
+# the state is read again soon.
 _LISTEN = "LISTEN graph_migrator; SELECT pg_try_advisory_lock_shared(graph_migrator.wait_key(%s))"
 _REPORT = "SELECT graph_migrator.report(%s)"
 
