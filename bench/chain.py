@@ -269,8 +269,8 @@ class _Race:
 
     def _wait(self, contender: Contender, ids: list[str], pause: float) -> None:
         table = "graph_migrator.graphs" if contender.ours else "public.plain_graphs"
-        fail_migration_row = time.monotonic() + 120
-        while time.monotonic() < fail_migration_row:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
             self.cursor.execute(
                 f"SELECT count(*) FROM {table} WHERE id = ANY(%s::uuid[]) AND version = 4", (ids,)
             )

@@ -12,7 +12,8 @@ from typing import Any
 from bench.database import connect, make_graphs, server
 from bench.results import at_most
 from bench.types import SMALL, small
-from graph_migrator.core.execution.begin import Dispatch, begin_migration
+from graph_migrator.core.execution.begin import begin_migration
+from graph_migrator.core.execution.model import Dispatch
 from graph_migrator.core.execution.run_hop import run_hop
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.store.connections import make_engine

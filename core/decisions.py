@@ -1,33 +1,19 @@
 """What to do, decided from what is found in Postgres. Pure: values in, a decision out.
 
 `decide_begin` answers a call of `migrate_graph`, `decide_hop` a delivered `run_hop` message (the design's
-message table, line by line), `decide_recovery` a migration that a recovery sweep looks at. The doing is
-in `core.execution.begin` and `core.execution.recovery`.
+message table, line by line), `decide_recovery` a migration that a recovery sweep looks at. `core.execution` carries the
+decisions out.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
 from uuid import UUID
 
+from graph_migrator.core.states import BeginState, HopState, RecoveryState
 from graph_migrator.core.statuses import SETTLED, MigrationStatus
 
 # ── a call of migrate_graph ─────────────────────────────────────────────────────────────────────────
-
-
-class BeginFacts(Protocol):
-    """What `graph_migrator.lock_and_load` found. `status` and below describe the migration that owns the graph."""
-
-    graph_id: UUID | None
-    version: int
-    claim: UUID | None
-    partially_migrated: dict[str, Any] | None
-    status: str | None
-    to_version: int | None
-    checkpoint: dict[str, Any] | None
-    request_known: bool
-    request_migration: UUID | None
 
 
 @dataclass(frozen=True)
@@ -47,7 +33,7 @@ class InFlight:
 
 @dataclass(frozen=True)
 class IsPartiallyMigrated:
-    """The graph was forced loose, or its failed migration stopped, half-way through a batched hop."""
+    """The graph was force-released, or its failed migration stopped, half-way through a batched hop."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +58,13 @@ BeginDecision = (
 )
 
 
-def decide_begin(facts: BeginFacts, target: int, *, finish_partially_migrated: bool = False) -> BeginDecision:
+def decide_begin(facts: BeginState, target: int, *, finish_partially_migrated: bool = False) -> BeginDecision:
     """Answer a call of `migrate_graph`.
 
     Args:
         facts: What was found, under the graph's lock unless a live migration owns it.
         target: The version asked for.
-        finish_partially_migrated: An operator means to finish a hop that was forced loose half-way.
+        finish_partially_migrated: An operator means to finish a hop that was force-released half-way.
     """
     if facts.request_known:
         return KnownRequest()
@@ -101,30 +87,9 @@ def decide_begin(facts: BeginFacts, target: int, *, finish_partially_migrated: b
 # ── a delivered run_hop message ─────────────────────────────────────────────────────────────────────
 
 
-class HopFacts(Protocol):
-    """What `graph_migrator.load_hop_state` found; see core/store/schema/versions/0002_protocol.sql."""
-
-    graph_id: UUID | None
-    version: int | None
-    claim: UUID | None
-    status: str
-    dispatch: int
-    from_version: int
-    to_version: int
-    hop: dict[str, Any] | None
-    locked: bool
-    running_id: int | None
-    running_to: int | None
-    running_dispatch: int | None
-    running_batches: int | None
-    next_hop_started: bool
-    lost: int
-    mismatches: int
-
-
 @dataclass(frozen=True)
 class HopMessage:
-    """A doorbell: run this hop of this migration, if this dispatch is still the one."""
+    """A wake-up: run this hop of this migration, if this dispatch is still the one."""
 
     migration_id: UUID
     from_version: int
@@ -134,7 +99,7 @@ class HopMessage:
 
 @dataclass(frozen=True)
 class Limits:
-    """How often a hop may go wrong before it is given up."""
+    """How often a hop may go wrong before its migration fails."""
 
     lost_attempts: int = 3
     code_mismatches: int = 5
@@ -143,7 +108,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Answer:
-    """The migration is settled: tell the caller its outcome."""
+    """The migration is settled: answer the caller with its outcome."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +165,7 @@ class Run:
 HopDecision = Answer | Ignored | Later | PassOn | Settle | CrashLimitReached | Requeue | CodeDiffers | Run
 
 
-def decide_hop(facts: HopFacts, message: HopMessage, fingerprint: str | None, limits: Limits) -> HopDecision:
+def decide_hop(facts: HopState, message: HopMessage, fingerprint: str | None, limits: Limits) -> HopDecision:
     """Decide what a delivered `run_hop` does. The numbers are those of the design's table.
 
     Args:
@@ -231,7 +196,10 @@ def decide_hop(facts: HopFacts, message: HopMessage, fingerprint: str | None, li
     if facts.version != message.from_version:  # 7
         return Ignored(f"the graph is at v{facts.version}", must_not_occur=True)
     lost = lost_attempts(facts)  # 8
-    if status in {MigrationStatus.PAUSING, MigrationStatus.CANCELLING}:  # 9: poison never overrides it
+    if status in {
+        MigrationStatus.PAUSING,
+        MigrationStatus.CANCELLING,
+    }:  # 9: the crash limit never overrides it
         return Settle()
     if lost >= limits.lost_attempts:  # 10
         return CrashLimitReached(lost, facts.running_id)
@@ -240,10 +208,10 @@ def decide_hop(facts: HopFacts, message: HopMessage, fingerprint: str | None, li
     return Run(facts.running_id)  # 12
 
 
-def lost_attempts(facts: HopFacts | RecoveryFacts) -> int:
-    """How often the hop lost its worker since it last got on, an attempt just found dead included.
+def lost_attempts(facts: HopState | RecoveryState) -> int:
+    """How often the hop lost its worker since its last progress, an attempt just found dead included.
 
-    A batched attempt that committed a batch has got on: counting starts again with it.
+    A batched attempt that committed a batch has made progress: counting starts again with it.
     """
     if facts.running_id is None:
         return facts.lost
@@ -253,19 +221,9 @@ def lost_attempts(facts: HopFacts | RecoveryFacts) -> int:
 # ── a recovery sweep ────────────────────────────────────────────────────────────────────────────────
 
 
-class RecoveryFacts(Protocol):
-    """What `graph_migrator.load_recovery_state` found, with the graph's lock held."""
-
-    status: str
-    overdue: bool
-    running_id: int | None
-    running_batches: int | None
-    lost: int
-
-
 @dataclass(frozen=True)
 class Nothing:
-    """It is in hand, or it moved on meanwhile."""
+    """Somebody executes it, or it has changed meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -281,7 +239,7 @@ class RingAgain:
 RecoveryDecision = Nothing | Settle | CrashLimitReached | Redispatch | RingAgain
 
 
-def decide_recovery(facts: RecoveryFacts, limits: Limits) -> RecoveryDecision:
+def decide_recovery(facts: RecoveryState, limits: Limits) -> RecoveryDecision:
     """Decide what recovery does with a migration whose lock it holds."""
     status = MigrationStatus(facts.status)
     if status in {MigrationStatus.PAUSING, MigrationStatus.CANCELLING}:

@@ -127,8 +127,8 @@ def node(engine: Any) -> str:
 def follow(engine: Any, result: Any, hold: Path) -> None:
     """Print each attempt as it begins and ends, read from Postgres by another connection; and kill one."""
     seen: dict[int, str] = {}
-    fail_migration_row = time.monotonic() + 50
-    while time.monotonic() < fail_migration_row:
+    deadline = time.monotonic() + 50
+    while time.monotonic() < deadline:
         over = result.ready()
         stories = history.history(engine, GRAPH)
         for attempt in stories[-1].attempts if stories else ():

@@ -14,8 +14,9 @@ from celery.utils.log import get_task_logger
 from graph_migrator.core.decisions import HopMessage, Ignored, Later
 from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.execution import failpoints
-from graph_migrator.core.execution.begin import Caller, Dispatch, begin_migration
-from graph_migrator.core.execution.run_hop import Applied, Failed, Worker, backoff
+from graph_migrator.core.execution.begin import begin_migration
+from graph_migrator.core.execution.limits import backoff
+from graph_migrator.core.execution.model import Applied, Caller, Dispatch, Failed, Worker
 from graph_migrator.core.execution.run_hop import run_hop as run_one_hop
 from graph_migrator.core.store.errors import Failure, classify
 from graph_migrator.core.store.redaction import redacted

@@ -11,8 +11,9 @@ from pydantic import BaseModel
 
 from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.execution import operations
-from graph_migrator.core.execution.begin import Caller, Dispatch, record_outcome
+from graph_migrator.core.execution.model import Caller, Dispatch
 from graph_migrator.core.execution.operations import VerbReport
+from graph_migrator.core.execution.recorded import record_outcome
 from graph_migrator.core.statuses import Verb
 from graph_migrator.core.store.errors import Failure, classify
 from graph_migrator.core.store.redaction import redacted

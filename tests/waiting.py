@@ -15,11 +15,11 @@ def until(condition: Callable[[], _T], what: str, *, seconds: float = 30, pause:
     Raises:
         AssertionError: It was not in time; names `what` and the last answer.
     """
-    fail_migration_row = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while True:
         answer = condition()
         if answer:
             return answer
-        if time.monotonic() >= fail_migration_row:
+        if time.monotonic() >= deadline:
             raise AssertionError(f"{what}: not within {seconds:g} s; last seen: {answer!r}")
         time.sleep(pause)

@@ -10,48 +10,46 @@ import logging
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 from uuid import UUID
 
 from graph_migrator.core.errors import name_of, rows_of
 from graph_migrator.core.events import types as events
+from graph_migrator.core.execution.model import Attempt, Caller, Dispatch, Done, Worker
 from graph_migrator.core.reports import MigrationReport
+from graph_migrator.core.states import BeginState, OperatorState
+from graph_migrator.core.store.protocol import Report
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.core.store.session import Executor
-
-if TYPE_CHECKING:
-    from graph_migrator.core.execution.apply_hop import Done
-    from graph_migrator.core.execution.begin import Caller, Dispatch
-    from graph_migrator.core.execution.run_hop import Attempt, Worker
 
 _log = logging.getLogger("graph_migrator.events")
 _P = ParamSpec("_P")
 
 
 def _where_somebody_listens(
-    tell: Callable[Concatenate[Executor, _P], None],
+    emit: Callable[Concatenate[Executor, _P], None],
 ) -> Callable[Concatenate[Executor, _P], None]:
     """At once where nothing is open, else after the commit; never in a transaction of the caller's."""
 
-    @wraps(tell)
-    def told(executor: Executor, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
+    @wraps(emit)
+    def publish(executor: Executor, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
         if not events.anybody_listens():
             return
 
-        def tell_now() -> None:
+        def emit_now() -> None:
             try:
-                tell(executor, *args, **kwargs)
-            except Exception:  # noqa: BLE001 - it is an event, and what it tells is committed
-                _log.exception("an event was not told: %s", tell.__name__)
+                emit(executor, *args, **kwargs)
+            except Exception:  # noqa: BLE001 - it is an event, and what it reports is committed
+                _log.exception("an event was not published: %s", emit.__name__)
 
-        executor.after_commit(tell_now)
+        executor.after_commit(emit_now)
 
-    return told
+    return publish
 
 
 @_where_somebody_listens
 def begun(
-    executor: Executor, dispatch: Dispatch, facts: Any, to: int, caller: Caller, released: UUID | None
+    executor: Executor, dispatch: Dispatch, state: BeginState, to: int, caller: Caller, released: UUID | None
 ) -> None:
     """A migration has taken its graph; it may have released a failed one for that."""
     if released is not None:
@@ -59,10 +57,10 @@ def begun(
     events.emit(
         events.MigrationBegun(
             migration_id=dispatch.migration_id,
-            graph_id=facts.graph_id,
-            graph=facts.slug,
-            graph_type=facts.graph_type,
-            from_version=facts.version,
+            graph_id=state.graph,
+            graph=state.slug,
+            graph_type=state.graph_type,
+            from_version=state.version,
             to_version=to,
             hops=len(dispatch.steps),
             task_id=caller.task_id,
@@ -137,7 +135,7 @@ def failed(executor: Executor, attempt: Attempt, error: Exception, retry_in: flo
 
 @_where_somebody_listens
 def ended(executor: Executor, migration_id: UUID, *, lost_id: int | None = None, found_by: str = "") -> None:
-    """A migration stands still: paused, cancelled, failed between two hops, or released."""
+    """A migration has stopped: paused, cancelled, failed between two hops, or released."""
     report = _report(executor, migration_id)
     if lost_id is not None:
         events.emit(_lost(report, lost_id, found_by))
@@ -160,24 +158,29 @@ def recovered(executor: Executor, dispatch: Dispatch, graph_id: UUID, lost_id: i
 
 
 @_where_somebody_listens
-def asked(executor: Executor, facts: Any, verb: str, caller: Caller) -> None:
+def asked(executor: Executor, state: OperatorState, verb: str, caller: Caller) -> None:
     """An operator wants a migration to stop."""
     by = caller.requested_by
-    events.emit(events.MigrationAsked(**_facts(facts), verb=verb, requested_by=by))
+    events.emit(events.MigrationAsked(**_owned(state, state.owner), verb=verb, requested_by=by))
 
 
 @_where_somebody_listens
 def resumed(
-    executor: Executor, facts: Any, migration_id: UUID, verb: str, dispatch: int | None, caller: Caller
+    executor: Executor,
+    state: BeginState | OperatorState,
+    migration_id: UUID,
+    verb: str,
+    dispatch: int | None,
+    caller: Caller,
 ) -> None:
-    """A migration that stood still goes on."""
-    whose = _facts(facts) | {"migration_id": migration_id}  # which `lock_and_load` calls the claim
+    """A migration that had stopped goes on."""
+    whose = _owned(state, migration_id)
     by = caller.requested_by
     events.emit(events.MigrationResumed(**whose, verb=verb, dispatch=dispatch, requested_by=by))
 
 
 def _report(executor: Executor, migration_id: UUID) -> MigrationReport:
-    return MigrationReport.model_validate(executor.call("report", migration_id).report)
+    return MigrationReport.model_validate(executor.call(Report(migration=migration_id)))
 
 
 def _lost(report: MigrationReport, attempt_id: int, found_by: str) -> events.HopLost:
@@ -211,12 +214,12 @@ def _hop(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _facts(facts: Any) -> dict[str, Any]:
+def _owned(state: BeginState | OperatorState, migration_id: UUID) -> dict[str, Any]:
     return {
-        "migration_id": getattr(facts, "migration_id", None),
-        "graph_id": facts.graph_id,
-        "graph": facts.slug,
-        "graph_type": facts.graph_type,
+        "migration_id": migration_id,
+        "graph_id": state.graph_id,
+        "graph": state.slug,
+        "graph_type": state.graph_type,
     }
 
 

@@ -2,55 +2,35 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import count
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import Connection
 
-from graph_migrator.core.errors import CheckFailed, HopTimedOut
+from graph_migrator.core.errors import CheckFailed
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.locate import locating
+from graph_migrator.core.execution.model import Attempt, Done, EnoughSeen, Stopped
+from graph_migrator.core.execution.time_limit import TimeLimit
 from graph_migrator.core.graph_types.context import HopContext
+from graph_migrator.core.graph_types.definition import DirectedHop
+from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store.batches import BatchWalk
 from graph_migrator.core.store.errors import DRIVER_ERRORS, ENDED, sqlstate
-from graph_migrator.core.store.session import Call, Executor
+from graph_migrator.core.store.protocol import (
+    FinishHop,
+    OpenBatch,
+    ReleaseLock,
+    SaveBatch,
+    SaveProgress,
+    Settle,
+)
+from graph_migrator.core.store.session import Executor
 from graph_migrator.core.store.validation import validate_graph
-
-if TYPE_CHECKING:
-    from graph_migrator.core.execution.run_hop import Attempt
-    from graph_migrator.core.graph_types.definition import DirectedHop
-
-
-class Stopped(Exception):
-    """A pause or cancel was carried out between two batches; its transaction is committed."""
-
-
-class EnoughSeen(Exception):
-    """A dry run has tried as many batches as it wanted to: `done` of `total` rows."""
-
-    def __init__(self, done: int, total: int) -> None:
-        super().__init__(done, total)
-        self.done, self.total = done, total
-
-
-@dataclass(frozen=True)
-class Done:
-    """What one attempt has committed."""
-
-    rows: int
-    skipped: bool = False
-    report: dict[str, Any] | None = None
-    """Of the migration, where it ended with this hop; as `MigrationReport` reads it."""
 
 
 def apply_hop(executor: Executor, attempt: Attempt, *, most_batches: int | None = None) -> Done:
@@ -69,50 +49,57 @@ def apply_hop(executor: Executor, attempt: Attempt, *, most_batches: int | None 
 
 
 def commit_hop(
-    executor: Executor,
-    attempt: Attempt,
-    *,
-    skipped: bool,
-    rows: int,
-    done: int | None = None,
-    then: Call | None = None,
-) -> SimpleNamespace:
-    """End the hop's transaction: fences, version, attempt row, commit; then call something else."""
+    executor: Executor, attempt: Attempt, *, skipped: bool, rows: int, done: int | None = None
+) -> None:
+    """End the hop's transaction: fences, version, attempt row, commit. The commit releases the lock."""
     failpoints.hit("hop_before_commit")
-    return executor.call_and_commit(
-        "finish_hop", attempt.id, attempt.message.migration_id, attempt.graph.id, attempt.message.from_version,
-        attempt.message.to_version, "skipped" if skipped else "succeeded", rows, done, attempt.is_last,
-        executor.in_callers_transaction, settings().deadline_seconds,
-        attempt.hop.is_batched or attempt.facts.cursor is not None, then=then,
-    )  # fmt: skip
+    executor.commit_with(_finish(executor, attempt, skipped=skipped, rows=rows, done=done))
 
 
 def commit_migration(
     executor: Executor, attempt: Attempt, *, skipped: bool, rows: int, done: int | None = None
-) -> dict[str, Any] | None:
+) -> MigrationReport | None:
     """End the last hop's transaction: all of `commit_hop`, and claim and migration with it.
 
     There is no moment at which all hops are done and the graph is still owned.
 
     Returns:
-        The migration's report, brought by the call that gives the lock back.
+        The migration's report, brought by the call that releases the lock; None in a transaction of the caller's.
     """
     assert attempt.is_last  # noqa: S101 - the database checks it again: version = target
-    leave: Call = ("release_lock", attempt.graph.id, True, attempt.message.migration_id)
-    left = commit_hop(executor, attempt, skipped=skipped, rows=rows, done=done, then=leave)
-    return getattr(left, "report", None)
+    failpoints.hit("hop_before_commit")
+    report = executor.call_and_commit(
+        _finish(executor, attempt, skipped=skipped, rows=rows, done=done),
+        then=ReleaseLock(graph=attempt.graph.id, stamp=True, migration=attempt.message.migration_id),
+    )
+    return None if report is None else MigrationReport.model_validate(report)
+
+
+def _finish(executor: Executor, attempt: Attempt, *, skipped: bool, rows: int, done: int | None) -> FinishHop:
+    return FinishHop(
+        attempt=attempt.id,
+        migration=attempt.message.migration_id,
+        graph=attempt.graph.id,
+        from_=attempt.message.from_version,
+        to=attempt.message.to_version,
+        status="skipped" if skipped else "succeeded",
+        rows=rows,
+        done=done,
+        last=attempt.is_last,
+        callers=executor.in_callers_transaction,
+        deadline=settings().deadline_seconds,
+        checkpoint=attempt.hop.is_batched or attempt.facts.cursor is not None,
+    )
 
 
 def _commit(
     executor: Executor, attempt: Attempt, *, skipped: bool, rows: int, done: int | None = None
-) -> Done:
-    report = None
+) -> MigrationReport | None:
     with _own_transaction(executor, attempt.hop):
         if attempt.is_last:
-            report = commit_migration(executor, attempt, skipped=skipped, rows=rows, done=done)
-        else:
-            commit_hop(executor, attempt, skipped=skipped, rows=rows, done=done)
-    return Done(rows, skipped, report)
+            return commit_migration(executor, attempt, skipped=skipped, rows=rows, done=done)
+        commit_hop(executor, attempt, skipped=skipped, rows=rows, done=done)
+    return None
 
 
 def _apply_whole(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done:
@@ -129,7 +116,8 @@ def _apply_whole(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done
                 validate_graph(ctx, hop)
                 _check(hop, ctx)
         failpoints.hit("hop_after_data")
-        return _commit(executor, attempt, skipped=skipped, rows=ctx.rows_changed)
+        report = _commit(executor, attempt, skipped=skipped, rows=ctx.rows_changed)
+    return Done(ctx.rows_changed, skipped, report)
 
 
 def _run_whole(hop: DirectedHop, ctx: HopContext) -> None:
@@ -143,50 +131,97 @@ def _run_whole(hop: DirectedHop, ctx: HopContext) -> None:
 
 
 def _apply_batched(executor: Executor, attempt: Attempt, limit: TimeLimit, most_batches: int | None) -> Done:
-    hop, message = attempt.hop, attempt.message
-    walk = BatchWalk(hop, attempt.graph, after=attempt.facts.cursor, done=attempt.facts.done or 0)
-    total = walk.count(executor)
-    executor.call("save_progress", attempt.id, walk.done, total)
-    rows = 0
-    for batches in count(1):
+    batches = _Batches(executor, attempt, limit)
+    batches.count()
+    while True:
         began = time.monotonic()
-        with executor.transaction() as connection:
-            status = executor.call("open_batch", attempt.id, message.migration_id, attempt.graph.id).status
-            if status in {MigrationStatus.PAUSING, MigrationStatus.CANCELLING}:
-                stopping = executor.call("settle", message.migration_id, "stopped").status
-            else:
-                stopping = None
-            if stopping is None:
-                with _context(connection, attempt, None) as ctx:
-                    failpoints.hit("batch_before_data")
-                    with limit.around_code():
-                        skipped = walk.is_at_start and hop.when is not None and not hop.when(ctx)
-                        if not skipped:
-                            walk.advance(ctx)
-                        if walk.is_at_end:
-                            _check(hop, ctx)
-                    if skipped:
-                        return _commit(executor, attempt, skipped=True, rows=0)
-                    if walk.is_at_end:
-                        last = _commit(
-                            executor, attempt, skipped=False, rows=ctx.rows_changed, done=walk.done
-                        )
-                        return replace(last, rows=rows + last.rows)
-                    with _own_transaction(executor, hop):
-                        executor.call(
-                            "save_batch", attempt.id, message.migration_id, message.to_version, walk.cursor,
-                            walk.done, ctx.rows_changed, settings().deadline_seconds,
-                        )  # fmt: skip
-                    failpoints.hit("batch_before_commit")
-        if stopping is not None:
-            raise Stopped
+        done = batches.apply_next()
+        if done is not None:
+            return done
         failpoints.hit("batch_committed")
-        if batches == most_batches:
-            raise EnoughSeen(walk.done, total)
-        walk.adapt(time.monotonic() - began, settings().batch_target_seconds)
-        rows += ctx.rows_changed
-        publish.progressed(executor, attempt, walk.done, total, ctx.rows_changed)
-    raise AssertionError("a walk ends with a commit")
+        if batches.committed == most_batches:
+            raise EnoughSeen(batches.walk.done, batches.total)
+        batches.walk.adapt(time.monotonic() - began, settings().batch_target_seconds)
+
+
+class _Batches:
+    """The batches of one attempt: each a transaction with its data and its checkpoint."""
+
+    def __init__(self, executor: Executor, attempt: Attempt, limit: TimeLimit) -> None:
+        self._executor, self._attempt, self._limit = executor, attempt, limit
+        self.walk = BatchWalk(
+            attempt.hop, attempt.graph, after=attempt.facts.cursor, done=attempt.facts.done or 0
+        )
+        self.total = 0
+        self.committed = 0
+        self._rows = 0
+
+    def count(self) -> None:
+        """Count what there is to process, for those who watch."""
+        self.total = self.walk.count(self._executor)
+        self._executor.call(SaveProgress(attempt=self._attempt.id, done=self.walk.done, total=self.total))
+
+    def apply_next(self) -> Done | None:
+        """Commit one batch.
+
+        Returns:
+            What the attempt has done, after the last batch; None where rows are left.
+
+        Raises:
+            Stopped: An operator's pause or cancel was committed instead.
+        """
+        with self._executor.transaction() as connection:
+            stopping = self._asked_to_stop()
+            if not stopping:
+                with _context(connection, self._attempt, None) as ctx:
+                    done = self._apply(ctx)
+        if stopping:
+            raise Stopped
+        if done is None:
+            self.committed += 1
+            self._rows += ctx.rows_changed
+            publish.progressed(self._executor, self._attempt, self.walk.done, self.total, ctx.rows_changed)
+        return done
+
+    def _asked_to_stop(self) -> bool:
+        """Open the transaction, and carry out what an operator asked for meanwhile."""
+        migration = self._attempt.message.migration_id
+        status = self._executor.call(
+            OpenBatch(attempt=self._attempt.id, migration=migration, graph=self._attempt.graph.id)
+        )
+        if status not in {MigrationStatus.PAUSING, MigrationStatus.CANCELLING}:
+            return False
+        return self._executor.call(Settle(migration=migration, attempt_becomes="stopped")) is not None
+
+    def _apply(self, ctx: HopContext) -> Done | None:
+        hop, walk = self._attempt.hop, self.walk
+        failpoints.hit("batch_before_data")
+        with self._limit.around_code():
+            skipped = walk.is_at_start and hop.when is not None and not hop.when(ctx)
+            if not skipped:
+                walk.advance(ctx)
+            if walk.is_at_end:
+                _check(hop, ctx)
+        if skipped:
+            return Done(0, True, _commit(self._executor, self._attempt, skipped=True, rows=0))
+        rows = ctx.rows_changed
+        if walk.is_at_end:
+            report = _commit(self._executor, self._attempt, skipped=False, rows=rows, done=walk.done)
+            return Done(self._rows + rows, False, report)
+        with _own_transaction(self._executor, hop):
+            self._executor.call(
+                SaveBatch(
+                    attempt=self._attempt.id,
+                    migration=self._attempt.message.migration_id,
+                    to=self._attempt.message.to_version,
+                    cursor=walk.cursor,
+                    done=walk.done,
+                    rows=rows,
+                    deadline=settings().deadline_seconds,
+                )
+            )
+        failpoints.hit("batch_before_commit")
+        return None
 
 
 def _check(hop: DirectedHop, ctx: HopContext) -> None:
@@ -250,61 +285,3 @@ def _progress_of(executor: Executor, attempt: Attempt) -> Callable[[int, int | N
             )
 
     return report
-
-
-class TimeLimit:
-    """A hop's ``timeout=``, for all its batches together.
-
-    Postgres ends a statement that takes that long; an alarm ends Python code, where it runs in the main
-    thread, as it does in Celery's own pool; and every batch looks at the clock. The alarm is never armed
-    while something commits: what is committed is not a failure.
-    """
-
-    def __init__(self, executor: Executor, attempt: Attempt) -> None:
-        self._executor = executor
-        self._attempt = attempt
-        self._seconds = attempt.hop.timeout
-        self._end = time.monotonic() + (self._seconds or 0)
-
-    def __enter__(self) -> Self:
-        if self._seconds is not None:
-            self._executor.call(
-                "set_timeout", int(self._seconds * 1_000), self._executor.in_callers_transaction
-            )
-        return self
-
-    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        if self._seconds is None:
-            return
-        if not self._executor.is_closed:
-            self._executor.call("set_timeout", 0, self._executor.in_callers_transaction)
-        if isinstance(error, Exception) and sqlstate(error) == "57014":  # query_canceled
-            raise self._exceeded() from error
-
-    @contextmanager
-    def around_code(self) -> Iterator[None]:
-        """Around the hop's own code."""
-        if self._seconds is None:
-            yield
-            return
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise self._exceeded()
-        if threading.current_thread() is not threading.main_thread():
-            yield
-        else:
-            before = signal.signal(signal.SIGALRM, self._ring)
-            signal.setitimer(signal.ITIMER_REAL, left)
-            try:
-                yield
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                signal.signal(signal.SIGALRM, before)
-        if time.monotonic() > self._end:
-            raise self._exceeded()
-
-    def _ring(self, _number: int, _frame: object) -> None:
-        raise self._exceeded()
-
-    def _exceeded(self) -> HopTimedOut:
-        return HopTimedOut(self._attempt.graph.slug, self._attempt.hop.name, self._seconds or 0)

@@ -19,24 +19,28 @@ from graph_migrator.core.decisions import (
 from graph_migrator.core.errors import (
     InvalidRequest,
 )
-from graph_migrator.core.execution.apply_hop import EnoughSeen, apply_hop
-from graph_migrator.core.execution.begin import Caller, Dispatch, begin_migration, load_report
-from graph_migrator.core.execution.recovery import Sweep, recover_one
-from graph_migrator.core.execution.run_hop import (
+from graph_migrator.core.execution.apply_hop import apply_hop
+from graph_migrator.core.execution.begin import begin_migration
+from graph_migrator.core.execution.limits import limits_of_settings
+from graph_migrator.core.execution.model import (
     Applied,
     Attempt,
+    Caller,
+    Dispatch,
+    EnoughSeen,
     Failed,
     HopOutcome,
     Worker,
-    limits_of_settings,
-    run_hop,
 )
+from graph_migrator.core.execution.recorded import load_report
+from graph_migrator.core.execution.recovery import Sweep, recover_one
+from graph_migrator.core.execution.run_hop import open_call, run_hop
 from graph_migrator.core.graph_types.registry import graph_type
 from graph_migrator.core.planning import Step
 from graph_migrator.core.reports import MigrationReport
-from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store.connections import require_psycopg2
+from graph_migrator.core.store.protocol import LoadHopState
 from graph_migrator.core.store.session import Executor, Executors
 
 
@@ -211,21 +215,15 @@ def migrate_within(
 def _hop_within(
     executor: Executor, begun: Dispatch, message: HopMessage, most_batches: int | None
 ) -> EnoughSeen | None:
-    worker = Worker()
-    # Dispatch 0 is nobody's: `load_hop_state` reads the facts and leaves the lock alone; this transaction has it.
-    facts = executor.call("load_hop_state", message.migration_id, message.to_version, 0)
+    # Dispatch 0 is nobody's: `load_hop_state` reads and leaves the lock alone; this transaction has it.
+    state = executor.call(LoadHopState(migration=message.migration_id, to=message.to_version, dispatch=0))
+    assert state is not None  # noqa: S101 - it was begun in this transaction
     hop = graph_type(begun.graph_type).directed(message.from_version, message.to_version)
-    opened = executor.call(
-        "open_hop", message.migration_id, facts.graph_id, facts.status, begun.number, None,
-        message.from_version, message.to_version, hop.name, hop.fingerprint, worker.name,
-        worker.pid, None, 0, settings().deadline_seconds,
-    )  # fmt: skip
+    opened = executor.call(open_call(message, state, hop, None, Worker()))
+    assert opened is not None  # noqa: S101 - nobody else can change what this transaction has begun
+    attempt = Attempt(opened.attempt_id, opened.attempt, message, state, hop)
     try:
-        apply_hop(
-            executor,
-            Attempt(opened.attempt_id, opened.attempt, message, facts, hop),
-            most_batches=most_batches,
-        )
+        apply_hop(executor, attempt, most_batches=most_batches)
     except EnoughSeen as seen:
         return seen
     return None

@@ -9,19 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from sqlalchemy import Connection
 
 from graph_migrator.core.errors import HopTimedOut, InvalidGraphData, note_rows
+from graph_migrator.core.execution.model import Attempt
 from graph_migrator.core.graph_types.context import HopContext
 from graph_migrator.core.store.batches import FailedBatch, failed_batch
 from graph_migrator.core.store.errors import Failure, classify, sqlstate
+from graph_migrator.core.store.keyset import Key
+from graph_migrator.core.store.protocol import OpenBatch
 from graph_migrator.core.store.session import Executor
-
-if TYPE_CHECKING:
-    from graph_migrator.core.execution.run_hop import Attempt
-    from graph_migrator.core.store.keyset import Key
 
 LONGEST: Final = 10.0
 """Seconds that a search may take; then the error names the rows that are left."""
@@ -105,7 +104,11 @@ def _try(
     """Run the hop on some rows, and roll back. None: they raised."""
     try:
         with executor.transaction() as connection:
-            executor.call("open_batch", attempt.id, attempt.message.migration_id, attempt.graph.id)
+            executor.call(
+                OpenBatch(
+                    attempt=attempt.id, migration=attempt.message.migration_id, graph=attempt.graph.id
+                )
+            )
             ctx = _context(attempt, connection)
             try:
                 taken = batch.walk.take(ctx, after, size)

@@ -14,26 +14,26 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from graph_migrator.core.decisions import ResumeFailed, decide_begin
-from graph_migrator.core.errors import GraphBusy, IllegalTransition, InvalidRequest, UnknownGraph
+from graph_migrator.core.errors import GraphBusy, IllegalTransition, UnknownGraph
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution.begin import (
-    Caller,
-    Dispatch,
     begin_migration,
-    load_dispatch,
     lock_and_load,
     partially_migrated,
     require_same_code,
     retry_migration,
 )
+from graph_migrator.core.execution.limits import limits_of_settings
+from graph_migrator.core.execution.model import Caller, Dispatch
+from graph_migrator.core.execution.recorded import load_dispatch, recorded_outcome
 from graph_migrator.core.execution.recovery import Sweep, recover_one
-from graph_migrator.core.execution.run_hop import limits_of_settings
 from graph_migrator.core.graph_types.registry import graph_type
-from graph_migrator.core.planning import Step, continue_plan, make_plan
-from graph_migrator.core.reports import own_error
+from graph_migrator.core.planning import continue_plan, make_plan
 from graph_migrator.core.settings import settings
+from graph_migrator.core.states import BeginState, OperatorState
 from graph_migrator.core.statuses import EDGES, Edge, MigrationStatus, Verb
-from graph_migrator.core.store.locks import lock_holders, take_lock
+from graph_migrator.core.store import protocol
+from graph_migrator.core.store.locks import GraphLock, lock_holders, taken
 from graph_migrator.core.store.session import Executor
 
 
@@ -91,37 +91,35 @@ def resume(
     """
     caller = caller or Caller()
     with executor.transaction():
-        facts = _look(executor, graph, caller, migration_id, Verb.RESUME)
-        if facts.known:
-            return _answered(facts.known_outcome), None
-        _require(facts, Verb.RESUME, EDGES["unpause"], EDGES["resume"])
-        if facts.status == MigrationStatus.PAUSING:  # its executor may hold the lock for hours
-            return _unpause(executor, facts, caller), None
+        state = _look(executor, graph, caller, migration_id, Verb.RESUME)
+        if state.known:
+            return _answered(state.known_outcome), None
+        _require(state, Verb.RESUME, EDGES["unpause"], EDGES["resume"])
+        if state.status == MigrationStatus.PAUSING:  # its executor may hold the lock for hours
+            return _unpause(executor, state, caller), None
     with _locked(executor, graph) as graph_id, executor.transaction():
-        facts = _look(executor, graph, caller, migration_id, Verb.RESUME)
-        if facts.known:  # the same message, carried out meanwhile by another worker
-            return _answered(facts.known_outcome), None
-        _require(facts, Verb.RESUME, EDGES["resume"])
+        state = _look(executor, graph, caller, migration_id, Verb.RESUME)
+        if state.known:  # the same message, carried out meanwhile by another worker
+            return _answered(state.known_outcome), None
+        _require(state, Verb.RESUME, EDGES["resume"])
         edge = EDGES["resume"]
-        number = executor.call(
-            "follow_edge", facts.migration_id, facts.status, edge.target, True, settings().deadline_seconds
-        ).dispatch
-        report = _report(facts, Verb.RESUME, edge.target, "goes on", number)
-        _record(executor, caller, graph_id, facts, report)
-        publish.resumed(executor, facts, facts.migration_id, Verb.RESUME, number, caller)
+        number = _follow(executor, state, edge, again=True)
+        report = _report(state, Verb.RESUME, edge.target, "goes on", number)
+        _record(executor, caller, graph_id, report)
+        publish.resumed(executor, state, state.owner, Verb.RESUME, number, caller)
     try:
-        return report, load_dispatch(executor, facts.migration_id)
+        return report, load_dispatch(executor, state.owner)
     except LookupError:  # paused or ended again meanwhile
         return report, None
 
 
-def _unpause(executor: Executor, facts: Any, caller: Caller) -> VerbReport:
+def _unpause(executor: Executor, state: OperatorState, caller: Caller) -> VerbReport:
     """It has not stopped yet: the same dispatch goes on."""
     edge = EDGES["unpause"]
-    executor.call("follow_edge", facts.migration_id, facts.status, edge.target, False, 0)
-    report = _report(facts, Verb.RESUME, edge.target, "goes on; it had not stopped yet", facts.dispatch)
-    _record(executor, caller, facts.graph_id, facts, report)
-    publish.resumed(executor, facts, facts.migration_id, Verb.RESUME, facts.dispatch, caller)
+    _follow(executor, state, edge, again=False)
+    report = _report(state, Verb.RESUME, edge.target, "goes on; it had not stopped yet", state.dispatch)
+    _record(executor, caller, state.graph_id, report)
+    publish.resumed(executor, state, state.owner, Verb.RESUME, state.dispatch, caller)
     return report
 
 
@@ -153,41 +151,40 @@ def retry(
         GraphPartiallyMigrated: The half-done hop's code has changed.
     """
     caller = caller or Caller()
-    facts = lock_and_load(executor, graph, caller.task_id)
-    try:
-        if facts.graph_id is None:
+    state = lock_and_load(executor, graph, caller.task_id)
+    with GraphLock(executor, state.graph_id, held=state.locked):
+        if state.graph_id is None:
             raise UnknownGraph(graph)
-        if facts.request_known:
-            return _answered(facts.request_outcome), None
-        _require_meant(facts.slug, Verb.RETRY, facts.claim, facts.partially_migrated, migration_id)
-        if facts.partially_migrated is not None:
-            return _finish_partially_migrated(executor, facts, caller, accept_new_code=accept_new_code)
-        target = facts.to_version if facts.claim else facts.version
-        if not isinstance(decide_begin(facts, target), ResumeFailed):
-            raise IllegalTransition(
-                facts.slug, Verb.RETRY, facts.status or "not migrating", [MigrationStatus.FAILED],
-                str(facts.claim) if facts.claim else None,
-            )  # fmt: skip
-        plan = make_plan(facts.slug, graph_type(facts.graph_type), facts.version, target)
-        if not accept_new_code:
-            require_same_code(facts, plan.steps)
-        steps = continue_plan([Step.from_json(s) for s in facts.plan], plan)
-        with executor.transaction():
-            dispatch = retry_migration(executor, facts, steps, caller, verb=Verb.RETRY)
-            publish.resumed(executor, facts, facts.claim, Verb.RETRY, dispatch.number, caller)
-            report = VerbReport(
-                graph=facts.slug, verb=Verb.RETRY, migration_id=facts.claim, status=MigrationStatus.RUNNING,
-                dispatch=dispatch.number, message="taken up again where it stopped",
-            )  # fmt: skip
-            if caller.task_id:
-                executor.call(
-                    "record_verb", caller.task_id, Verb.RETRY, facts.graph_id, facts.claim,
-                    report.model_dump(mode="json"), caller.requested_by,
-                )  # fmt: skip
-        return report, dispatch
-    finally:
-        if facts.locked and not executor.is_closed:
-            executor.release_lock(facts.graph_id)
+        if state.request_known:
+            return _answered(state.request_outcome), None
+        _require_meant(state.slug, Verb.RETRY, state.claim, state.partially_migrated, migration_id)
+        if state.partially_migrated is not None:
+            return _finish_partially_migrated(executor, state, caller, accept_new_code=accept_new_code)
+        return _retry_failed(executor, state, caller, accept_new_code=accept_new_code)
+
+
+def _retry_failed(
+    executor: Executor, state: BeginState, caller: Caller, *, accept_new_code: bool
+) -> tuple[VerbReport, Dispatch]:
+    target = state.to_version or state.version
+    if not isinstance(decide_begin(state, target), ResumeFailed):
+        raise IllegalTransition(
+            state.slug, Verb.RETRY, state.status or "not migrating", [MigrationStatus.FAILED],
+            str(state.claim) if state.claim else None,
+        )  # fmt: skip
+    plan = make_plan(state.slug, graph_type(state.graph_type), state.version, target)
+    if not accept_new_code:
+        require_same_code(state, plan.steps)
+    steps = continue_plan(list(state.steps), plan)
+    with executor.transaction():
+        dispatch = retry_migration(executor, state, steps, caller, verb=Verb.RETRY)
+        publish.resumed(executor, state, state.owner, Verb.RETRY, dispatch.number, caller)
+        report = VerbReport(
+            graph=state.slug, verb=Verb.RETRY, migration_id=state.owner, status=MigrationStatus.RUNNING,
+            dispatch=dispatch.number, message="retried; it goes on where it stopped",
+        )  # fmt: skip
+        _record(executor, caller, state.graph, report)
+    return report, dispatch
 
 
 def release(
@@ -220,31 +217,35 @@ def release(
     caller = caller or Caller()
     edges = [EDGES["release"], EDGES["force_release"]] if force else [EDGES["release"]]
     with executor.transaction():  # what is refused now need not wait for a hop to end
-        facts = _look(executor, graph, caller, migration_id, Verb.RELEASE)
-        if facts.known:
-            return _answered(facts.known_outcome)
-        if facts.partially_migrated is None:
-            _require(facts, Verb.RELEASE, *edges)
+        state = _look(executor, graph, caller, migration_id, Verb.RELEASE)
+        if state.known:
+            return _answered(state.known_outcome)
+        if state.partially_migrated is None:
+            _require(state, Verb.RELEASE, *edges)
     with _locked(executor, graph, terminate=terminate) as graph_id, executor.transaction():
-        facts = _look(executor, graph, caller, migration_id, Verb.RELEASE)
-        if facts.known:  # the same message, carried out meanwhile by another worker
-            return _answered(facts.known_outcome)
-        if facts.partially_migrated is not None:
+        state = _look(executor, graph, caller, migration_id, Verb.RELEASE)
+        if state.known:  # the same message, carried out meanwhile by another worker
+            return _answered(state.known_outcome)
+        if state.partially_migrated is not None:
             if not whole:
-                raise partially_migrated(facts)
-            executor.call("declare_whole", graph_id)
+                raise partially_migrated(state)
+            executor.call(protocol.DeclareWhole(graph=graph_id))
             report = _report(
-                facts, Verb.RELEASE, None, "declared whole; it can be written and migrated again"
+                state, Verb.RELEASE, None, "declared whole; it can be written and migrated again"
             )
         else:
-            _require(facts, Verb.RELEASE, *edges)
-            if facts.checkpoint is not None and not force:
-                raise partially_migrated(facts)
-            executor.call("release", facts.migration_id, graph_id, _loose_end(facts))
-            publish.ended(executor, facts.migration_id)
-            told = "given back to its writers" + (" half done" if facts.checkpoint else "")
-            report = _report(facts, Verb.RELEASE, MigrationStatus.RELEASED, f"{told} at v{facts.version}")
-        _record(executor, caller, graph_id, facts, report)
+            _require(state, Verb.RELEASE, *edges)
+            if state.checkpoint is not None and not force:
+                raise partially_migrated(state)
+            executor.call(
+                protocol.Release(
+                    migration=state.owner, graph=graph_id, partially_migrated=_partially_migrated(state)
+                )
+            )
+            publish.ended(executor, state.owner)
+            told = "given back to its writers" + (" half done" if state.checkpoint else "")
+            report = _report(state, Verb.RELEASE, MigrationStatus.RELEASED, f"{told} at v{state.version}")
+        _record(executor, caller, graph_id, report)
     return report
 
 
@@ -257,13 +258,13 @@ def set_read_only(executor: Executor, graph: str, caller: Caller | None = None, 
     caller = caller or Caller()
     verb = Verb.LOCK if on else Verb.UNLOCK
     with executor.transaction():
-        facts = _look(executor, graph, caller, None, verb)
-        if facts.known:
-            return _answered(facts.known_outcome)
-        was = executor.call("set_owner_read_only", graph, on).was
+        state = _look(executor, graph, caller, None, verb)
+        if state.known:
+            return _answered(state.known_outcome)
+        was = executor.call(protocol.SetOwnerReadOnly(graph=graph, on=on)).was
         told = ("read-only for its owner" if on else "writable again") + (" already" if was == on else "")
-        report = VerbReport(graph=facts.slug, verb=verb, migration_id=None, status=None, message=told)
-        _record(executor, caller, facts.graph_id, facts, report)
+        report = VerbReport(graph=state.slug, verb=verb, migration_id=None, status=None, message=told)
+        _record(executor, caller, state.graph_id, report)
     return report
 
 
@@ -275,28 +276,30 @@ def _ask(
 ) -> VerbReport:
     caller = caller or Caller()
     with executor.transaction():
-        facts = _look(executor, graph, caller, migration_id, verb)
-        if facts.known:
-            return _answered(facts.known_outcome)
-        _require(facts, verb, edge)
-        executor.call("follow_edge", facts.migration_id, facts.status, edge.target, False, 0)
+        state = _look(executor, graph, caller, migration_id, verb)
+        if state.known:
+            return _answered(state.known_outcome)
+        _require(state, verb, edge)
+        _follow(executor, state, edge, again=False)
         report = _report(
-            facts, verb, edge.target, "asked; it takes effect at the next boundary", facts.dispatch
+            state, verb, edge.target, "asked; it takes effect at the next boundary", state.dispatch
         )
-        _record(executor, caller, facts.graph_id, facts, report)
-        publish.asked(executor, facts, verb, caller)
+        _record(executor, caller, state.graph_id, report)
+        publish.asked(executor, state, verb, caller)
     done = Sweep()
-    recover_one(executor, facts.migration_id, done, limits_of_settings())  # at once, where nobody executes
+    recover_one(executor, state.owner, done, limits_of_settings())  # at once, where nobody executes
     return report
 
 
-def _look(executor: Executor, graph: str, caller: Caller, migration_id: UUID | None, verb: Verb) -> Any:
-    facts = executor.call("load_operator_state", graph, caller.task_id)
-    if facts.graph_id is None:
+def _look(
+    executor: Executor, graph: str, caller: Caller, migration_id: UUID | None, verb: Verb
+) -> OperatorState:
+    state = executor.call(protocol.LoadOperatorState(graph=graph, request=caller.task_id))
+    if state is None:
         raise UnknownGraph(graph)
-    if not facts.known:
-        _require_meant(facts.slug, verb, facts.migration_id, facts.partially_migrated, migration_id)
-    return facts
+    if not state.known:
+        _require_meant(state.slug, verb, state.migration_id, state.partially_migrated, migration_id)
+    return state
 
 
 def _require_meant(
@@ -309,102 +312,118 @@ def _require_meant(
         raise IllegalTransition(slug, verb, state, [f"migration {meant}"])
 
 
-def _require(facts: Any, verb: Verb, *edges: Edge) -> None:
+def _require(state: OperatorState, verb: Verb, *edges: Edge) -> None:
     allowed = frozenset[MigrationStatus]().union(*(edge.sources for edge in edges))
-    if facts.status not in allowed:
+    if state.status not in allowed:
         raise IllegalTransition(
-            facts.slug, verb, facts.status or "not migrating", sorted(allowed),
-            str(facts.migration_id) if facts.migration_id else None,
+            state.slug, verb, state.status or "not migrating", sorted(allowed),
+            str(state.migration_id) if state.migration_id else None,
         )  # fmt: skip
 
 
 def _report(
-    facts: Any, verb: Verb, status: MigrationStatus | None, message: str, dispatch: int | None = None
+    state: OperatorState,
+    verb: Verb,
+    status: MigrationStatus | None,
+    message: str,
+    dispatch: int | None = None,
 ) -> VerbReport:
     return VerbReport(
-        graph=facts.slug, verb=verb, migration_id=facts.migration_id, status=status, dispatch=dispatch,
+        graph=state.slug, verb=verb, migration_id=state.migration_id, status=status, dispatch=dispatch,
         message=message,
     )  # fmt: skip
 
 
-def _record(executor: Executor, caller: Caller, graph_id: UUID, facts: Any, report: VerbReport) -> None:
+def _follow(executor: Executor, state: OperatorState, edge: Edge, *, again: bool) -> int:
+    """Follow an edge of the state machine; `again` numbers the chain anew."""
+    return executor.call(
+        protocol.FollowEdge(
+            migration=state.owner,
+            from_=state.status or "",
+            to=edge.target,
+            again=again,
+            deadline=settings().deadline_seconds,
+        )
+    )
+
+
+def _record(executor: Executor, caller: Caller, graph_id: UUID, report: VerbReport) -> None:
     if caller.task_id is not None:
         executor.call(
-            "record_verb", caller.task_id, report.verb, graph_id, facts.migration_id,
-            report.model_dump(mode="json"), caller.requested_by,
-        )  # fmt: skip
+            protocol.RecordVerb(
+                task=caller.task_id,
+                verb=report.verb,
+                graph=graph_id,
+                migration=report.migration_id,
+                outcome=report.model_dump(mode="json"),
+                by=caller.requested_by,
+            )
+        )
 
 
 def _answered(outcome: dict[str, Any] | None) -> VerbReport:
-    """What this very call was told before: its report, or its refusal."""
-    if outcome is None:
-        raise InvalidRequest("task_id", "this id was used for another verb")
-    if "error" in outcome:
-        raise own_error(outcome["error"]["type"], outcome["error"]["args"])
-    return VerbReport.model_validate(outcome)
+    """How this very call ended before: its report, or its refusal."""
+    return VerbReport.model_validate(recorded_outcome(outcome))
 
 
 @contextmanager
 def _locked(executor: Executor, graph: str, *, terminate: bool = False) -> Iterator[UUID]:
     """Hold the graph's lock around a verb's transaction."""
-    graph_id = executor.call("load_operator_state", graph, None).graph_id
-    if graph_id is None:
+    state = executor.call(protocol.LoadOperatorState(graph=graph, request=None))
+    if state is None:
         raise UnknownGraph(graph)
-    if not take_lock(executor, graph_id, seconds=settings().writer_drain_seconds):
-        holders = "; ".join(lock_holders(executor, graph)) or "somebody"
-        if not terminate:
+    with taken(executor, state.graph_id, seconds=settings().writer_drain_seconds) as lock:
+        if lock is not None:
+            yield state.graph_id
+            return
+    holders = "; ".join(lock_holders(executor, graph)) or "somebody"
+    if not terminate:
+        raise GraphBusy(graph, holders)
+    executor.call(protocol.TerminateHolders(graph=state.graph_id))
+    with taken(executor, state.graph_id, seconds=10) as lock:
+        if lock is None:
             raise GraphBusy(graph, holders)
-        executor.call("terminate_holders", graph_id)
-        if not take_lock(executor, graph_id, seconds=10):
-            raise GraphBusy(graph, holders)
-    try:
-        yield graph_id
-    finally:
-        if not executor.is_closed:
-            executor.release_lock(graph_id)
+        yield state.graph_id
 
 
-def _loose_end(facts: Any) -> dict[str, Any] | None:
-    """What the graph keeps to say of a batched hop that was half-way when it was forced loose."""
-    if facts.checkpoint is None:
+def _partially_migrated(state: OperatorState) -> dict[str, Any] | None:
+    """What the graph remembers of a batched hop that was half-way when its migration was force-released."""
+    if state.checkpoint is None:
         return None
-    to = facts.checkpoint["to_version"]
-    step = next(step for step in facts.plan if step["to_version"] == to)
+    to = state.checkpoint["to_version"]
+    step = next(step for step in state.steps if step.to_version == to)
     return {
-        "migration_id": str(facts.migration_id),
-        "hop": step["name"],
-        "fingerprint": step["fingerprint"],
-        "from_version": step["from_version"],
+        "migration_id": str(state.owner),
+        "hop": step.name,
+        "fingerprint": step.fingerprint,
+        "from_version": step.from_version,
         "to_version": to,
-        "target": facts.to_version,
-        "cursor": facts.checkpoint["cursor"],
-        "done": facts.checkpoint["done"],
+        "target": state.to_version,
+        "cursor": state.checkpoint["cursor"],
+        "done": state.checkpoint["done"],
     }
 
 
 def _finish_partially_migrated(
-    executor: Executor, facts: Any, caller: Caller, *, accept_new_code: bool
+    executor: Executor, state: BeginState, caller: Caller, *, accept_new_code: bool
 ) -> tuple[VerbReport, Dispatch | None]:
-    half = facts.partially_migrated
-    hop = graph_type(facts.graph_type).directed(half["from_version"], half["to_version"])
+    half = state.partially_migrated
+    assert half is not None  # noqa: S101 - that is what is to be finished
+    hop = graph_type(state.graph_type).directed(half["from_version"], half["to_version"])
     if hop.fingerprint != half["fingerprint"] and not accept_new_code:
-        raise partially_migrated(facts, code_changed=True)
+        raise partially_migrated(state, code_changed=True)
     with executor.transaction():
         # Without its task id: that is this verb's, and no caller of `migrate_graph` waits for it.
         unnamed = Caller(None, caller.requested_by, caller.reason)
         begun = begin_migration(
-            executor, facts.slug, half["target"], caller=unnamed, finish_partially_migrated=True
+            executor, state.slug, half["target"], caller=unnamed, finish_partially_migrated=True
         )
         assert isinstance(begun, Dispatch)  # noqa: S101 - half a hop is left to do
         report = VerbReport(
-            graph=facts.slug, verb=Verb.RETRY, migration_id=begun.migration_id, status=MigrationStatus.QUEUED,
+            graph=state.slug, verb=Verb.RETRY, migration_id=begun.migration_id, status=MigrationStatus.QUEUED,
             dispatch=begun.number, message=f"goes on with {half['hop']!r} after {half['done']} rows",
         )  # fmt: skip
-        if caller.task_id:
-            executor.call(
-                "record_verb", caller.task_id, Verb.RETRY, facts.graph_id, begun.migration_id,
-                report.model_dump(mode="json"), caller.requested_by,
-            )  # fmt: skip
+        _record(executor, caller, state.graph, report)
     return report, begun
 
 

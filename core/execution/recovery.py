@@ -28,10 +28,13 @@ from graph_migrator.core.decisions import (
 from graph_migrator.core.errors import HopCrashedRepeatedly, json_args, name_of
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution import failpoints
-from graph_migrator.core.execution.begin import Dispatch, load_dispatch, load_report
-from graph_migrator.core.execution.run_hop import limits_of_settings
+from graph_migrator.core.execution.limits import limits_of_settings
+from graph_migrator.core.execution.model import Dispatch
+from graph_migrator.core.execution.recorded import load_dispatch, load_report
 from graph_migrator.core.reports import MigrationReport, own_error
 from graph_migrator.core.settings import settings
+from graph_migrator.core.states import RecoveryState
+from graph_migrator.core.store import protocol
 from graph_migrator.core.store.errors import Failure, classify
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.core.store.session import Executor, Executors
@@ -61,11 +64,11 @@ class Sweep:
 def sweeping(executors: Executors) -> Iterator[Executor | None]:
     """A session for one sweep, or None while another process sweeps."""
     with executors.borrow() as executor:
-        if not executor.call("try_sweep").try_sweep:
+        if not executor.call(protocol.TrySweep()):
             yield None
             return
         yield executor
-        executor.call("end_sweep")
+        executor.call(protocol.EndSweep())
 
 
 def sweep(executor: Executor, *, limits: Limits | None = None, most: int = 500) -> Sweep:
@@ -80,10 +83,7 @@ def sweep(executor: Executor, *, limits: Limits | None = None, most: int = 500) 
         What was done; its `to_send` are chains to send now.
     """
     done = Sweep()
-    with executor.cursor() as cursor:
-        cursor.execute("SELECT graph_migrator.candidates(%s)", (most,))
-        candidates = [row[0] for row in cursor.fetchall()]
-    for migration_id in candidates:
+    for migration_id in executor.call_all(protocol.Candidates(most=most)):
         try:
             recover_one(executor, migration_id, done, limits or limits_of_settings())
         except Exception as error:
@@ -94,59 +94,74 @@ def sweep(executor: Executor, *, limits: Limits | None = None, most: int = 500) 
             _log.error(
                 "migration %s was not recovered: %s: %s", migration_id, name_of(error), safe_message(error)
             )
-    done.stamped = executor.call("stamp_graphs").stamp_graphs
+    done.stamped = executor.call(protocol.StampGraphs())
     return done
 
 
 def recover_one(executor: Executor, migration_id: UUID, done: Sweep, limits: Limits) -> RecoveryDecision:
     """Decide about one migration and write the decision, in one transaction under its graph's lock."""
-    s = settings()
     with executor.transaction():
-        facts = executor.call("load_recovery_state", migration_id)
-        if facts.graph_id is None:  # somebody is on it
+        state = executor.call(protocol.LoadRecoveryState(migration=migration_id))
+        if state is None:  # somebody executes it
             return Nothing()
-        decision = decide_recovery(facts, limits)
+        decision = decide_recovery(state, limits)
         failpoints.hit("recovery_decided")
-        match decision:
-            case Settle():
-                executor.call("settle", migration_id, "lost")
-                done.settled += 1
-            case CrashLimitReached(lost, running_id):
-                graph = load_report(executor, migration_id).graph
-                error = HopCrashedRepeatedly(graph, facts.hop_name, lost)
-                executor.call(
-                    "fail_migration_row",
-                    migration_id,
-                    facts.dispatch,
-                    running_id,
-                    name_of(error),
-                    str(error),
-                    json_args(error),
-                )
-                done.given_up += 1
-            case Redispatch():
-                executor.call("redispatch", migration_id, facts.running_id, s.deadline_seconds)
-                done.lost += 1
-            case RingAgain():
-                executor.call("redeliver", migration_id, s.deadline_seconds, s.deadline_max_seconds)
-                done.redelivered += 1
-            case Nothing():
-                pass
+        _write(executor, migration_id, state, decision, done)
     failpoints.hit("recovery_committed")
     if isinstance(decision, Settle | CrashLimitReached):
-        publish.ended(executor, migration_id, lost_id=facts.running_id, found_by="recovery")
+        publish.ended(executor, migration_id, lost_id=state.running_id, found_by="recovery")
     if isinstance(decision, Redispatch | RingAgain):
         try:
             dispatch = load_dispatch(executor, migration_id)
         except LookupError:  # it ended meanwhile
             return decision
         done.to_send.append(dispatch)
-        lost_id = facts.running_id if isinstance(decision, Redispatch) else None
-        publish.recovered(executor, dispatch, facts.graph_id, lost_id)
+        lost_id = state.running_id if isinstance(decision, Redispatch) else None
+        publish.recovered(executor, dispatch, state.graph_id, lost_id)
         _log.info(
             "%s: sent again as dispatch %d (%s)", dispatch.graph, dispatch.number, type(decision).__name__
         )
     return decision
+
+
+def _write(
+    executor: Executor, migration_id: UUID, state: RecoveryState, decision: RecoveryDecision, done: Sweep
+) -> None:
+    s = settings()
+    match decision:
+        case Settle():
+            executor.call(protocol.Settle(migration=migration_id, attempt_becomes="lost"))
+            done.settled += 1
+        case CrashLimitReached(lost, running_id):
+            graph = load_report(executor, migration_id).graph
+            error = HopCrashedRepeatedly(graph, state.hop_name or "?", lost)
+            executor.call(
+                protocol.FailMigration(
+                    migration=migration_id,
+                    dispatch=state.dispatch,
+                    lost=running_id,
+                    type=name_of(error),
+                    message=str(error),
+                    args=json_args(error),
+                )
+            )
+            done.given_up += 1
+        case Redispatch():
+            executor.call(
+                protocol.Redispatch(
+                    migration=migration_id, running=state.running_id, deadline=s.deadline_seconds
+                )
+            )
+            done.lost += 1
+        case RingAgain():
+            executor.call(
+                protocol.Redeliver(
+                    migration=migration_id, deadline=s.deadline_seconds, most=s.deadline_max_seconds
+                )
+            )
+            done.redelivered += 1
+        case Nothing():
+            pass
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,90 @@
-"""The graph's advisory lock, seen from outside of the protocol's functions."""
+"""The graph's exclusive lock, as its executor holds it, and as others see it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Self
 from uuid import UUID
 
-from graph_migrator.core.store.errors import sqlstate
+from graph_migrator.core.store.errors import DRIVER_ERRORS, sqlstate
+from graph_migrator.core.store.protocol import LockHolders, ReleaseLock, TakeLock
 from graph_migrator.core.store.session import Executor
 
 
-def take_lock(executor: Executor, graph_id: UUID, *, seconds: float) -> bool:
-    """Wait for a graph's exclusive lock, at session level.
+class GraphLock:
+    """A graph's lock that this session has taken: released at the end of the ``with`` block, whatever happened.
 
-    Returns:
-        Whether it was had in time. `Executor.release_lock` gives it back.
+    In a transaction of the caller's the lock falls with that transaction, and nothing is released here.
+    """
+
+    def __init__(
+        self, executor: Executor, graph_id: UUID | None, *, held: bool = True, stamp: bool = False
+    ) -> None:
+        """Args describe what a function of the protocol has done already.
+
+        Args:
+            executor: The session.
+            graph_id: The graph; None where nothing was found to lock.
+            held: Whether the lock was taken.
+            stamp: Date the change that was committed under it.
+        """
+        self._executor = executor
+        self._graph_id = graph_id
+        self._held = held and not executor.in_callers_transaction
+        self._stamp = stamp
+
+    def was_released(self) -> None:
+        """A commit has released it, in the same message."""
+        self._held = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        if not self._held or self._graph_id is None or self._executor.is_closed:
+            return
+        release = ReleaseLock(graph=self._graph_id, stamp=self._stamp)
+        if error is None:
+            self._executor.call(release)
+            return
+        # What is raised already says more than a release that fails for the same reason.
+        with suppress(*DRIVER_ERRORS):
+            self._executor.call(release)
+            return
+        self._executor.close()
+
+
+@contextmanager
+def taken(
+    executor: Executor, graph_id: UUID, *, seconds: float, stamp: bool = False
+) -> Iterator[GraphLock | None]:
+    """Wait for a graph's exclusive lock, at session level; yields None where that takes too long.
+
+    Args:
+        executor: A session of our own.
+        graph_id: The graph.
+        seconds: How long to wait.
+        stamp: Date the change that was committed under the lock, when it is released.
     """
     try:
-        executor.call("take_lock", graph_id, int(seconds * 1_000))
-    except Exception as error:
-        if sqlstate(error) == "55P03":
-            return False
-        raise
-    return True
+        executor.call(TakeLock(graph=graph_id, wait_ms=int(seconds * 1_000)))
+    except DRIVER_ERRORS as error:
+        if sqlstate(error) != "55P03":
+            raise
+        held = False
+    else:
+        held = True
+    with GraphLock(executor, graph_id, held=held, stamp=stamp) as lock:
+        yield lock if held else None
 
 
 @contextmanager
 def one_try(executor: Executor) -> Iterator[None]:
-    """Around a try to lock that may fail: in a caller's transaction it takes back nothing but itself.
+    """Around a try to lock that may fail: in a caller's transaction it rolls back nothing but itself.
 
     The caller's `lock_timeout` is left as it was.
     """
@@ -48,4 +105,4 @@ def lock_holders(executor: Executor, graph: str) -> list[str]:
         executor: Any session.
         graph: Id or slug.
     """
-    return list(executor.call("lock_holders", graph).lock_holders or [])
+    return executor.call(LockHolders(graph=graph)) or []

@@ -13,16 +13,16 @@ import select
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import SimpleNamespace
-from typing import Any, Self
-from uuid import UUID
+from typing import Any, Self, TypeVar
 from weakref import WeakSet
 
 from psycopg2.extensions import STATUS_BEGIN, TRANSACTION_STATUS_IDLE
 from psycopg2.extras import Json, register_uuid
 from sqlalchemy import Connection, Engine
 
+from graph_migrator.core.store import protocol
 from graph_migrator.core.store.errors import DRIVER_ERRORS
+from graph_migrator.core.store.protocol import Call
 
 register_uuid()  # type: ignore[no-untyped-call] # psycopg2's stubs leave it bare
 
@@ -38,18 +38,17 @@ _BEGIN = "BEGIN; SET LOCAL graph_migrator.transaction = 'open'"
 _OVERRIDDEN = ("search_path", "synchronous_commit", "statement_timeout")
 """What a migration in a caller's transaction sets otherwise, and puts back."""
 
-_OFTEN = {
-    "lock_and_load": 4,
-    "begin_migration": 13,
-    "load_hop_state": 3,
-    "open_hop": 14,
-    "finish_hop": 12,
-    "release_lock": 3,
-}
-"""What every migration calls, and with how many arguments. Prepared: parsing is a tenth of what Postgres does."""
+_PREPARED: tuple[type[Call[Any]], ...] = (
+    protocol.LockAndLoad,
+    protocol.BeginMigration,
+    protocol.LoadHopState,
+    protocol.OpenHop,
+    protocol.FinishHop,
+    protocol.ReleaseLock,
+)
 
-Call = tuple[Any, ...]
-"""A function of the protocol and its arguments."""
+R = TypeVar("R")
+S = TypeVar("S")
 
 
 class Executor:
@@ -78,7 +77,7 @@ class Executor:
         connection.detach()
         executor = cls(connection, owned=True)
         executor._take_over()
-        executor._send(";".join(map(_prepared, _OFTEN)))
+        executor._send(";".join(call.prepare() for call in _PREPARED))
         return executor
 
     @classmethod
@@ -99,62 +98,70 @@ class Executor:
 
     # ── messages ────────────────────────────────────────────────────────────────────────────────────
 
-    def call(self, function: str, *arguments: Any) -> SimpleNamespace:
-        """Call a function of the schema; its OUT parameters are the attributes of what is returned.
+    def call(self, call: Call[R]) -> R:
+        """Call a function of the protocol.
 
-        Args:
-            function: Its name, from our own code, never from input.
-            arguments: Positional; dicts and lists are passed as jsonb.
+        Returns:
+            What the call says that it brings; see `core.store.protocol`.
         """
-        return self._send(self._called(function, arguments), arguments)
+        return call.read(self._send(self._statement(call), call.arguments()))
 
-    def call_and_begin(self, function: str, *arguments: Any) -> SimpleNamespace:
+    def call_all(self, call: Call[R]) -> list[R]:
+        """Call a function that returns a row for each thing that it finds."""
+        with self._raw.cursor() as cursor:
+            cursor.execute(self._statement(call), call.arguments())
+            names = [column.name for column in cursor.description]
+            return [call.read(dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
+
+    def call_and_begin(self, call: Call[R]) -> R:
         """Call a function in a transaction of its own, and open the next one: one message.
 
         Of the answers to several statements only the last one comes back. So the function leaves its own in the
         setting ``graph_migrator.answer``, as `open_hop` does.
         """
         if not self._owned:
-            return self.call(function, *arguments)
+            return self.call(call)
         row = self._send(
-            f"BEGIN; {self._called(function, arguments)}; COMMIT; {_BEGIN}; "
+            f"BEGIN; {self._statement(call)}; COMMIT; {_BEGIN}; "
             "SELECT current_setting('graph_migrator.answer') AS answer",
-            arguments,
+            call.arguments(),
         )
-        return SimpleNamespace(**json.loads(row.answer))
+        return call.read(json.loads(row["answer"]))
 
-    def call_and_commit(self, function: str, *arguments: Any, then: Call | None = None) -> SimpleNamespace:
+    def call_and_commit(self, call: Call[None], then: Call[S]) -> S | None:
         """Call a function as the last one in the open transaction, commit, and call another: one message.
 
         Args:
-            function: As in `call`; an error of its, or of the commit, rolls everything back.
-            arguments: Likewise.
-            then: Another function and its arguments, called after the commit, in a transaction of its own.
+            call: An error of its, or of the commit, rolls everything back.
+            then: Called after the commit, in a transaction of its own.
 
         Returns:
-            What `then` brought, if it was given.
+            What `then` brought; None in a transaction of the caller's, where it is not called.
         """
         if not self._owned:
-            return self.call(function, *arguments)
-        statement = f"{self._called(function, arguments)}; COMMIT"
-        if then is not None:
-            statement += f"; {self._called(then[0], then[1:])}"
-        return self._send(statement, (*arguments, *(then or ())[1:]))
+            self.call(call)
+            return None
+        statement = f"{self._statement(call)}; COMMIT; {self._statement(then)}"
+        return then.read(self._send(statement, (*call.arguments(), *then.arguments())))
 
-    def _called(self, function: str, arguments: tuple[Any, ...]) -> str:
-        marks = ", ".join(["%s"] * len(arguments))
-        if self._owned and _OFTEN.get(function) == len(arguments):
-            return f'EXECUTE "graph_migrator.{function}"({marks})'
-        return f"SELECT * FROM graph_migrator.{function}({marks})"  # noqa: S608 - own names
+    def commit_with(self, call: Call[None]) -> None:
+        """Call a function as the last one in the open transaction, and commit: one message."""
+        if not self._owned:
+            self.call(call)
+            return
+        self._send(f"{self._statement(call)}; COMMIT", call.arguments())
 
-    def _send(self, statement: str, arguments: tuple[Any, ...] = ()) -> SimpleNamespace:
+    def _statement(self, call: Call[Any]) -> str:
+        return call.statement(prepared=self._owned)
+
+    def _send(self, statement: str, arguments: tuple[Any, ...] = ()) -> dict[str, Any]:
         values = [Json(a) if isinstance(a, dict | list) else a for a in arguments]
         with self._raw.cursor() as cursor:
             cursor.execute(statement, values or None)
             if cursor.description is None:
-                return SimpleNamespace()
+                return {}
             row = cursor.fetchone()
-            return SimpleNamespace(**{d.name: v for d, v in zip(cursor.description, row, strict=True)})
+            return {column.name: value for column, value in zip(cursor.description, row, strict=True)}
 
     # ── the transaction ─────────────────────────────────────────────────────────────────────────────
 
@@ -225,16 +232,6 @@ class Executor:
             self._after_commit.append(do)
         elif self._owned:
             do()
-
-    def release_lock(self, graph_id: UUID, *, stamp: bool = False) -> None:
-        """Give the graph's lock back and forget the token.
-
-        Args:
-            graph_id: The graph.
-            stamp: Date the change just committed.
-        """
-        if self._owned:
-            self.call("release_lock", graph_id, stamp, None)
 
     def cursor(self) -> Any:
         """A driver's cursor, for statements that are not a function of the protocol."""
@@ -326,9 +323,3 @@ def _answers(executor: Executor) -> bool:
         return False
     readable, _, _ = select.select([raw.fileno()], [], [], 0)
     return not readable
-
-
-def _prepared(function: str) -> str:
-    marks = ", ".join(f"${place}" for place in range(1, _OFTEN[function] + 1))
-    select = f"SELECT * FROM graph_migrator.{function}({marks})"  # noqa: S608 - own names
-    return f'PREPARE "graph_migrator.{function}" AS {select}'

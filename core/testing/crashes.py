@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from graph_migrator.core.execution import failpoints
-from graph_migrator.core.execution.begin import Dispatch, begin_migration, load_dispatch, load_report
+from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.in_process import follow
+from graph_migrator.core.execution.model import Dispatch
+from graph_migrator.core.execution.recorded import load_dispatch, load_report
 from graph_migrator.core.execution.recovery import sweep, sweeping
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.store.session import Executors

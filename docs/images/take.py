@@ -81,9 +81,9 @@ def main() -> None:
 
 def until(condition: Callable[[], Any], seconds: float = 60) -> None:
     """Wait for a condition."""
-    fail_migration_row = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not condition():
-        if time.monotonic() > fail_migration_row:
+        if time.monotonic() > deadline:
             sys.exit("It did not come to the moment for the picture in time.")
         time.sleep(0.1)
 

@@ -14,10 +14,10 @@ from rich.markup import escape
 from graph_migrator.core.decisions import HopMessage, Ignored
 from graph_migrator.core.errors import MigrationError, MigrationInFlight
 from graph_migrator.core.execution import dry_run as trying
-from graph_migrator.core.execution.begin import Caller, Dispatch, begin_migration
+from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.dry_run import DryRun
 from graph_migrator.core.execution.in_process import follow
-from graph_migrator.core.execution.run_hop import Failed, HopOutcome
+from graph_migrator.core.execution.model import Caller, Dispatch, Failed, HopOutcome
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.history import Attempt, GraphSummary

@@ -9,7 +9,7 @@ import click
 
 from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.execution import operations
-from graph_migrator.core.execution.begin import Caller, Dispatch
+from graph_migrator.core.execution.model import Caller, Dispatch
 from graph_migrator.core.execution.operations import VerbReport
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.store.session import Executor

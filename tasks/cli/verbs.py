@@ -7,7 +7,7 @@ from collections.abc import Callable
 import click
 from kombu.exceptions import OperationalError as BrokerError
 
-from graph_migrator.core.execution.begin import Caller, Dispatch
+from graph_migrator.core.execution.model import Caller, Dispatch
 from graph_migrator.core.execution.operations import VerbReport
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.session import Executor

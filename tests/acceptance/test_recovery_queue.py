@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from graph_migrator.core.execution.begin import load_dispatch
+from graph_migrator.core.execution.recorded import load_dispatch
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.tasks.migrate import send
 from graph_migrator.tasks.runtime import executors

@@ -35,9 +35,9 @@ def obey(ctx: HopContext) -> None:
     with (folder / "invocations").open("a") as log:  # one short write in append mode: never torn
         log.write(f"{ctx.graph.slug} {ctx.hop} {os.getpid()}\n")
     name = f"{ctx.graph.slug}-{ctx.hop}"
-    fail_migration_row = time.monotonic() + 90
+    deadline = time.monotonic() + 90
     while (folder / f"hold-{name}").exists():
-        if time.monotonic() > fail_migration_row:
+        if time.monotonic() > deadline:
             raise TimeoutError(f"nobody removed hold-{name}")
         time.sleep(0.02)
     if (folder / f"kill-{name}").exists():

@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 import psycopg2
 
+from graph_migrator.core.store import protocol
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.session import Executor
 
@@ -90,7 +91,15 @@ class HandDriven:
 
     def lock_and_load(self, wait_ms: int = 2_000) -> Any:
         """Take the lock, as begin does."""
-        return self.executor.call("lock_and_load", str(self.graph), None, wait_ms, True)
+        return self.executor.call(
+            protocol.LockAndLoad(graph=str(self.graph), request=None, wait_ms=wait_ms, session=True)
+        )
+
+    def load_hop_state(self, dispatch: int, to: int | None = None) -> Any:
+        """Try the lock, as the delivery of a message does."""
+        return self.executor.call(
+            protocol.LoadHopState(migration=self.id, to=to or self.version + 1, dispatch=dispatch)
+        )
 
     def claim(self, *, leave: bool = False) -> None:
         """Commit the claim, under the lock; `release_lock` gives the lock back with that commit."""
@@ -99,12 +108,15 @@ class HandDriven:
             for v in range(self.version, self.target)
         ]
         self.executor.call(
-            "begin_migration", self.id, self.graph, "knowledge", self.version, self.target, plan,
-            None, None, self.target, None, None, 30.0, leave,
+            protocol.BeginMigration(
+                migration=self.id, graph=self.graph, graph_type="knowledge", from_=self.version, to=self.target,
+                plan=plan, release=None, request=None, target=self.target, by=None, reason=None, deadline=30.0,
+                unlock=leave,
+            )
         )  # fmt: skip
 
     def release_lock(self, *, stamp: bool = False) -> None:
-        self.executor.release_lock(self.graph, stamp=stamp)
+        self.executor.call(protocol.ReleaseLock(graph=self.graph, stamp=stamp))
 
     def begin(self) -> HandDriven:
         self.lock_and_load()
@@ -121,15 +133,19 @@ class HandDriven:
 
         def look() -> bool:
             nonlocal facts
-            facts = self.executor.call("load_hop_state", self.id, self.version + 1, 1)
+            facts = self.load_hop_state(1)
             return bool(facts.locked)
 
         wait_until(look)
-        self._attempt = self.executor.call(
-            "open_hop", self.id, self.graph, facts.status, 1, None, self.version, self.version + 1,
-            f"hop_{self.version}", "f", "test", 1, None, 0, 30.0,
-        ).attempt_id  # fmt: skip
-        assert self._attempt is not None
+        opened = self.executor.call(
+            protocol.OpenHop(
+                migration=self.id, graph=self.graph, status=facts.status, dispatch=1, lost=None,
+                from_=self.version, to=self.version + 1, hop=f"hop_{self.version}", fingerprint="f", worker="test",
+                pid=1, task=None, done=0, deadline=30.0,
+            )
+        )  # fmt: skip
+        assert opened is not None
+        self._attempt = opened.attempt_id
 
     @contextmanager
     def data(self, before_commit: Callable[[], object] = lambda: None) -> Iterator[Callable[..., int]]:
@@ -141,9 +157,13 @@ class HandDriven:
                 return int(cursor.rowcount)
 
             yield run
+            assert self._attempt is not None
             self.executor.call(
-                "finish_hop", self._attempt, self.id, self.graph, self.version, self.version + 1,
-                "succeeded", 0, None, self.is_last, False,
+                protocol.FinishHop(
+                    attempt=self._attempt, migration=self.id, graph=self.graph, from_=self.version,
+                    to=self.version + 1, status="succeeded", rows=0, done=None, last=self.is_last, callers=False,
+                    deadline=30.0, checkpoint=True,
+                )
             )  # fmt: skip
             before_commit()
         self.version += 1
@@ -175,15 +195,21 @@ class HandDriven:
 
     def fail(self) -> None:
         self.open_hop()
+        assert self._attempt is not None
         assert self.executor.call(
-            "fail_hop", self._attempt, self.id, self.graph, False, True, "ValueError", "no", None, "", 30.0
-        ).fail_hop
+            protocol.FailHop(
+                attempt=self._attempt, migration=self.id, graph=self.graph, transient=False, final=True,
+                type="ValueError", message="no", args=None, traceback="", deadline=30.0,
+            )
+        )  # fmt: skip
         self.release_lock()
 
     def cancel(self) -> None:
         """Between two hops: asked for, and carried out."""
-        self.executor.call("follow_edge", self.id, "running", "cancelling", False, 0)
-        assert self.executor.call("settle", self.id, "lost").status == "cancelled"
+        self.executor.call(
+            protocol.FollowEdge(migration=self.id, from_="running", to="cancelling", again=False, deadline=0)
+        )
+        assert self.executor.call(protocol.Settle(migration=self.id, attempt_becomes="lost")) == "cancelled"
 
     def close(self) -> None:
         """End the session, as a killed worker does."""

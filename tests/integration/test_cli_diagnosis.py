@@ -134,7 +134,7 @@ def test_a_worker_is_on_it_then_paused_then_failed(here: Cluster) -> None:
     assert "graph-migrator" in reasons("g")["working"]
     assert "on w1@localhost" in call("status", "g").out
     begin(here, "h")
-    from graph_migrator.core.execution.begin import load_dispatch
+    from graph_migrator.core.execution.recorded import load_dispatch
     from graph_migrator.tasks.migrate import send
 
     for slug in ("h", "h"):

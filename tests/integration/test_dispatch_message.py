@@ -16,7 +16,7 @@ from celery.utils.saferepr import saferepr
 from celery.worker.request import Request
 from celery.worker.state import successful_requests, task_ready
 
-from graph_migrator.core.execution.begin import Dispatch
+from graph_migrator.core.execution.model import Dispatch
 from graph_migrator.core.graph_types.definition import Direction
 from graph_migrator.core.planning import Step
 from graph_migrator.tasks import migrate

@@ -42,9 +42,9 @@ def ask(url, statement):
 
 
 def wait_until(condition, what, seconds=20):
-    fail_migration_row = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < fail_migration_row, f"waited {seconds} s in vain: {what}"
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}"
         time.sleep(0.02)
 
 

@@ -12,10 +12,12 @@ from sqlalchemy import Engine
 from graph_migrator import GraphType, HopContext, Node, Nodes, execute_migration, run_graph_migration
 from graph_migrator.core.events import types as events
 from graph_migrator.core.execution import operations
-from graph_migrator.core.execution.begin import Caller, Dispatch, begin_migration
+from graph_migrator.core.execution.begin import begin_migration
+from graph_migrator.core.execution.model import Caller, Dispatch
 from graph_migrator.core.execution.recovery import sweep, sweeping
 from graph_migrator.core.graph_types.registry import register
 from graph_migrator.core.settings import settings
+from graph_migrator.core.store import protocol
 from graph_migrator.core.store.session import Executors
 from tests.rows import add_graph, one
 
@@ -251,11 +253,25 @@ def test_a_dead_executor_is_told_by_who_finds_it(
     assert isinstance(begun, Dispatch)
     for lost in (1, 2, 3):
         with executors.borrow() as executor:
-            facts = executor.call("load_hop_state", begun.migration_id, 4, lost)
+            facts = executor.call(protocol.LoadHopState(migration=begun.migration_id, to=4, dispatch=lost))
             executor.call(
-                "open_hop", begun.migration_id, facts.graph_id, facts.status, lost, None, 3, 4, "never",
-                begun.steps[0].fingerprint, "w", 1, None, 0, 30,
-            )  # fmt: skip
+                protocol.OpenHop(
+                    migration=begun.migration_id,
+                    graph=facts.graph_id,
+                    status=facts.status,
+                    dispatch=lost,
+                    lost=None,
+                    from_=3,
+                    to=4,
+                    hop="never",
+                    fingerprint=begun.steps[0].fingerprint,
+                    worker="w",
+                    pid=1,
+                    task=None,
+                    done=0,
+                    deadline=30,
+                ),
+            )
             executor.close()
         told.clear()
         with sweeping(Executors(engine)) as sweeper:

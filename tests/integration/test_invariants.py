@@ -16,14 +16,16 @@ from graph_migrator import GraphType, HopContext
 from graph_migrator.core.decisions import HopMessage, Ignored, Later
 from graph_migrator.core.errors import HopCodeChanged
 from graph_migrator.core.execution import failpoints, operations
-from graph_migrator.core.execution.begin import Dispatch, begin_migration
+from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.in_process import follow
+from graph_migrator.core.execution.model import Applied, Dispatch, Failed
 from graph_migrator.core.execution.recovery import sweep
-from graph_migrator.core.execution.run_hop import Applied, Failed, run_hop
+from graph_migrator.core.execution.run_hop import run_hop
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.inspection import history
 from graph_migrator.core.inspection.diagnosis import Fleet, explain
 from graph_migrator.core.settings import settings
+from graph_migrator.core.store import protocol
 from graph_migrator.core.store.errors import FENCE, sqlstate
 from graph_migrator.core.store.session import Executor, Executors
 from tests.integration.scripted import Killed, Script
@@ -52,18 +54,36 @@ def open_by_hand(
     executor: Executor, message: HopMessage, from_version: int = 1, to_version: int = 2
 ) -> tuple[int, UUID]:
     """Open a hop; its attempt and its graph."""
-    facts = executor.call("load_hop_state", message.migration_id, message.to_version, message.dispatch)
+    facts = executor.call(
+        protocol.LoadHopState(
+            migration=message.migration_id, to=message.to_version, dispatch=message.dispatch
+        )
+    )
     opened = executor.call(
-        "open_hop", message.migration_id, facts.graph_id, facts.status, message.dispatch, None, from_version,
-        to_version, "one", "f", "w", 1, None, 0, 30.0,
-    )  # fmt: skip
+        protocol.OpenHop(
+            migration=message.migration_id,
+            graph=facts.graph_id,
+            status=facts.status,
+            dispatch=message.dispatch,
+            lost=None,
+            from_=from_version,
+            to=to_version,
+            hop="one",
+            fingerprint="f",
+            worker="w",
+            pid=1,
+            task=None,
+            done=0,
+            deadline=30.0,
+        ),
+    )
     return opened.attempt_id, facts.graph_id
 
 
-def refusal_of(executor: Executor, function: str, *arguments: Any) -> str | None:
+def refusal_of(executor: Executor, call: protocol.Call[Any]) -> str | None:
     """The SQLSTATE with which a function of the protocol refuses; None where it does not."""
     try:
-        executor.call(function, *arguments)
+        executor.call(call)
     except psycopg2.Error as refusal:
         return refusal.pgcode
     return None
@@ -113,8 +133,21 @@ def test_invariant_1_the_version_is_fenced_by_the_one_it_comes_from(
     message = begin(executors, "g", 3).messages()[0]
     with executors.borrow() as executor:
         attempt, graph = open_by_hand(executor, message, 2, 3)
-        end = (attempt, message.migration_id, graph, 2, 3, "succeeded", 0, None, False, False)
-        assert refusal_of(executor, "finish_hop", *end) == FENCE
+        end = protocol.FinishHop(
+            attempt=attempt,
+            migration=message.migration_id,
+            graph=graph,
+            from_=2,
+            to=3,
+            status="succeeded",
+            rows=0,
+            done=None,
+            last=False,
+            callers=False,
+            deadline=30.0,
+            checkpoint=True,
+        )
+        assert refusal_of(executor, end) == FENCE
         executor.close()
     assert graph_row(engine, "g").version == 1
 
@@ -129,8 +162,21 @@ def test_invariant_1_the_version_is_fenced_by_the_claim(engine: Engine, executor
         with engine.begin() as connection:
             connection.execute(text("ALTER TABLE graphs DISABLE TRIGGER graph_migrator_guard"))
             connection.execute(text("UPDATE graphs SET migration_id = NULL"))
-        end = (attempt, message.migration_id, graph, 1, 2, "succeeded", 0, None, False, False)
-        assert refusal_of(executor, "finish_hop", *end) == FENCE
+        end = protocol.FinishHop(
+            attempt=attempt,
+            migration=message.migration_id,
+            graph=graph,
+            from_=1,
+            to=2,
+            status="succeeded",
+            rows=0,
+            done=None,
+            last=False,
+            callers=False,
+            deadline=30.0,
+            checkpoint=True,
+        )
+        assert refusal_of(executor, end) == FENCE
         executor.close()
     assert graph_row(engine, "g").version == 1
 
@@ -147,8 +193,21 @@ def test_invariant_1_a_migration_succeeds_at_its_target_only_and_while_it_is_liv
         attempt, graph = open_by_hand(executor, message)
         if target == 2:
             settle_by_hand(engine)
-        end = (attempt, message.migration_id, graph, 1, 2, "succeeded", 0, None, True, False)
-        assert refusal_of(executor, "finish_hop", *end) == FENCE
+        end = protocol.FinishHop(
+            attempt=attempt,
+            migration=message.migration_id,
+            graph=graph,
+            from_=1,
+            to=2,
+            status="succeeded",
+            rows=0,
+            done=None,
+            last=True,
+            callers=False,
+            deadline=30.0,
+            checkpoint=True,
+        )
+        assert refusal_of(executor, end) == FENCE
         executor.close()
     assert (graph_row(engine, "g").version, graph_row(engine, "g").migration_id) == (1, message.migration_id)
     assert attempts(engine, "g") == [("one", "running")]
@@ -280,7 +339,9 @@ def test_invariant_5_a_message_of_another_dispatch_does_not_even_take_the_lock(
     add_graph(engine, "g", "plain")
     message = begin(executors, "g", 3).messages()[0]
     with executors.borrow() as executor:
-        assert not executor.call("load_hop_state", message.migration_id, message.to_version, 2).locked
+        assert not executor.call(
+            protocol.LoadHopState(migration=message.migration_id, to=message.to_version, dispatch=2)
+        ).locked
         assert advisory_locks(engine) == []
 
 
@@ -295,10 +356,24 @@ def test_invariant_5_a_hop_is_opened_in_the_state_that_was_looked_at_only(
     before = dump(engine)
     with executors.borrow() as executor:
         opened = executor.call(
-            "open_hop", message.migration_id, graph_row(engine, "g").id, status, dispatch, None, 1, 2, "one", "f",
-            "w", 1, None, 0, 30.0,
-        )  # fmt: skip
-    assert opened.attempt_id is None
+            protocol.OpenHop(
+                migration=message.migration_id,
+                graph=graph_row(engine, "g").id,
+                status=status,
+                dispatch=dispatch,
+                lost=None,
+                from_=1,
+                to=2,
+                hop="one",
+                fingerprint="f",
+                worker="w",
+                pid=1,
+                task=None,
+                done=0,
+                deadline=30.0,
+            ),
+        )
+    assert opened is None
     assert dump(engine) == before
 
 
@@ -331,8 +406,19 @@ def test_invariant_5_an_attempt_fails_with_its_migration_or_not_at_all(
     with executors.borrow() as executor:
         attempt, graph = open_by_hand(executor, message)
         settle_by_hand(engine)
-        end = (attempt, message.migration_id, graph, False, True, "E", "", None, "", 30.0)
-        assert refusal_of(executor, "fail_hop", *end) == FENCE
+        end = protocol.FailHop(
+            attempt=attempt,
+            migration=message.migration_id,
+            graph=graph,
+            transient=False,
+            final=True,
+            type="E",
+            message="",
+            args=None,
+            traceback="",
+            deadline=30.0,
+        )
+        assert refusal_of(executor, end) == FENCE
         executor.close()
     assert attempts(engine, "g") == [("one", "running")]
     assert migration_of(engine, "g").status == "paused"

@@ -38,14 +38,17 @@ from graph_migrator.core.errors import (
     UnknownTarget,
 )
 from graph_migrator.core.execution import operations
-from graph_migrator.core.execution.begin import Caller, Dispatch, begin_migration, load_report, lock_and_load
+from graph_migrator.core.execution.begin import begin_migration, lock_and_load
 from graph_migrator.core.execution.dry_run import dry_run
 from graph_migrator.core.execution.in_process import execute_migration, follow, run_graph_migration
+from graph_migrator.core.execution.model import Caller, Dispatch
+from graph_migrator.core.execution.recorded import load_report
 from graph_migrator.core.execution.recovery import sweep, sweeping
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.interchange import export_graph
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import AttemptStatus, MigrationStatus
+from graph_migrator.core.store import protocol
 from graph_migrator.core.store.session import Executor, Executors
 from tests.integration.scripted import Flaky, Killed, Script, leave_mark
 from tests.rows import (
@@ -606,7 +609,7 @@ def test_ten_threads_begin_one_migration(engine: Engine, executors: Executors) -
 
     def begin(_: int) -> Dispatch | MigrationInFlight:
         with executors.borrow() as executor:
-            executor.call("try_sweep")  # connected, before anybody starts
+            executor.call(protocol.TrySweep())  # connected, before anybody starts
             start.wait(30)
             try:
                 begun = begin_migration(executor, "g", 3)

@@ -27,15 +27,17 @@ from graph_migrator.core.errors import (
     UnknownGraph,
 )
 from graph_migrator.core.execution import operations
-from graph_migrator.core.execution.begin import Caller, Dispatch, begin_migration
+from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.in_process import follow, run_graph_migration
+from graph_migrator.core.execution.model import Applied, Caller, Dispatch, Failed
 from graph_migrator.core.execution.operations import VerbReport
-from graph_migrator.core.execution.run_hop import Applied, Failed, run_hop
+from graph_migrator.core.execution.run_hop import run_hop
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import edge_pairs
+from graph_migrator.core.store import protocol
 from graph_migrator.core.store.errors import FENCE
-from graph_migrator.core.store.locks import take_lock
+from graph_migrator.core.store.locks import taken
 from graph_migrator.core.store.session import Executor, Executors
 from tests.integration.scripted import Script
 from tests.rows import add_graph, advisory_locks, attempts, dump, graph_row, migration_of, properties, rows
@@ -106,11 +108,12 @@ def do(executors: Executors, verb: str, slug: str, task_id: str | None = None, *
 def lock_held(engine: Engine, slug: str) -> Iterator[Executor]:
     """Somebody holds a graph's lock, as an executor does in the middle of a hop."""
     holder = Executor.connect(engine)
-    assert take_lock(holder, graph_row(engine, slug).id, seconds=5)
-    try:
-        yield holder
-    finally:
-        holder.close()
+    with taken(holder, graph_row(engine, slug).id, seconds=5) as lock:
+        assert lock is not None
+        try:
+            yield holder
+        finally:
+            holder.close()
 
 
 def fail(_: HopContext) -> None:
@@ -199,9 +202,11 @@ def test_recovery_neither_gives_up_nor_sends_again_what_is_no_longer_under_way(
         found, before = migration_of(engine, "g"), dump(engine)
         with executors.borrow() as executor:
             assert not executor.call(
-                "fail_migration_row", found.id, found.dispatch, None, "E", "", None
-            ).fail_migration_row
-            executor.call("redispatch", found.id, None, 30.0)
+                protocol.FailMigration(
+                    migration=found.id, dispatch=found.dispatch, lost=None, type="E", message="", args=None
+                )
+            )
+            executor.call(protocol.Redispatch(migration=found.id, running=None, deadline=30.0))
         assert dump(engine) == before
 
 
@@ -212,11 +217,18 @@ def test_recovery_of_an_older_dispatch_or_of_a_finished_attempt_changes_nothing_
         found, before = migration_of(engine, "g"), dump(engine)
         with executors.borrow() as executor:
             assert not executor.call(
-                "fail_migration_row", found.id, found.dispatch - 1, None, "E", "", None
-            ).fail_migration_row
+                protocol.FailMigration(
+                    migration=found.id,
+                    dispatch=found.dispatch - 1,
+                    lost=None,
+                    type="E",
+                    message="",
+                    args=None,
+                )
+            )
             assert dump(engine) == before
             (finished,) = rows(engine, "SELECT id FROM hop_attempts")
-            executor.call("redispatch", found.id, finished[0], 30.0)
+            executor.call(protocol.Redispatch(migration=found.id, running=finished[0], deadline=30.0))
         assert dump(engine)["hop_attempts"] == before["hop_attempts"]
         assert migration_of(engine, "g").dispatch == found.dispatch + 1
 
@@ -228,17 +240,38 @@ def test_an_edge_is_followed_from_the_status_that_was_looked_at_only(
     with in_state(engine, executors, script, state):
         found, version, before = migration_of(engine, "g"), graph_row(engine, "g").version, dump(engine)
         calls = [
-            ("follow_edge", found.id, "pausing", "cancelling", False, 0.0),
-            ("retry_migration", found.id, found.plan, None, "retry", None, None, 30.0),
-            (  # in place of one that has not failed
-                "begin_migration", uuid4(), found.graph_id, "plain", version, 4, [], found.id, None, 4, None, None,
-                30.0,
+            protocol.FollowEdge(
+                migration=found.id, from_="pausing", to="cancelling", again=False, deadline=0.0
             ),
-        ]  # fmt: skip
-        for function, *arguments in calls:
+            protocol.RetryMigration(
+                migration=found.id,
+                plan=found.plan,
+                request=None,
+                verb="retry",
+                target=None,
+                by=None,
+                deadline=30.0,
+            ),
+            protocol.BeginMigration(
+                migration=uuid4(),
+                graph=found.graph_id,
+                graph_type="plain",
+                from_=version,
+                to=4,
+                plan=[],
+                release=found.id,
+                request=None,
+                target=4,
+                by=None,
+                reason=None,
+                deadline=30.0,
+                unlock=False,
+            ),
+        ]
+        for call in calls:
             with executors.borrow() as executor:
                 with pytest.raises(psycopg2.Error) as refusal:
-                    executor.call(function, *arguments)
+                    executor.call(call)
                 assert refusal.value.pgcode == FENCE
             assert dump(engine) == before
 
@@ -566,7 +599,7 @@ def test_a_forced_release_waits_for_the_lock_and_ends_its_holder_only_when_told_
         with executors.borrow() as executor:
             operations.release(executor, "g", force=True, terminate=True)
         with pytest.raises(Exception, match=r"terminating connection|closed"):
-            holder.call("try_sweep")
+            holder.call(protocol.TrySweep())
     assert migration_of(engine, "g").status == "released"
     assert isinstance(run_hop(executors, dispatch.messages()[0]), Failed)
     assert script.invoked == []
@@ -618,9 +651,12 @@ def test_a_pause_that_is_just_being_taken_back_is_not_settled(
     engine: Engine, executors: Executors, script: Script
 ) -> None:
     with in_state(engine, executors, script, "pausing"), executors.borrow() as executor:
-        settle = (executor.call, "settle", migration_of(engine, "g").id, "lost")
+        settle = (
+            executor.call,
+            protocol.Settle(migration=migration_of(engine, "g").id, attempt_becomes="lost"),
+        )
         with while_the_status_becomes(engine, executor, "running", *settle) as settling:
-            assert settling.result().status is None
+            assert settling.result() is None
         assert migration_of(engine, "g").status == "running"
 
 
@@ -628,7 +664,7 @@ def test_recovery_sees_a_cancel_that_is_just_being_asked_for(
     engine: Engine, executors: Executors, script: Script
 ) -> None:
     with in_state(engine, executors, script, "queued"), executors.borrow() as executor:
-        look = (executor.call, "load_recovery_state", migration_of(engine, "g").id)
+        look = (executor.call, protocol.LoadRecoveryState(migration=migration_of(engine, "g").id))
         with while_the_status_becomes(engine, executor, "cancelling", *look) as looking:
             assert looking.result().status == "cancelling"
 

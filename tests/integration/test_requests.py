@@ -19,11 +19,14 @@ from graph_migrator.core.errors import (
     UnknownTarget,
 )
 from graph_migrator.core.execution import operations
-from graph_migrator.core.execution.begin import Caller, Dispatch, begin_migration, record_outcome
+from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.in_process import follow
+from graph_migrator.core.execution.model import Applied, Caller, Dispatch
+from graph_migrator.core.execution.recorded import record_outcome
 from graph_migrator.core.execution.recovery import outcome_of, unanswered
-from graph_migrator.core.execution.run_hop import Applied, run_hop
+from graph_migrator.core.execution.run_hop import run_hop
 from graph_migrator.core.statuses import Verb
+from graph_migrator.core.store import protocol
 from graph_migrator.core.store.session import Executors
 from tests.integration.scripted import Script
 from tests.rows import add_graph, attempts, dump, graph_row, migration_of, rows
@@ -221,7 +224,16 @@ def test_what_a_call_was_told_first_stands(engine: Engine, executors: Executors)
     verb(executors, operations.pause, caller=Caller("pause-1"))
     before = rows(engine, "SELECT r::text FROM requests r ORDER BY 1")
     with executors.borrow() as executor:
-        executor.call("record_verb", "pause-1", "pause", graph, begun.migration_id, {"other": 1}, "bob")
+        executor.call(
+            protocol.RecordVerb(
+                task="pause-1",
+                verb="pause",
+                graph=graph,
+                migration=begun.migration_id,
+                outcome={"other": 1},
+                by="bob",
+            )
+        )
         with pytest.raises(psycopg2.errors.SerializationFailure, match="was answered meanwhile"):
             record_outcome(executor, Caller("pause-1", "bob"), "g", None, UnknownGraph("g"), Verb.PAUSE)
     assert rows(engine, "SELECT r::text FROM requests r ORDER BY 1") == before

@@ -14,7 +14,8 @@ from sqlalchemy import Engine, text
 from graph_migrator import app, migrate_graph
 from graph_migrator.core.embedded import Redis
 from graph_migrator.core.errors import ResultsNotKept, UnreadableOutcome
-from graph_migrator.core.execution.begin import Dispatch, begin_migration
+from graph_migrator.core.execution.begin import begin_migration
+from graph_migrator.core.execution.model import Dispatch
 from graph_migrator.core.execution.recovery import sweep, sweeping
 from graph_migrator.core.store.session import Executors
 from graph_migrator.tasks import answers, recover

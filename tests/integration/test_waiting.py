@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from graph_migrator import HopContext, MigrationReport, wait_for
+from graph_migrator.core.store import protocol
 from graph_migrator.core.errors import MigrationCancelled, UnknownGraph, UnknownTarget, WaitTimedOut
 from graph_migrator.core.execution import operations
 from graph_migrator.core.execution.begin import Caller, Dispatch, begin_migration
@@ -135,7 +136,7 @@ def test_a_cancelled_migration_raises(
     until(lambda: listeners(engine) == 1, "it listens")
     with executors.borrow() as executor:
         operations.cancel(executor, "g")
-        executor.call("settle", migration_of(engine, "g").id, "lost")
+        executor.call(protocol.Settle(migration=migration_of(engine, "g").id, attempt_becomes="lost"))
     with pytest.raises(MigrationCancelled):
         waiter.outcome.result(timeout=60)
 

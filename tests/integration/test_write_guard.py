@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, NotSupportedError, Operat
 from sqlalchemy.orm import Session
 
 from graph_migrator.core.errors import GraphReadOnly, GraphVersionMismatch, InvalidRequest, UnknownGraph
+from graph_migrator.core.store import protocol
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.guard import install_guard, list_guards, remove_guard
 from graph_migrator.core.store.tables import NodeRow
@@ -154,7 +155,9 @@ def test_refused_writers_never_stand_in_an_executors_way(
 
     with in_background(knock) as knocking:
         for _ in range(1_500):
-            assert migration.executor.call("load_hop_state", migration.id, 2, 1).locked
+            assert migration.executor.call(
+                protocol.LoadHopState(migration=migration.id, to=2, dispatch=1)
+            ).locked
             migration.release_lock()
         stop = True
         assert knocking.result() > 50
@@ -238,7 +241,7 @@ def test_begin_gives_up_on_a_writer_that_does_not_finish_and_changes_nothing(
 ) -> None:
     app.run(RENAME, graph)
     assert sqlstate_of(migration.lock_and_load, 50) == "55P03"
-    (holder,) = migration.executor.call("lock_holders", "people").lock_holders
+    (holder,) = migration.executor.call(protocol.LockHolders(graph="people"))
     assert f"pid {app.pid} " in holder
     app.commit()
     assert app.one("SELECT migration_id FROM graphs") is None
@@ -437,7 +440,20 @@ def test_rows_written_after_a_change_of_version_in_the_same_transaction_pass(
     with migration.executor.transaction(), migration.executor.cursor() as cursor:
         cursor.execute(RENAME, (graph,))
         migration.executor.call(
-            "finish_hop", migration._attempt, migration.id, graph, 1, 2, "succeeded", 0, None, True, True
+            protocol.FinishHop(
+                attempt=migration._attempt,
+                migration=migration.id,
+                graph=graph,
+                from_=1,
+                to=2,
+                status="succeeded",
+                rows=0,
+                done=None,
+                last=True,
+                callers=True,
+                deadline=30.0,
+                checkpoint=True,
+            )
         )
         cursor.execute(RENAME, (graph,))
         assert cursor.rowcount == 2

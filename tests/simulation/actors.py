@@ -110,9 +110,9 @@ class Stage:
         self._settle()
 
     def _await(self, actor: Actor) -> None:
-        fail_migration_row = time.monotonic() + PATIENT
+        deadline = time.monotonic() + PATIENT
         while not self.returned.acquire(timeout=0.008):
-            if time.monotonic() > fail_migration_row:
+            if time.monotonic() > deadline:
                 raise TimeoutError(f"{actor} does not come back from {actor.point}")
             pid = actor.pid
             if pid is not None and self.server.is_blocked(pid):
@@ -123,18 +123,18 @@ class Stage:
 
     def _settle(self) -> None:
         """Wait until each blocked actor is known to be blocked still, or to be through."""
-        fail_migration_row = time.monotonic() + PATIENT
+        deadline = time.monotonic() + PATIENT
         for actor in self.actors:
             while actor.blocked and (pid := actor.pid) is not None and not self.server.is_blocked(pid):
-                if time.monotonic() > fail_migration_row:
+                if time.monotonic() > deadline:
                     raise TimeoutError(f"{actor} is not through, nor blocked, at {actor.point}")
                 _pause.wait(0.0005)
 
     def settle_one(self) -> None:
         """All are blocked, by each other or by a time-out: wait until the server lets one of them go."""
-        fail_migration_row = time.monotonic() + PATIENT
+        deadline = time.monotonic() + PATIENT
         while not any(actor.runnable for actor in self.actors):
-            if time.monotonic() > fail_migration_row:
+            if time.monotonic() > deadline:
                 raise TimeoutError(f"{[f'{actor} at {actor.point}' for actor in self.actors]} wait for ever")
             _pause.wait(0.001)
 

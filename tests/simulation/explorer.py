@@ -54,7 +54,7 @@ _EVENTS = (
 _IN_FLIGHT = frozenset(
     {
         "before finish_hop", "before open_hop", "before fail_hop", "before begin_migration",
-        "before retry_migration", "before fail_migration_row", "before release_lock", "before settle",
+        "before retry_migration", "before fail_migration", "before release_lock", "before settle",
     }
 )  # fmt: skip
 _RARE = frozenset(

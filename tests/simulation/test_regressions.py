@@ -19,8 +19,8 @@ from graph_migrator.core.errors import (
     MigrationReleased,
     PartiallyMigrated,
 )
+from graph_migrator.core.execution.model import Applied, Failed
 from graph_migrator.core.execution.recovery import Sweep
-from graph_migrator.core.execution.run_hop import Applied, Failed
 from graph_migrator.core.settings import settings
 from tests.simulation.runs import make_database, make_platform
 from tests.simulation.story import Story

@@ -25,8 +25,7 @@ from graph_migrator import HopContext, MigrationReport
 from graph_migrator.core.decisions import HopMessage, Ignored, Later
 from graph_migrator.core.errors import GraphBusy, GraphMigratorError
 from graph_migrator.core.execution import begin, failpoints, operations, recovery
-from graph_migrator.core.execution.begin import Caller, Dispatch
-from graph_migrator.core.execution.run_hop import Applied, Failed, Worker
+from graph_migrator.core.execution.model import Applied, Caller, Dispatch, Failed, Worker
 from graph_migrator.core.execution.run_hop import run_hop as run_one_hop
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.settings import settings

@@ -180,13 +180,13 @@ END $$;
 
 -- The end of a hop, in the transaction of its data: attempt, version and, at the target, the migration.
 -- In a transaction of our caller's (p_callers) nothing follows it, so there the change is dated at once.
--- Where no batch was ever committed for the hop there is no checkpoint to take away (p_walked).
+-- Where no batch was ever committed for the hop there is no checkpoint to delete (p_checkpoint).
 -- The fence has taken the graph's lock for this transaction as well. So before the target the session gives its
 -- own hold back here, and the commit itself lets the next hop in. If the commit fails, the token comes back with
 -- the rollback, and whoever has taken the graph meanwhile finds the attempt still running, and settles it.
 CREATE FUNCTION finish_hop(p_attempt bigint, p_migration uuid, p_graph uuid, p_from integer, p_to integer,
     p_status text, p_rows bigint, p_done bigint, p_last boolean, p_callers boolean,
-    p_deadline double precision DEFAULT 30, p_walked boolean DEFAULT true) RETURNS void
+    p_deadline double precision DEFAULT 30, p_checkpoint boolean DEFAULT true) RETURNS void
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     started timestamptz;
@@ -209,7 +209,7 @@ BEGIN
         RAISE EXCEPTION 'graph % is not at version % under migration %', p_graph, p_from, p_migration
             USING ERRCODE = 'GM001';
     END IF;
-    IF p_walked THEN
+    IF p_checkpoint THEN
         DELETE FROM checkpoints WHERE migration_id = p_migration AND to_version = p_to;
     END IF;
     IF p_last THEN
@@ -264,12 +264,12 @@ BEGIN
 END $$;
 
 -- Writes what begin_migration decided: the request, the migration and the claim, in one transaction, at whose
--- end the graph's lock is given back (p_leave).
+-- end the graph's lock is released (p_unlock).
 -- p_release names a failed migration that this one replaces. Where the graph was forced loose half-way,
 -- the new migration takes over its cursor.
 CREATE FUNCTION begin_migration(p_migration uuid, p_graph uuid, p_graph_type text, p_from integer,
     p_to integer, p_plan jsonb, p_release uuid, p_request text, p_target integer, p_by text, p_reason text,
-    p_deadline double precision, p_leave boolean DEFAULT false) RETURNS void
+    p_deadline double precision, p_unlock boolean DEFAULT false) RETURNS void
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     half jsonb;
@@ -305,7 +305,7 @@ BEGIN
             PERFORM answered_meanwhile(p_request);
         END IF;
     END IF;
-    IF p_leave THEN
+    IF p_unlock THEN
         PERFORM pg_advisory_xact_lock(lock_key(p_graph)), unlock(p_graph);
     END IF;
 END $$;
@@ -368,8 +368,8 @@ BEGIN
     RETURN true;
 END $$;
 
--- Fails a migration between two hops: poison, or code that differs. Under the lock, with no hop running.
-CREATE FUNCTION fail_migration_row(p_migration uuid, p_dispatch integer, p_lost bigint, p_type text, p_message text,
+-- Fails a migration between two hops: its hop crashed too often, or its code differs. Under the lock, with no hop running.
+CREATE FUNCTION fail_migration(p_migration uuid, p_dispatch integer, p_lost bigint, p_type text, p_message text,
     p_args jsonb) RETURNS boolean
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN

@@ -1,0 +1,21 @@
+"""How often a hop may go wrong and how long to wait in between, by the settings."""
+
+from __future__ import annotations
+
+import random
+
+from graph_migrator.core.decisions import Limits
+from graph_migrator.core.settings import settings
+
+
+def limits_of_settings() -> Limits:
+    """How often a hop may go wrong, by the settings."""
+    s = settings()
+    return Limits(s.max_lost_attempts, s.max_code_mismatches, s.max_transient_tries)
+
+
+def backoff(tries: int) -> float:
+    """Seconds to wait after so many transient errors: exponential, with full jitter on its upper half."""
+    s = settings()
+    longest: float = min(s.retry_base_seconds * 2**tries, s.retry_max_seconds)
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter

@@ -1,0 +1,56 @@
+"""What became of an attempt whose session was lost at an unknown moment."""
+
+from __future__ import annotations
+
+from graph_migrator.core.decisions import Later, Limits
+from graph_migrator.core.events import publish
+from graph_migrator.core.execution.fail import fail_migration, retry_later
+from graph_migrator.core.execution.limits import backoff
+from graph_migrator.core.execution.model import Attempt, AttemptFailed, HopOutcome
+from graph_migrator.core.execution.recorded import load_report
+from graph_migrator.core.statuses import APPLIED
+from graph_migrator.core.store.errors import DRIVER_ERRORS, Failure, classify
+from graph_migrator.core.store.locks import taken
+from graph_migrator.core.store.protocol import AttemptStatus, BecomeExecutor
+from graph_migrator.core.store.session import Executor, Executors
+
+
+def resolve_lost_commit(executors: Executors, attempt: Attempt, limits: Limits) -> HopOutcome | None:
+    """Read from the attempt's row what was committed, and record the loss where nothing was.
+
+    The lock comes first: it waits out a commit that is still in flight.
+
+    Returns:
+        When to deliver the message again; None to look at it again now.
+    """
+    try:
+        with (
+            executors.borrow() as executor,
+            taken(executor, attempt.facts.graph_id, seconds=5, stamp=attempt.is_last) as lock,
+        ):
+            if lock is None:
+                return Later(1.0, "the lost session has not ended yet")
+            return _resolve(executor, attempt, limits)
+    except DRIVER_ERRORS as error:
+        if classify(error) is Failure.PERMANENT:
+            raise
+        return Later(backoff(3), "Postgres does not answer")
+
+
+def _resolve(executor: Executor, attempt: Attempt, limits: Limits) -> HopOutcome | None:
+    status = executor.call(AttemptStatus(attempt=attempt.id))
+    if status in APPLIED:
+        end = load_report(executor, attempt.message.migration_id) if attempt.is_last else None
+        publish.succeeded(executor, attempt, None, end)
+    if status != "running":
+        return None
+    executor.call(BecomeExecutor(migration=attempt.message.migration_id))
+    lost = ConnectionError("the connection to Postgres was lost")
+    if attempt.facts.tries + 1 < limits.transient_tries:
+        failed = retry_later(executor, attempt, lost)
+    else:
+        failed = fail_migration(executor, attempt, lost, transient=True)
+    if not isinstance(failed, AttemptFailed):
+        return failed
+    publish.failed(executor, attempt, lost, failed.retry_in)
+    return None if failed.retry_in is None else Later(failed.retry_in, str(lost))

@@ -1,0 +1,136 @@
+"""Who migrates what, and how it went: the values that the steps of a migration hand to one another.
+
+Everything else in `core.execution`, and the events that follow its commits, depend on this module; it depends on none
+of them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from graph_migrator.core.decisions import HopMessage, Ignored, Later
+from graph_migrator.core.graph_types.context import GraphFacts
+from graph_migrator.core.graph_types.definition import DirectedHop
+from graph_migrator.core.planning import Step
+from graph_migrator.core.reports import MigrationReport
+from graph_migrator.core.states import HopState
+
+HOST = socket.gethostname()
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, and the id of the message that carries it (None for a direct call)."""
+
+    task_id: str | None = None
+    requested_by: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Who executes; stands in the audit row."""
+
+    name: str = field(default_factory=lambda: f"inline@{HOST}")
+    pid: int = field(default_factory=os.getpid)
+    task_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """The rest of a migration's chain, to be sent or run. The last task bears `task_id`."""
+
+    migration_id: UUID
+    graph: str
+    graph_type: str
+    number: int
+    task_id: str | None
+    steps: tuple[Step, ...]
+
+    def messages(self) -> list[HopMessage]:
+        """One message for each hop that is left, in order."""
+        return [
+            HopMessage(self.migration_id, step.from_version, step.to_version, self.number)
+            for step in self.steps
+        ]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An open hop attempt: the row that fences everything its executor writes."""
+
+    id: int
+    number: int
+    message: HopMessage
+    facts: HopState
+    hop: DirectedHop
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the migration ends with this hop."""
+        return self.message.to_version == self.facts.to_version
+
+    @property
+    def graph(self) -> GraphFacts:
+        """The graph as the hop sees it."""
+        f = self.facts
+        assert f.version is not None  # noqa: S101 - a claimed graph cannot be deleted
+        return GraphFacts(f.graph_id, f.slug, f.graph_type, f.version, f.config or {})
+
+
+# ── how applying a hop ends ─────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Done:
+    """The hop is committed, and what it has changed."""
+
+    rows: int
+    skipped: bool = False
+    report: MigrationReport | None = None
+    """Of the migration, where it ended with this hop."""
+
+
+@dataclass(frozen=True)
+class AttemptFailed:
+    """The hop raised, and that is recorded. Without another try its migration has failed too."""
+
+    error: Exception
+    retry_in: float | None
+
+
+class Stopped(Exception):
+    """A pause or cancel was carried out between two batches; its transaction is committed."""
+
+
+class EnoughSeen(Exception):
+    """A dry run has tried as many batches as it wanted to: `done` of `total` rows."""
+
+    def __init__(self, done: int, total: int) -> None:
+        super().__init__(done, total)
+        self.done, self.total = done, total
+
+
+# ── what comes of a delivered message ───────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The hop is applied; `report` is there after the last one."""
+
+    report: MigrationReport | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The migration has ended with this error; it is recorded."""
+
+    error: Exception
+
+
+HopOutcome = Applied | Ignored | Later | Failed

@@ -1,0 +1,77 @@
+"""A hop's ``timeout=``."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+
+from graph_migrator.core.errors import HopTimedOut
+from graph_migrator.core.execution.model import Attempt
+from graph_migrator.core.store.errors import sqlstate
+from graph_migrator.core.store.protocol import SetTimeout
+from graph_migrator.core.store.session import Executor
+
+_QUERY_CANCELED = "57014"
+
+
+class TimeLimit:
+    """A hop's ``timeout=``, for all its batches together.
+
+    Postgres ends a statement that takes that long; an alarm ends Python code, where it runs in the main
+    thread, as it does in Celery's own pool; and every batch looks at the clock. The alarm is never armed
+    while something commits: what is committed is not a failure.
+    """
+
+    def __init__(self, executor: Executor, attempt: Attempt) -> None:
+        self._executor = executor
+        self._attempt = attempt
+        self._seconds = attempt.hop.timeout
+        self._end = time.monotonic() + (self._seconds or 0)
+
+    def __enter__(self) -> Self:
+        if self._seconds is not None:
+            self._bound_statements(int(self._seconds * 1_000))
+        return self
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if self._seconds is None:
+            return
+        if not self._executor.is_closed:
+            self._bound_statements(0)
+        if isinstance(error, Exception) and sqlstate(error) == _QUERY_CANCELED:
+            raise self._exceeded() from error
+
+    @contextmanager
+    def around_code(self) -> Iterator[None]:
+        """Around the hop's own code."""
+        if self._seconds is None:
+            yield
+            return
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise self._exceeded()
+        if threading.current_thread() is not threading.main_thread():
+            yield
+        else:
+            before = signal.signal(signal.SIGALRM, self._expire)
+            signal.setitimer(signal.ITIMER_REAL, left)
+            try:
+                yield
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, before)
+        if time.monotonic() > self._end:
+            raise self._exceeded()
+
+    def _bound_statements(self, ms: int) -> None:
+        self._executor.call(SetTimeout(ms=ms, callers=self._executor.in_callers_transaction))
+
+    def _expire(self, _number: int, _frame: object) -> None:
+        raise self._exceeded()
+
+    def _exceeded(self) -> HopTimedOut:
+        return HopTimedOut(self._attempt.graph.slug, self._attempt.hop.name, self._seconds or 0)

@@ -1,0 +1,150 @@
+"""What is decided on: one frozen dataclass for each state that the protocol's functions read in one go.
+
+The fields are the OUT columns of the function that each docstring names, in the database's own order; a test compares
+them with `pg_proc`. Nothing here knows a database, so decisions are tested with literals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from graph_migrator.core.planning import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeginState:
+    """What `graph_migrator.lock_and_load` read: a graph, the migration that owns it, and this very call.
+
+    Where nothing has the id or slug, `graph_id` is None and so is all of the graph. `status` up to `checkpoint`
+    describe the migration that owns the graph; None where no migration does.
+    """
+
+    graph_id: UUID | None
+    slug: str
+    graph_type: str
+    version: int
+    claim: UUID | None
+    partially_migrated: dict[str, Any] | None
+    status: str | None
+    dispatch: int | None
+    from_version: int | None
+    to_version: int | None
+    plan: list[dict[str, Any]] | None
+    started: bool | None
+    checkpoint: dict[str, Any] | None
+    request_known: bool
+    request_migration: UUID | None
+    request_outcome: dict[str, Any] | None
+    locked: bool
+    """Whether this session holds the graph's lock now. A graph that a live migration owns is not locked."""
+
+    @property
+    def graph(self) -> UUID:
+        """The graph's id, once it is known that there is one."""
+        assert self.graph_id is not None  # noqa: S101 - `decide_begin` answers NoSuchGraph before
+        return self.graph_id
+
+    @property
+    def owner(self) -> UUID:
+        """The migration that owns the graph, once it is known that there is one."""
+        assert self.claim is not None  # noqa: S101 - `decide_begin` looks at the claim before
+        return self.claim
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The plan of the migration that owns the graph."""
+        return tuple(map(Step.from_json, self.plan or ()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HopState:
+    """What `graph_migrator.load_hop_state` read for a delivered message."""
+
+    graph_id: UUID
+    slug: str
+    graph_type: str
+    config: dict[str, Any] | None
+    version: int | None
+    """None where the graph has been deleted since; then no migration owns it."""
+    claim: UUID | None
+    status: str
+    dispatch: int
+    from_version: int
+    to_version: int
+    task_id: str | None
+    hop: dict[str, Any] | None
+    """The planned step that the message names; None where the plan has none."""
+    locked: bool
+    running_id: int | None
+    running_to: int | None
+    running_dispatch: int | None
+    running_batches: int | None
+    next_hop_started: bool
+    lost: int
+    tries: int
+    mismatches: int
+    cursor: Any
+    done: int | None
+    error_type: str | None
+    error_message: str | None
+    error_args: list[Any] | None
+
+    @property
+    def hop_name(self) -> str:
+        """The planned hop's name."""
+        return str((self.hop or {}).get("name", "?"))
+
+    @property
+    def planned_fingerprint(self) -> str:
+        """The planned hop's code."""
+        return str((self.hop or {}).get("fingerprint", ""))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryState:
+    """What `graph_migrator.load_recovery_state` read, with the graph's lock held for the transaction."""
+
+    graph_id: UUID
+    status: str
+    overdue: bool
+    dispatch: int
+    running_id: int | None
+    running_batches: int | None
+    hop_name: str | None
+    hop_to: int | None
+    lost: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorState:
+    """What `graph_migrator.load_operator_state` read for an operator's verb.
+
+    `status` up to `checkpoint` describe the migration that owns the graph; None where no migration does.
+    """
+
+    graph_id: UUID
+    slug: str
+    graph_type: str
+    version: int
+    partially_migrated: dict[str, Any] | None
+    migration_id: UUID | None
+    status: str | None
+    dispatch: int | None
+    to_version: int | None
+    plan: list[dict[str, Any]] | None
+    checkpoint: dict[str, Any] | None
+    known: bool
+    known_outcome: dict[str, Any] | None
+
+    @property
+    def owner(self) -> UUID:
+        """The migration that owns the graph, once it is known that there is one."""
+        assert self.migration_id is not None  # noqa: S101 - its status was looked at before
+        return self.migration_id
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The plan of the migration that owns the graph."""
+        return tuple(map(Step.from_json, self.plan or ()))

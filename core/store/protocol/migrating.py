@@ -1,0 +1,154 @@
+"""The calls that begin a migration, run its hops and record how they went; see versions/0002_protocol.sql."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from graph_migrator.core.states import BeginState, HopState
+from graph_migrator.core.store.protocol.call import Call
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockAndLoad(Call[BeginState], function="lock_and_load", prepared=True):
+    """Read all that beginning a migration is decided on, under the graph's lock."""
+
+    graph: str
+    request: str | None
+    wait_ms: int
+    session: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeginMigration(Call[None], function="begin_migration", prepared=True):
+    """Write request, migration and claim."""
+
+    migration: UUID
+    graph: UUID
+    graph_type: str
+    from_: int
+    to: int
+    plan: list[dict[str, Any]]
+    release: UUID | None
+    request: str | None
+    target: int | None
+    by: str | None
+    reason: str | None
+    deadline: float
+    unlock: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryMigration(Call[int], function="retry_migration"):
+    """Run a failed migration again: a new dispatch, today's plan, counters at zero. Returns the dispatch."""
+
+    migration: UUID
+    plan: list[dict[str, Any]]
+    request: str | None
+    verb: str
+    target: int | None
+    by: str | None
+    deadline: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadHopState(Call[HopState | None], function="load_hop_state", prepared=True):
+    """Read all that a delivered message is decided on; None where there is no such migration."""
+
+    migration: UUID
+    to: int
+    dispatch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedAttempt:
+    """The row of an attempt that has just been opened, and its number among those of its hop."""
+
+    attempt_id: int
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenHop(Call[OpenedAttempt | None], function="open_hop", prepared=True):
+    """Open a hop attempt and become its executor; None where the migration has changed since it was read."""
+
+    migration: UUID
+    graph: UUID
+    status: str
+    dispatch: int
+    lost: int | None
+    from_: int
+    to: int
+    hop: str
+    fingerprint: str
+    worker: str
+    pid: int
+    task: str | None
+    done: int
+    deadline: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishHop(Call[None], function="finish_hop", prepared=True):
+    """End a hop in the transaction of its data: the fences, the attempt, the version, perhaps the migration."""
+
+    attempt: int
+    migration: UUID
+    graph: UUID
+    from_: int
+    to: int
+    status: str
+    rows: int
+    done: int | None
+    last: bool
+    callers: bool
+    deadline: float
+    checkpoint: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseLock(Call[dict[str, Any] | None], function="release_lock", prepared=True):
+    """Release the graph's lock, and bring the report of `migration` where one is named."""
+
+    graph: UUID
+    stamp: bool
+    migration: UUID | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailHop(Call[bool], function="fail_hop"):
+    """Record an attempt that raised. False where somebody else has settled it: then nothing is written."""
+
+    attempt: int
+    migration: UUID
+    graph: UUID
+    transient: bool
+    final: bool
+    type: str
+    message: str
+    args: list[Any] | None
+    traceback: str
+    deadline: float
+    rows: str | None = None
+    line: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailMigration(Call[bool], function="fail_migration"):
+    """Fail a migration between two hops. False where it has changed since it was read: then nothing is written."""
+
+    migration: UUID
+    dispatch: int
+    lost: int | None
+    type: str
+    message: str
+    args: list[Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settle(Call[str | None], function="settle"):
+    """Do what an operator asked for. Returns the new status; None where nothing is asked any more."""
+
+    migration: UUID
+    attempt_becomes: str
