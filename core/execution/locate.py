@@ -105,9 +105,7 @@ def _try(
     try:
         with executor.transaction() as connection:
             executor.call(
-                OpenBatch(
-                    attempt=attempt.id, migration=attempt.message.migration_id, graph=attempt.graph.id
-                )
+                OpenBatch(attempt=attempt.id, migration=attempt.message.migration_id, graph=attempt.graph.id)
             )
             ctx = _context(attempt, connection)
             try:

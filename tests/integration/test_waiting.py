@@ -12,12 +12,13 @@ import pytest
 from sqlalchemy import Engine, text
 
 from graph_migrator import HopContext, MigrationReport, wait_for
-from graph_migrator.core.store import protocol
 from graph_migrator.core.errors import MigrationCancelled, UnknownGraph, UnknownTarget, WaitTimedOut
 from graph_migrator.core.execution import operations
-from graph_migrator.core.execution.begin import Caller, Dispatch, begin_migration
+from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.in_process import follow
+from graph_migrator.core.execution.model import Caller, Dispatch
 from graph_migrator.core.inspection import waiting
+from graph_migrator.core.store import protocol
 from graph_migrator.core.store.session import Executors
 from tests.integration.scripted import Script
 from tests.rows import add_graph, migration_of, rows
