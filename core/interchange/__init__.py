@@ -1,7 +1,21 @@
-"""Graphs in and out: node-link JSON as NetworkX writes it, and JSON Lines (docs/formats.md)."""
+"""Graphs in and out: what is read and written stands in docs/formats.md."""
 
+from graph_migrator.core.interchange.dialect import Dialect, Format
 from graph_migrator.core.interchange.exporting import ExportReport, export_graph
-from graph_migrator.core.interchange.importing import ImportReport, import_graph
-from graph_migrator.core.interchange.input_file import Format
+from graph_migrator.core.interchange.importing import (
+    CheckReport,
+    ImportReport,
+    check_graph_file,
+    import_graph,
+)
 
-__all__ = ["ExportReport", "Format", "ImportReport", "export_graph", "import_graph"]
+__all__ = [
+    "CheckReport",
+    "Dialect",
+    "ExportReport",
+    "Format",
+    "ImportReport",
+    "check_graph_file",
+    "export_graph",
+    "import_graph",
+]

@@ -8,9 +8,9 @@ from tempfile import SpooledTemporaryFile
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from graph_migrator.core.interchange.copy_text import escape, escape_json
 from graph_migrator.core.interchange.exact_json import encode
-from graph_migrator.core.interchange.records import EdgeRecord, Place
+from graph_migrator.core.interchange.records import EdgeRecord, Place, number_text
+from graph_migrator.core.store.copy_text import escape, escape_json
 
 _IN_MEMORY: Final = 4 * 1024 * 1024
 
@@ -51,10 +51,10 @@ class EdgesAside:
 
     def put(self, edge: EdgeRecord) -> None:
         """Add an edge."""
-        key = "" if edge.key is None else escape(str(edge.key))
+        key = "" if edge.key is None else escape(number_text(edge.key))
         key_json = "" if edge.key is None else escape_json(encode(edge.key))
         self._file.write(
-            f"{edge.place.line}\t{edge.place.element}\t{key}\t{key_json}\t"
+            f"{edge.place.line or ''}\t{edge.place.element}\t{key}\t{key_json}\t"
             f"{escape(edge.source)}\t{escape(edge.target)}\t{escape(edge.type)}\t{escape_json(edge.properties)}\n"
         )
         self.count += 1
@@ -68,5 +68,5 @@ class EdgesAside:
 
 def _parse(line: str) -> EdgeAside:
     number, element, key, key_json, source, target, type_, properties = line[:-1].split("\t")
-    place = Place(int(number), element)
+    place = Place(int(number) if number else None, element)
     return EdgeAside(place, key, key_json, f"{source}\t{target}\t{type_}", properties)

@@ -1,8 +1,8 @@
 """JSON that loses nothing on its way into a jsonb column.
 
 A float would round ``0.30000000000000004000`` and a 64-bit integer has an end, so a number that Python
-could change is carried as its own text. Text that Postgres cannot store (NUL, half a surrogate pair) is
-refused with the path to it, never replaced.
+could change is carried as its own text. What Postgres cannot store (NUL, half a surrogate pair, NaN) is
+refused with the path to it, never replaced. Only the sign of a negative zero is lost in jsonb; it is counted.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal, DecimalException
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import orjson
 
+from graph_migrator.core.store.json_text import ExactFloat
+
 _SAFE_DIGITS: Final = 15
-_PERHAPS_INEXACT: Final = re.compile(rb"[0-9][.eE]|[0-9]{%d}" % (_SAFE_DIGITS + 1))
-"""Some number may have a fraction, an exponent or many digits (or some text looks like that)."""
+_PERHAPS_INEXACT: Final = re.compile(rb"[0-9][.eE]|-0|[0-9]{%d}" % (_SAFE_DIGITS + 1))
+"""Some number may have a fraction, an exponent, many digits or be -0 (or some text looks like that)."""
 _ESCAPED_NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
@@ -27,6 +29,8 @@ _DIGITS_BEFORE: Final = 131_072
 _DIGITS_AFTER: Final = 16_383
 _SURELY_FITS: Final = 300
 _LONGEST_SHOWN: Final = 40
+
+_TEXT_OR_ZERO: Final = re.compile(r'"(?:[^"\\]|\\.)*"|(?<![eE])(-0(?:\.0*)?(?:[eE][+-]?[0-9]+)?)(?![0-9.])')
 
 
 class Unstorable(ValueError):
@@ -43,45 +47,17 @@ class Unstorable(ValueError):
         self.path = path
 
 
-class ExactNumber:
-    """A JSON number as the text it was written in."""
-
-    __slots__ = ("text",)
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __str__(self) -> str:
-        return self.text
-
-    @property
-    def fits(self) -> bool:
-        """Whether Postgres's numeric can hold it."""
-        if len(self.text) <= _SURELY_FITS and "e" not in self.text and "E" not in self.text:
-            return True
-        try:
-            value = Decimal(self.text)
-        except DecimalException:
-            return False
-        exponent = value.as_tuple().exponent
-        return (
-            isinstance(exponent, int)
-            and -exponent <= _DIGITS_AFTER
-            and (not value or value.adjusted() < _DIGITS_BEFORE)
-        )
-
-
 def decode_line(line: bytes) -> Any:
     """Read one JSON value.
 
     Raises:
-        Unstorable: It is not UTF-8, not JSON, or holds NaN or Infinity.
+        Unstorable: It is not UTF-8 or not JSON.
     """
     if not _PERHAPS_INEXACT.search(line):
         try:
             return orjson.loads(line)
         except orjson.JSONDecodeError:
-            pass  # the reader below tells better what is wrong
+            pass  # the reader below says what is wrong, and reads NaN
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -124,23 +100,49 @@ def text_fault(text: str) -> str | None:
     return None
 
 
-def _integer(text: str) -> int | ExactNumber:
-    return int(text) if len(text) <= _SAFE_DIGITS else ExactNumber(text)
+def negative_zeros(written: str) -> int:
+    """How many numbers of a written value are zero with a minus sign, which `numeric` does not keep."""
+    if "-0" not in written:
+        return 0
+    return sum(1 for found in _TEXT_OR_ZERO.finditer(written) if found[1])
 
 
-def _refuse_constant(text: str) -> NoReturn:
-    raise Unstorable(f"is not JSON: {text} is no JSON number")
+def number_fault(number: ExactFloat) -> str | None:
+    """Why Postgres's numeric cannot hold this number; None where it can."""
+    text = number.text
+    if text[-1] in "Ny":  # NaN, Infinity, -Infinity
+        return f"{text} is no JSON number"
+    return None if _fits(text) else f"{text[:_LONGEST_SHOWN]} is a number beyond what Postgres can hold"
 
 
-_DECODER: Final = json.JSONDecoder(
-    parse_float=ExactNumber, parse_int=_integer, parse_constant=_refuse_constant
-)
+def _fits(text: str) -> bool:
+    if len(text) <= _SURELY_FITS and "e" not in text and "E" not in text:
+        return True
+    try:
+        value = Decimal(text)
+    except DecimalException:
+        return False
+    exponent = value.as_tuple().exponent
+    return (
+        isinstance(exponent, int)
+        and -exponent <= _DIGITS_AFTER
+        and (not value or value.adjusted() < _DIGITS_BEFORE)
+    )
+
+
+def _integer(text: str) -> int | ExactFloat:
+    return int(text) if len(text) <= _SAFE_DIGITS and text != "-0" else ExactFloat(text)
+
+
+# Python's own reader takes NaN and Infinity for numbers; they are refused when they are written, where the
+# path to them is known.
+_DECODER: Final = json.JSONDecoder(parse_float=ExactFloat, parse_int=_integer, parse_constant=ExactFloat)
 scan: Final[Callable[[str, int], tuple[Any, int]]] = _DECODER.scan_once  # type: ignore[attr-defined] # typeshed lacks it
 """``scan(text, start)`` reads the one value that begins at `start` and gives it with its end."""
 
 
 def _fragment(value: Any) -> orjson.Fragment:
-    if not isinstance(value, ExactNumber) or not value.fits:
+    if not isinstance(value, ExactFloat) or number_fault(value):
         raise TypeError
     return orjson.Fragment(value.text)
 
@@ -158,9 +160,9 @@ def _faults(value: Any, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
         if reason := text_fault(value):
             yield path, reason
-    elif isinstance(value, ExactNumber):
-        if not value.fits:
-            yield path, f"{value.text[:_LONGEST_SHOWN]} is a number beyond what Postgres can hold"
+    elif isinstance(value, ExactFloat):
+        if reason := number_fault(value):
+            yield path, reason
     elif isinstance(value, dict):
         for key, item in value.items():
             if reason := text_fault(key):

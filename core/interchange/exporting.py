@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine
 
 from graph_migrator.core.errors import InvalidRequest, UnknownGraph
-from graph_migrator.core.interchange.input_file import Format
+from graph_migrator.core.interchange.dialect import Format
 from graph_migrator.core.interchange.loading import Progress
 
 _EVERY: Final = 10_000
@@ -111,7 +111,7 @@ def export_graph(
                 _write_json_lines(cursor, graph_id, writer)
             else:
                 _write_node_link(cursor, graph_id, slug, writer)
-            writer.tell_progress()
+            writer.report_progress()
         except BaseException:
             # A rollback would first read the rest of a COPY that was broken off.
             connection.invalidate()
@@ -184,10 +184,10 @@ class _Writer:
         self.stream.write(record)
         self.written[self._table] += 1
         if self.written[self._table] % _EVERY == 0:
-            self.tell_progress()
+            self.report_progress()
         return len(row)
 
-    def tell_progress(self) -> None:
-        """Say how many records are written."""
+    def report_progress(self) -> None:
+        """Report how many records are written."""
         if self._on_progress is not None:
             self._on_progress(self.written["nodes"], self.written["edges"])

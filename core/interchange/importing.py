@@ -6,19 +6,31 @@ import json
 import os
 import re
 import time
-from typing import IO, Any, Final
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import IO, Any, Final, NamedTuple
 from uuid import UUID, uuid4
 
 import psycopg2
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine
 
-from graph_migrator.core.errors import GraphExists, InvalidRequest
-from graph_migrator.core.interchange.exact_json import encode
-from graph_migrator.core.interchange.input_file import Format, InputFile, open_input
-from graph_migrator.core.interchange.json_lines import read_json_lines
+from graph_migrator.core.errors import (
+    DanglingEdges,
+    GraphExists,
+    GraphMigratorError,
+    InvalidRecord,
+    InvalidRequest,
+)
+from graph_migrator.core.interchange.dialect import Dialect
+from graph_migrator.core.interchange.exact_json import encode, negative_zeros
+from graph_migrator.core.interchange.input_file import Faults, InputFile, open_input
 from graph_migrator.core.interchange.loading import Loader, Progress
 from graph_migrator.core.interchange.node_link import NodeLinkReader
+from graph_migrator.core.interchange.readers import reader_of
+from graph_migrator.core.interchange.records import Choices
+
+Source = str | os.PathLike[str] | IO[bytes]
 
 _SLUG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
@@ -37,25 +49,68 @@ _CONFIGURE: Final = "UPDATE graph_migrator.graphs SET config = %s::jsonb WHERE i
 
 
 class ImportReport(BaseModel):
-    """What was imported."""
+    """What was imported.
+
+    Attributes:
+        dialect: What the file was written in.
+        negative_zeros: How many numbers were ``-0.0`` and are stored as ``0.0``.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     graph_id: UUID
     slug: str
+    dialect: Dialect
     nodes: int
     edges: int
+    negative_zeros: int
     seconds: float
+
+
+class CheckReport(BaseModel):
+    """What a check has found. Nothing was imported.
+
+    Attributes:
+        dialect: What the file is written in; None where that is the fault.
+        nodes: How many nodes could be imported.
+        edges: How many edges could be.
+        count: How many faults there are.
+        faults: The first of them, 100 at most.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    dialect: Dialect | None
+    nodes: int
+    edges: int
+    negative_zeros: int
+    count: int
+    faults: list[str]
+
+
+class _Target(NamedTuple):
+    slug: str
+    graph_type: str
+    version: int
+
+
+class _Outcome(NamedTuple):
+    graph_id: UUID
+    dialect: Dialect
+    loader: Loader
 
 
 def import_graph(
     engine: Engine,
-    path_or_stream: str | os.PathLike[str] | IO[bytes],
+    path_or_stream: Source,
     *,
     slug: str,
     graph_type: str,
     version: int,
     format: str | None = None,
+    edges: Source | None = None,
+    labels_property: str | None = None,
+    columns: Mapping[str, str] | None = None,
     on_progress: Progress | None = None,
 ) -> ImportReport:
     """Make a new graph from a file, in one transaction. Memory does not grow with the file.
@@ -67,7 +122,11 @@ def import_graph(
         slug: The new graph's name.
         graph_type: Its type; whether the type is known is for the caller to check.
         version: The version of the type that the data has, at least 1.
-        format: ``node-link`` or ``jsonl``; None guesses from the suffix, else from the first line.
+        format: The name of a `Dialect`; None recognises it by the file's content.
+        edges: For CSV, the file with the edges.
+        labels_property: The property that keeps a node's labels after the first. None refuses nodes with
+            several.
+        columns: For CSV, which header holds a field: ``{"source": "from_user"}``.
         on_progress: Called after every chunk with the nodes and edges loaded so far. What it raises ends
             the import, and nothing is kept.
 
@@ -77,34 +136,124 @@ def import_graph(
     Raises:
         InvalidRequest: An argument is malformed, or the file cannot be read.
         GraphExists: The slug is taken.
-        InvalidRecord: A record is malformed, or its id is used twice.
+        InvalidRecord: A record is malformed, its id is used twice, or the file's dialect is not read.
         DanglingEdges: Edges lead to nodes that the file does not hold.
     """
-    _check_request(slug, graph_type, version)
+    target = _Target(slug, graph_type, version)
+    _check_request(target)
     started = time.perf_counter()
-    with open_input(path_or_stream, format) as (source, found):
-        reading = engine.execution_options(isolation_level="READ COMMITTED").connect()
-        with reading as connection, connection.begin():
-            cursor: Any = connection.connection.cursor()
-            cursor.execute(_DECLARE, (json.dumps({graph_type: version}),))
-            graph_id = _create(cursor, slug, graph_type, version)
-            loader = Loader(cursor, graph_id, source, on_progress)
-            if found is Format.JSON_LINES:
-                loader.load(read_json_lines(source))
-            else:
-                reader = NodeLinkReader(source)
-                loader.load(reader.records())
-                _configure(cursor, graph_id, source, reader.attributes)
+    choices = Choices(labels_property, columns or {})
+    graph_id, dialect, loader = _run(engine, path_or_stream, edges, format, target, choices, on_progress)
     return ImportReport(
         graph_id=graph_id,
         slug=slug,
+        dialect=dialect,
         nodes=loader.nodes,
         edges=loader.edges,
+        negative_zeros=loader.negative_zeros,
         seconds=time.perf_counter() - started,
     )
 
 
-def _check_request(slug: str, graph_type: str, version: int) -> None:
+def check_graph_file(
+    engine: Engine,
+    path_or_stream: Source,
+    *,
+    slug: str,
+    graph_type: str,
+    version: int,
+    format: str | None = None,
+    edges: Source | None = None,
+    labels_property: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    on_progress: Progress | None = None,
+) -> CheckReport:
+    """Find all faulty records of a file, not only the first. Nothing is imported.
+
+    It is an import that is rolled back, so it finds what an import would. An edge to a node that is itself
+    faulty counts as a fault. JSON whose syntax is broken is read up to there.
+
+    Args:
+        engine: As for `import_graph`, like all other arguments.
+        path_or_stream: The file.
+        slug: The graph's name, which must be free.
+        graph_type: Its type.
+        version: The version that the data has.
+        format: The name of a `Dialect`; None recognises it by the file's content.
+        edges: For CSV, the file with the edges.
+        labels_property: The property that keeps a node's labels after the first.
+        columns: For CSV, which header holds a field.
+        on_progress: Called after every chunk with the nodes and edges that are sound so far.
+
+    Returns:
+        The faults, and the counts of what is sound.
+
+    Raises:
+        InvalidRequest: An argument is malformed, or the file cannot be read.
+        GraphExists: The slug is taken.
+    """
+    target = _Target(slug, graph_type, version)
+    _check_request(target)
+    faults = Faults()
+    choices = Choices(labels_property, columns or {})
+    outcome: _Outcome | None = None
+    try:
+        outcome = _run(engine, path_or_stream, edges, format, target, choices, on_progress, faults)
+    except (InvalidRecord, DanglingEdges) as error:  # beyond it the file cannot be read
+        faults.add(error)
+    return CheckReport(
+        dialect=outcome.dialect if outcome else None,
+        nodes=outcome.loader.nodes if outcome else 0,
+        edges=outcome.loader.edges if outcome else 0,
+        negative_zeros=outcome.loader.negative_zeros if outcome else 0,
+        count=faults.count,
+        faults=[_without_outcome(error) for error in faults.first],
+    )
+
+
+def _run(
+    engine: Engine,
+    path_or_stream: Source,
+    edges: Source | None,
+    format: str | None,
+    target: _Target,
+    choices: Choices,
+    on_progress: Progress | None,
+    faults: Faults | None = None,
+) -> _Outcome:
+    with ExitStack() as stack:
+        otherwise = Dialect.CSV if edges is not None or choices.columns else None
+        source, dialect = stack.enter_context(open_input(path_or_stream, format, faults, otherwise))
+        second = None
+        if edges is not None:
+            second, _ = stack.enter_context(open_input(edges, Dialect.CSV, faults))
+        reader = reader_of(dialect, source, second, choices)
+        connection = stack.enter_context(engine.execution_options(isolation_level="READ COMMITTED").connect())
+        transaction = stack.enter_context(connection.begin())
+        cursor: Any = connection.connection.cursor()
+        cursor.execute(_DECLARE, (json.dumps({target.graph_type: target.version}),))
+        graph_id = _create(cursor, target)
+        loader = Loader(cursor, graph_id, source, second or source, on_progress)
+        try:
+            loader.load(reader.records())
+        except DanglingEdges:
+            if isinstance(reader, NodeLinkReader) and (hint := reader.explain_missing_nodes()):
+                raise source.invalid(None, "links", f"lead to nodes that are missing; {hint}") from None
+            raise
+        if reader.attributes:
+            loader.negative_zeros += _configure(cursor, graph_id, source, reader.attributes)
+        if faults is not None:
+            transaction.rollback()
+    return _Outcome(graph_id, dialect, loader)
+
+
+def _without_outcome(error: GraphMigratorError) -> str:
+    """The error's message without what it says of an import."""
+    return str(error).removesuffix(" Nothing was imported.")
+
+
+def _check_request(target: _Target) -> None:
+    slug, graph_type, version = target
     if not isinstance(slug, str) or not _SLUG.fullmatch(slug):
         reason = "must be 1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit"
         raise InvalidRequest("slug", f"{reason}, not {slug!r}")
@@ -117,17 +266,20 @@ def _check_request(slug: str, graph_type: str, version: int) -> None:
         raise InvalidRequest("version", f"must be a whole number of at least 1, not {version!r}")
 
 
-def _create(cursor: Any, slug: str, graph_type: str, version: int) -> UUID:
+def _create(cursor: Any, target: _Target) -> UUID:
     graph_id = uuid4()
-    cursor.execute(_CREATE, (graph_id, slug, graph_type, version))
+    cursor.execute(_CREATE, (graph_id, *target))
     if not cursor.rowcount:
-        raise GraphExists(slug)
+        raise GraphExists(target.slug)
     return graph_id
 
 
-def _configure(cursor: Any, graph_id: UUID, source: InputFile, attributes: dict[str, Any]) -> None:
+def _configure(cursor: Any, graph_id: UUID, source: InputFile, attributes: dict[str, Any]) -> int:
+    """Store what stands beside nodes and edges. Returns how many negative zeros are among it."""
+    written = encode(attributes)
     try:
-        cursor.execute(_CONFIGURE, (encode(attributes), graph_id))
+        cursor.execute(_CONFIGURE, (written, graph_id))
     except psycopg2.DataError as error:
         reason = f"the attributes are refused by Postgres: {error.diag.message_primary}"
         raise source.invalid(None, "document", reason) from error
+    return negative_zeros(written)

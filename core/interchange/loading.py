@@ -9,11 +9,12 @@ from uuid import UUID
 
 import psycopg2
 
-from graph_migrator.core.errors import DanglingEdges
-from graph_migrator.core.interchange.copy_text import escape, escape_json, unescape
+from graph_migrator.core.errors import DanglingEdges, InvalidRecord
 from graph_migrator.core.interchange.edge_spool import EdgesAside
-from graph_migrator.core.interchange.input_file import InputFile
+from graph_migrator.core.interchange.exact_json import negative_zeros
+from graph_migrator.core.interchange.input_file import Faults, InputFile
 from graph_migrator.core.interchange.records import EdgeRecord, NodeRecord, Place
+from graph_migrator.core.store.copy_text import escape, escape_json, unescape
 
 Progress = Callable[[int, int], None]
 """Called with how many nodes and how many edges are through."""
@@ -48,17 +49,36 @@ class _Row(NamedTuple):
     text: str
 
 
+class _Dangling(NamedTuple):
+    """An edge without one of its nodes."""
+
+    all: int
+    """How many such edges there are."""
+    id: str
+    source: str
+    target: str
+    has_no_source: bool
+    has_no_target: bool
+
+    @property
+    def sentence(self) -> str:
+        ends = ((self.source, self.has_no_source), (self.target, self.has_no_target))
+        missing = " and no ".join(dict.fromkeys(repr(end) for end, lacks in ends if lacks))
+        return f"{self.id!r} ({self.source!r} → {self.target!r}: no {missing})"
+
+
 class _Chunk:
     """Rows on their way into one table."""
 
-    def __init__(self, kind: str, copy: str) -> None:
+    def __init__(self, kind: str, copy: str, source: InputFile) -> None:
         self.kind = kind
         self.copy = copy
+        self.source = source
         self.rows: list[_Row] = []
         self._characters = 0
 
     def add(self, place: Place, text: str) -> bool:
-        """Add a row; tells whether the chunk is full."""
+        """Add a row. Returns whether the chunk is full."""
         self.rows.append(_Row(place, text))
         self._characters += len(text)
         return len(self.rows) >= _CHUNK_ROWS or self._characters >= _CHUNK_CHARACTERS
@@ -75,17 +95,26 @@ class Loader:
     Attributes:
         nodes: How many nodes are in Postgres.
         edges: How many edges are.
+        negative_zeros: How many numbers lose their sign, being ``-0``.
     """
 
-    def __init__(self, cursor: Any, graph_id: UUID, source: InputFile, on_progress: Progress | None) -> None:
+    def __init__(
+        self,
+        cursor: Any,
+        graph_id: UUID,
+        source: InputFile,
+        edge_source: InputFile,
+        on_progress: Progress | None,
+    ) -> None:
         self.nodes = 0
         self.edges = 0
+        self.negative_zeros = 0
         self._cursor = cursor
         self._graph_id = graph_id
         self._source = source
         self._on_progress = on_progress
-        self._node_chunk = _Chunk("node", _NODES)
-        self._edge_chunk = _Chunk("edge", _EDGES)
+        self._node_chunk = _Chunk("node", _NODES, source)
+        self._edge_chunk = _Chunk("edge", _EDGES, edge_source)
 
     def load(self, records: Iterable[NodeRecord | EdgeRecord]) -> None:
         """Load all records.
@@ -97,6 +126,7 @@ class Loader:
         # A number for an edge without an id is free only when every id of the file is known.
         with EdgesAside() as keyed, EdgesAside() as nameless:
             for record in records:
+                self.negative_zeros += negative_zeros(record.properties)
                 if isinstance(record, NodeRecord):
                     self._add_node(record)
                 elif record.id is not None:
@@ -142,7 +172,8 @@ class Loader:
                 self._send(self._edge_chunk, rows)
             except psycopg2.Error as error:
                 if error.pgcode != _UNIQUE_VIOLATION:
-                    raise self._explained(self._edge_chunk, rows, error) from error
+                    self._refuse(self._edge_chunk, rows, error)
+                    continue
                 self._cursor.execute("ROLLBACK TO SAVEPOINT before_keys")
                 self.edges = before
                 return False
@@ -158,6 +189,7 @@ class Loader:
                 numbers += self._free(candidates)
             for edge, id_ in zip(edges, numbers, strict=True):
                 row = f"{self._graph_id}\t{id_}\t{edge.ends_and_type}\t{edge.properties_with_key}\n"
+                self.negative_zeros += negative_zeros(edge.key_json)
                 self._edge_chunk.add(edge.place, row)
             self._flush(self._edge_chunk)
 
@@ -173,7 +205,22 @@ class Loader:
         try:
             self._send(chunk, rows)
         except psycopg2.Error as error:
+            self._refuse(chunk, rows, error)
+
+    def _refuse(self, chunk: _Chunk, rows: list[_Row], error: psycopg2.Error) -> None:
+        """Some of these rows are faulty: name the first one, or in a check report all and load the others."""
+        faults = chunk.source.faults
+        if faults is None or not _is_about_a_row(error):
             raise self._explained(chunk, rows, error) from error
+        if len(rows) == 1:
+            faults.add(self._refused(chunk, rows[0], error))
+            return
+        middle = len(rows) // 2
+        for half in (rows[:middle], rows[middle:]):
+            try:
+                self._send(chunk, half)
+            except psycopg2.Error as narrower:
+                self._refuse(chunk, half, narrower)
 
     def _send(self, chunk: _Chunk, rows: list[_Row]) -> None:
         """COPY some rows; after an error the transaction is as it was before."""
@@ -214,17 +261,25 @@ class Loader:
             return self._refused(chunk, rows[0], last)
         return error
 
-    def _refused(self, chunk: _Chunk, row: _Row, error: psycopg2.Error) -> Exception:
+    def _refused(self, chunk: _Chunk, row: _Row, error: psycopg2.Error) -> InvalidRecord:
         id_ = unescape(row.text.split("\t")[1])
         if error.pgcode == _UNIQUE_VIOLATION:
             reason = f"{id_!r} is already the id of another {chunk.kind}"
-            return self._source.invalid(row.place.line, row.place.field("id"), reason)
+            return chunk.source.invalid(row.place.line, row.place.field("id"), reason)
         said = error.diag.message_primary or "no reason given"
-        return self._source.invalid(
+        return chunk.source.invalid(
             row.place.line, row.place.field(""), f"{chunk.kind} {id_[:100]!r} is refused by Postgres: {said}"
         )
 
     def _check_ends(self) -> None:
+        faults = self._source.faults
+        if faults is not None:
+            more = 0
+            for dangling in self._dangling(Faults.MOST):
+                faults.add(self._edge_chunk.source.invalid(None, "edge", dangling.sentence))
+                more = dangling.all - Faults.MOST
+            faults.count += max(more, 0)
+            return
         self._cursor.execute("SAVEPOINT before_check")
         try:
             self._cursor.execute(_CHECK_ENDS)
@@ -232,19 +287,14 @@ class Loader:
             if error.pgcode != _FOREIGN_KEY_VIOLATION:
                 raise
             self._cursor.execute("ROLLBACK TO SAVEPOINT before_check")
-            raise self._dangling() from error
+            found = self._dangling(_EXAMPLES)
+            raise DanglingEdges(self._source.name, found[0].all, [edge.sentence for edge in found]) from error
 
-    def _dangling(self) -> DanglingEdges:
+    def _dangling(self, most: int) -> list[_Dangling]:
         # The rows are too new for statistics: a nested loop would be chosen for one row and run for all.
         self._cursor.execute("SET LOCAL enable_nestloop = off")
-        self._cursor.execute(_DANGLING, (self._graph_id, _EXAMPLES))
-        count, examples = 0, []
-        for count, id_, source, target, no_source, no_target in self._cursor:  # noqa: B007 - the same in every row
-            missing = [repr(end) for end, lacks in ((source, no_source), (target, no_target)) if lacks]
-            examples.append(
-                f"{id_!r} ({source!r} → {target!r}: no {' and no '.join(dict.fromkeys(missing))})"
-            )
-        return DanglingEdges(self._source.name, count, examples)
+        self._cursor.execute(_DANGLING, (self._graph_id, most))
+        return [_Dangling(*row) for row in self._cursor]
 
 
 def _is_about_a_row(error: psycopg2.Error) -> bool:

@@ -15,11 +15,9 @@ from typing import Any
 from psycopg2 import sql
 
 from graph_migrator.core.graph_types.data import Edge, Node
+from graph_migrator.core.store.copy_text import escape, escape_json
 from graph_migrator.core.store.json_text import dumps, loads_many
 from graph_migrator.core.store.keyset import Key, Keyset, fetch
-
-# A backslash is the only character of written JSON that COPY takes for something else.
-_ESCAPE, _ESCAPED = "\\", "\\\\"
 
 
 class GraphRows:
@@ -96,7 +94,7 @@ class GraphRows:
         columns = self._columns if moved else ()
         cells = attrgetter("id", *columns) if columns else None
         lines = [
-            f"{_cells((row.id,) if cells is None else cells(row))}\t{new.replace(_ESCAPE, _ESCAPED)}\n"
+            f"{_cells((row.id,) if cells is None else cells(row))}\t{escape_json(new)}\n"
             for row, new in changed
         ]
         return self._merge(cursor, columns, lines)
@@ -150,13 +148,4 @@ def _length_of_json(row: Any) -> int:
 
 
 def _cells(values: tuple[str, ...]) -> str:
-    return "\t".join(map(copy_text, values))
-
-
-def copy_text(value: str) -> str:
-    """A text as a field of COPY's text format."""
-    if "\\" in value:
-        value = value.replace("\\", "\\\\")
-    if value.isprintable():
-        return value
-    return value.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    return "\t".join(map(escape, values))

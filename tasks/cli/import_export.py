@@ -1,19 +1,33 @@
-"""Graphs in and out, and the write guard on tables of your own."""
+"""Graphs in and out."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
+from typing import Any, Final
 
 import click
 
 from graph_migrator.core.errors import InvalidRequest, UnknownTarget
 from graph_migrator.core.graph_types.registry import graph_type as type_named
 from graph_migrator.core.inspection.phrases import count
-from graph_migrator.core.interchange import export_graph, import_graph
+from graph_migrator.core.interchange import (
+    CheckReport,
+    Dialect,
+    Format,
+    check_graph_file,
+    export_graph,
+    import_graph,
+)
 from graph_migrator.tasks.cli.output import json_option, print_json
 from graph_migrator.tasks.runtime import engine
 
-_FORMATS = click.Choice(["node-link", "jsonl"])
+_WRITTEN = click.Choice(list(map(str, Format)))
+_READ = click.Choice(list(map(str, Dialect)))
+_PIPE_SECONDS: Final = 5.0
+"""How often a count goes to a pipe or a log, in which every line stays."""
+_COLUMNS: Final = ("id", "label", "source", "target", "type")
 
 
 @click.command("import")
@@ -23,38 +37,68 @@ _FORMATS = click.Choice(["node-link", "jsonl"])
 @click.option(
     "--version", required=True, type=click.IntRange(1, 2**31 - 1), help="The version that the data has."
 )
-@click.option("--format", "form", type=_FORMATS, help="By default told from the file's name or beginning.")
+@click.option("--format", "form", type=_READ, help="By default recognised by the file's content.")
+@click.option(
+    "--edges", type=click.Path(exists=True, dir_okay=False), help="For CSV: the file with the edges."
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="FIELD=HEADER",
+    help="For CSV: the header of id, label, source, target or type.",
+)
+@click.option(
+    "--labels-property", metavar="NAME", help="Keep a node's labels after the first in this property."
+)
+@click.option("--check", is_flag=True, help="Report all faulty records; import nothing.")
 @json_option
-def import_(file: str, slug: str, graph_type: str, version: int, form: str | None, as_json: bool) -> None:
+def import_(
+    file: str,
+    slug: str,
+    graph_type: str,
+    version: int,
+    form: str | None,
+    edges: str | None,
+    columns: tuple[str, ...],
+    labels_property: str | None,
+    check: bool,
+    as_json: bool,
+) -> None:
     """Make a new graph from FILE (- for standard input): all of it, or nothing.
 
-    FILE is node-link JSON as NetworkX writes it, or JSON Lines; both may be gzipped. See docs/formats.md.
+    FILE is node-link JSON, JSON Lines, APOC JSON lines, CSV, JSON Graph Format, Cytoscape JSON, GraphML or GEXF, and
+    may be gzipped. See docs/formats.md.
     """
     kind = type_named(graph_type)
     if not kind.oldest <= version <= kind.newest:
         raise UnknownTarget(slug, graph_type, version, kind.oldest, kind.newest)
+    options: dict[str, Any] = {
+        "slug": slug,
+        "graph_type": graph_type,
+        "version": version,
+        "format": form,
+        "edges": edges,
+        "labels_property": labels_property,
+        "columns": dict(map(_column, columns)),
+    }
     source = sys.stdin.buffer if file == "-" else file
-    report = import_graph(
-        engine(),
-        source,
-        slug=slug,
-        graph_type=graph_type,
-        version=version,
-        format=form,
-        on_progress=_ticker("read"),
-    )
+    if check:
+        found = check_graph_file(engine(), source, on_progress=_ticker("checked"), **options)
+        _print_check(file, found, as_json=as_json)
+        raise SystemExit(2 if found.count else 0)
+    report = import_graph(engine(), source, on_progress=_ticker("read"), **options)
     if as_json:
         print_json(report)
-    else:
-        click.echo(
-            f"{report.slug}: {count(report.nodes, 'node')} and {count(report.edges, 'edge')} in {report.seconds:.1f} s"
-        )
+        return
+    click.echo(f"{report.slug}: {_counts(report.nodes, report.edges)} in {report.seconds:.1f} s")
+    _say_negative_zeros(report.negative_zeros)
 
 
 @click.command()
 @click.argument("graph")
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True), default="-")
-@click.option("--format", "form", type=_FORMATS, default="node-link", show_default=True)
+@click.option("--format", "form", type=_WRITTEN, default="node-link", show_default=True)
 def export(graph: str, file: str, form: str) -> None:
     """Write GRAPH to FILE (by default standard output), sorted, byte for byte the same each time."""
     if file == "-":
@@ -66,17 +110,52 @@ def export(graph: str, file: str, form: str) -> None:
             report = export_graph(engine(), graph, stream, format=form, on_progress=_ticker("written"))
     except OSError as error:  # it names the temporary file beside it
         raise InvalidRequest(file, error.strerror or type(error).__name__) from error
-    click.echo(
-        f"{report.slug} at v{report.version}: {count(report.nodes, 'node')} and {count(report.edges, 'edge')}",
-        err=True,
-    )
+    click.echo(f"{report.slug} at v{report.version}: {_counts(report.nodes, report.edges)}", err=True)
 
 
-def _ticker(what: str):  # type: ignore[no-untyped-def] # the progress callback of core.interchange
-    if not sys.stderr.isatty():
-        return None
+def _column(given: str) -> tuple[str, str]:
+    field, equals, header = given.partition("=")
+    if not equals or field not in _COLUMNS or not header:
+        raise InvalidRequest(
+            "--column", f"must be FIELD=HEADER with one of {', '.join(_COLUMNS)}, not {given!r}"
+        )
+    return field, header
 
-    def tick(*counts: object) -> None:
-        click.echo(f"\r{what}: {' '.join(map(str, counts))} ", nl=False, err=True)
+
+def _print_check(file: str, found: CheckReport, *, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    for fault in found.faults:
+        click.echo(fault)
+    if found.count > len(found.faults):
+        click.echo(f"… and {found.count - len(found.faults)} more")
+    faults = count(found.count, "fault") if found.count else "no faults"
+    click.echo(f"{file}: {faults}; {_counts(found.nodes, found.edges)} are sound. Nothing was imported.")
+    _say_negative_zeros(found.negative_zeros)
+
+
+def _say_negative_zeros(zeros: int) -> None:
+    if zeros:
+        what = "number is -0.0 and is" if zeros == 1 else "numbers are -0.0 and are"
+        click.echo(f"{zeros} {what} stored as 0.0: Postgres's numeric has no negative zero", err=True)
+
+
+def _counts(nodes: int, edges: int) -> str:
+    return f"{count(nodes, 'node')} and {count(edges, 'edge')}"
+
+
+def _ticker(what: str) -> Callable[[int, int], None]:
+    """The progress callback: a line that is rewritten on a terminal, a line every few seconds elsewhere."""
+    is_terminal = sys.stderr.isatty()
+    last = time.monotonic()
+
+    def tick(nodes: int, edges: int) -> None:
+        nonlocal last
+        if is_terminal:
+            click.echo(f"\r{what}: {_counts(nodes, edges)} ", nl=False, err=True)
+        elif time.monotonic() - last >= _PIPE_SECONDS:
+            last = time.monotonic()
+            click.echo(f"{what}: {_counts(nodes, edges)}", err=True)
 
     return tick

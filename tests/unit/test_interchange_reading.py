@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graph_migrator.core.errors import InvalidRecord, InvalidRequest
-from graph_migrator.core.interchange import node_link
+from graph_migrator.core.interchange import json_window
+from graph_migrator.core.interchange.dialect import Dialect
 from graph_migrator.core.interchange.exact_json import Unstorable, decode_line, encode
-from graph_migrator.core.interchange.input_file import Format, InputFile, open_input
-from graph_migrator.core.interchange.json_lines import read_json_lines
+from graph_migrator.core.interchange.input_file import InputFile, open_input
 from graph_migrator.core.interchange.node_link import NodeLinkReader
-from graph_migrator.core.interchange.records import EdgeRecord, NodeRecord
+from graph_migrator.core.interchange.readers import reader_of
+from graph_migrator.core.interchange.records import Choices, EdgeRecord, NodeRecord
 
 NODE = '{"kind":"node","id":"a","label":"Person","properties":{}}'
 EDGE = '{"kind":"edge","id":"e","source":"a","target":"a","type":"KNOWS","properties":{}}'
@@ -28,9 +29,7 @@ EDGE = '{"kind":"edge","id":"e","source":"a","target":"a","type":"KNOWS","proper
 
 def read(data: bytes, chosen: str | None = None) -> list[NodeRecord | EdgeRecord]:
     with open_input(io.BytesIO(data), chosen) as (source, found):
-        if found is Format.JSON_LINES:
-            return list(read_json_lines(source))
-        return list(NodeLinkReader(source).records())
+        return list(reader_of(found, source, None, Choices()).records())
 
 
 def refusal(data: bytes | str, chosen: str | None = None) -> InvalidRecord:
@@ -135,8 +134,8 @@ def test_json_lines_are_read_in_any_order_with_blank_lines_between() -> None:
         (EDGE.replace('"source":"a"', '"source":{}'), "source", "must be text, not an object"),
         (EDGE.replace('"target":"a",', ""), "target", "is missing"),
         (EDGE.replace('"type"', '"label"'), "label", "unknown"),
-        (NODE.replace("{}", '{"x":NaN}'), "record", "NaN is no JSON number"),
-        (NODE.replace("{}", '{"x":-Infinity}'), "record", "-Infinity is no JSON number"),
+        (NODE.replace("{}", '{"x":NaN}'), "properties.x", "NaN is no JSON number"),
+        (NODE.replace("{}", '{"x":-Infinity}'), "properties.x", "-Infinity is no JSON number"),
         (NODE.replace("{}", '{"x":1e400000}'), "properties.x", "beyond what Postgres can hold"),
         (NODE.replace("{}", '{"x":' + "[" * 500 + "]" * 500 + "}"), "properties", "nested too deeply"),
         (NODE.replace("{}", '{"x":' + "[" * 99999 + "}"), "record", "nested too deeply"),
@@ -187,7 +186,7 @@ def test_label_type_id_and_key_are_taken_out_and_the_rest_are_properties() -> No
     with open_input(io.BytesIO(json.dumps(document).encode()), None) as (source, _):
         reader = NodeLinkReader(source)
         records = [tuple(record)[1:] for record in reader.records()]
-    assert reader.attributes == {"graph": {"title": "x"}}
+    assert reader.attributes == {"graph": {"title": "x"}, "directed": False}
     assert records == [
         ("7", "1", "2.5", "KNOWS", '{"key":"k","since":1815}', None),
         (None, "1", "x", "RELATED", '{"since":1816}', 3),
@@ -210,7 +209,7 @@ def test_a_document_cut_anywhere_by_the_window_is_read_the_same(
     for text in (json.dumps(document), json.dumps(document, indent=3, ensure_ascii=False)):
         whole = read(text.encode())
         with monkeypatch.context() as patch:
-            patch.setattr(node_link, "_WINDOW", window)
+            patch.setattr(json_window, "_WINDOW", window)
             cut = read(text.encode())
         assert _plain(cut) == _plain(whole)
 
@@ -239,7 +238,7 @@ def _plain(records: list[Any]) -> list[Any]:
         ('{"nodes": [\n{"id": 1},\n]}', 3, "nodes[1]", "not JSON"),
         ('{"nodes": [\n{"id": 1}\n{"id": 2}]}', 3, "nodes[1]", "',' or ']' is missing"),
         ('{"nodes": [\n{"id": 1,\n "x": nope}]}', 3, "nodes[0]", "not JSON"),
-        ('{"nodes": [\n{"id": 1,\n "x": NaN}]}', 2, "nodes[0]", "NaN is no JSON number"),
+        ('{"nodes": [\n{"id": 1,\n "x": NaN}]}', 2, "nodes[0].x", "NaN is no JSON number"),
         ('{"nodes": [\n{"id": 1,\n "x": "a\nb"}]}', 3, "nodes[0]", "not JSON"),
         ('{"nodes": [\n{"id": "never closed', 2, "nodes[0]", "Unterminated string"),
         ('{"directed": 1, "nodes": []}', 1, "directed", "must be true or false"),
@@ -250,6 +249,14 @@ def _plain(records: list[Any]) -> list[Any]:
         (element("17"), 4, "nodes[0]", "must be an object, not a number"),
         (element('{"id": "a"},\n{"name": "b"}'), 5, "nodes[1].id", "is missing"),
         (element('{"id": ["a", 1]}'), 4, "nodes[0].id", "must be text or a number, not a list"),
+        (element('{"id": NaN}'), 4, "nodes[0].id", "NaN is no JSON number"),
+        (
+            element('{"id": 1, "x": {"y": [0, -Infinity]}}'),
+            4,
+            "nodes[0].x.y[1]",
+            "-Infinity is no JSON number",
+        ),
+        ('{"graph": {"a": NaN}}', 1, "graph.a", "NaN is no JSON number"),
         (element('{"id": true}'), 4, "nodes[0].id", "must be text or a number, not a boolean"),
         (element('{"id": null}'), 4, "nodes[0].id", "must be text or a number, not null"),
         (element('{"id": 1, "label": 3}'), 4, "nodes[0].label", "must be text, not a number"),
@@ -272,8 +279,8 @@ def test_a_bad_document_is_named_with_line_element_and_reason(
 
 
 def test_an_element_too_long_to_be_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_link, "LONGEST_RECORD", 1_000)
-    monkeypatch.setattr(node_link, "_WINDOW", 100)
+    monkeypatch.setattr(json_window, "LONGEST_RECORD", 1_000)
+    monkeypatch.setattr(json_window, "_WINDOW", 100)
     document = element(json.dumps({"id": "x" * 10_000}))
     assert "longer than 1,000" in refusal(document).reason
 
@@ -297,21 +304,21 @@ def test_endless_blanks_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "data", "expected"),
     [
-        ("g.jsonl", b'{"nodes": []}', Format.JSON_LINES),
-        ("g.NDJSON", b"{", Format.JSON_LINES),
-        ("g.jsonl.gz", gzip.compress(b"{", mtime=0), Format.JSON_LINES),
-        ("g.json", NODE.encode(), Format.JSON_LINES),
-        ("g.json", b"\n\n" + EDGE.encode() + b"\n", Format.JSON_LINES),
-        ("g", b'{"id":"a","kind":"node"}\nrubbish', Format.JSON_LINES),
-        ("g", b'{"kind": "node", "id": "' + b"x" * 100_000, Format.JSON_LINES),
-        ("g", b'{"nodes": [], "edges": [], "kind": "x"}', Format.NODE_LINK),
-        ("g", b'{\n"nodes": [', Format.NODE_LINK),
-        ("g.json.gz", gzip.compress(b'{"links": [', mtime=0), Format.NODE_LINK),
-        ("g.json", b"\xef\xbb\xbf" + NODE.encode(), Format.JSON_LINES),
+        ("g.jsonl", b'{"nodes": []}', Dialect.NODE_LINK),
+        ("g.NDJSON", b"{", Dialect.JSON_LINES),
+        ("g.jsonl.gz", gzip.compress(b"{", mtime=0), Dialect.JSON_LINES),
+        ("g.json", NODE.encode(), Dialect.JSON_LINES),
+        ("g.json", b"\n\n" + EDGE.encode() + b"\n", Dialect.JSON_LINES),
+        ("g", b'{"id":"a","kind":"node"}\nrubbish', Dialect.JSON_LINES),
+        ("g", b'{"kind": "node", "id": "' + b"x" * 100_000, Dialect.JSON_LINES),
+        ("g", b'{"nodes": [], "edges": [], "kind": "x"}', Dialect.NODE_LINK),
+        ("g", b'{\n"nodes": [', Dialect.NODE_LINK),
+        ("g.json.gz", gzip.compress(b'{"links": [', mtime=0), Dialect.NODE_LINK),
+        ("g.json", b"\xef\xbb\xbf" + NODE.encode(), Dialect.JSON_LINES),
     ],
 )
-def test_the_format_is_guessed_from_the_suffix_then_from_the_first_line(
-    name: str, data: bytes, expected: Format, tmp_path: Path
+def test_the_dialect_is_recognised_by_the_content_and_the_suffix_only_breaks_a_tie(
+    name: str, data: bytes, expected: Dialect, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(data)
     with open_input(tmp_path / name, None) as (source, found):
@@ -344,7 +351,9 @@ def test_a_file_that_cannot_be_read_is_the_calls_fault(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.json", tmp_path, "nul\0byte"):
         with pytest.raises(InvalidRequest, match=r"^file: "), open_input(path, None):
             pass
-    with pytest.raises(InvalidRequest, match=r"^format: must be 'node-link' or 'jsonl', not 'xml'"):
+    with pytest.raises(
+        InvalidRequest, match=r"^format: must be 'node-link', 'jsonl', .* or 'gexf', not 'xml'"
+    ):
         read(b"{}", "xml")
 
 
@@ -361,8 +370,8 @@ def test_a_stream_that_gives_a_byte_at_a_time_is_read_and_left_open() -> None:
 
     stream = Slow()
     with open_input(stream, None) as (source, found):
-        assert found is Format.JSON_LINES
-        assert len(list(read_json_lines(source))) == 2
+        assert found is Dialect.JSON_LINES
+        assert len(list(reader_of(found, source, None, Choices()).records())) == 2
     assert not stream.closed
 
 

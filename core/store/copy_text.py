@@ -13,11 +13,14 @@ _UNESCAPES: Final = {escaped: plain for plain, escaped in _ESCAPES.items()}
 
 def escape(text: str) -> str:
     """The text as a column of a row."""
-    return _SPECIAL.sub(lambda found: _ESCAPES[found[0]], text) if _SPECIAL.search(text) else text
+    # Nearly every text passes here; the search below costs three times as much.
+    if "\\" not in text and text.isprintable():
+        return text
+    return _SPECIAL.sub(lambda found: _ESCAPES[found[0]], text)
 
 
 def escape_json(text: str) -> str:
-    """The same for JSON, in which tabs and line breaks are escaped already."""
+    """The same for written JSON, in which tabs and line breaks are escaped already."""
     return text.replace("\\", "\\\\") if "\\" in text else text
 
 
