@@ -10,6 +10,7 @@ from uuid import UUID
 import psycopg2
 
 from graph_migrator.core.errors import DanglingEdges, InvalidRecord
+from graph_migrator.core.interchange.edge_ends import EdgeEnds
 from graph_migrator.core.interchange.edge_spool import EdgesAside
 from graph_migrator.core.interchange.exact_json import negative_zeros
 from graph_migrator.core.interchange.input_file import Faults, InputFile
@@ -26,20 +27,7 @@ _EXAMPLES: Final = 5
 _NODES: Final = "COPY graph_migrator.nodes (graph_id, id, label, properties) FROM STDIN"
 _EDGES: Final = "COPY graph_migrator.edges (graph_id, id, source, target, type, properties) FROM STDIN"
 _TAKEN: Final = "SELECT id FROM graph_migrator.edges WHERE graph_id = %s AND id = ANY(%s)"
-_CHECK_ENDS: Final = (
-    "SET CONSTRAINTS graph_migrator.edges_source_is_a_node, graph_migrator.edges_target_is_a_node IMMEDIATE"
-)
-_DANGLING: Final = """
-SELECT count(*) OVER (), e.id, e.source, e.target, s.id IS NULL, t.id IS NULL
-FROM graph_migrator.edges e
-LEFT JOIN graph_migrator.nodes s ON s.graph_id = e.graph_id AND s.id = e.source
-LEFT JOIN graph_migrator.nodes t ON t.graph_id = e.graph_id AND t.id = e.target
-WHERE e.graph_id = %s AND (s.id IS NULL OR t.id IS NULL)
-ORDER BY e.id COLLATE "C" LIMIT %s
-"""
-
 _UNIQUE_VIOLATION: Final = "23505"
-_FOREIGN_KEY_VIOLATION: Final = "23503"
 _BAD_DATA: Final = ("22", "54", _UNIQUE_VIOLATION)
 """SQLSTATEs, or their classes, that speak of one row: a data exception, a limit exceeded, a duplicate."""
 
@@ -47,24 +35,6 @@ _BAD_DATA: Final = ("22", "54", _UNIQUE_VIOLATION)
 class _Row(NamedTuple):
     place: Place
     text: str
-
-
-class _Dangling(NamedTuple):
-    """An edge without one of its nodes."""
-
-    all: int
-    """How many such edges there are."""
-    id: str
-    source: str
-    target: str
-    has_no_source: bool
-    has_no_target: bool
-
-    @property
-    def sentence(self) -> str:
-        ends = ((self.source, self.has_no_source), (self.target, self.has_no_target))
-        missing = " and no ".join(dict.fromkeys(repr(end) for end, lacks in ends if lacks))
-        return f"{self.id!r} ({self.source!r} → {self.target!r}: no {missing})"
 
 
 class _Chunk:
@@ -111,8 +81,8 @@ class Loader:
         self.negative_zeros = 0
         self._cursor = cursor
         self._graph_id = graph_id
-        self._source = source
         self._on_progress = on_progress
+        self._ends = EdgeEnds(cursor, graph_id)
         self._node_chunk = _Chunk("node", _NODES, source)
         self._edge_chunk = _Chunk("edge", _EDGES, edge_source)
 
@@ -123,6 +93,7 @@ class Loader:
             InvalidRecord: Postgres refuses a record, or two have the same id.
             DanglingEdges: An edge leads to a node that is not there.
         """
+        self._ends.begin()
         # A number for an edge without an id is free only when every id of the file is known.
         with EdgesAside() as keyed, EdgesAside() as nameless:
             for record in records:
@@ -226,7 +197,8 @@ class Loader:
         """COPY some rows; after an error the transaction is as it was before."""
         if not rows:
             return
-        data = io.BytesIO("".join([row.text for row in rows]).encode())
+        # Sorted, so that neighbours in the indexes come one after the other.
+        data = io.BytesIO("".join(sorted([row.text for row in rows])).encode())
         self._cursor.execute("SAVEPOINT before_rows")
         try:
             self._cursor.copy_expert(chunk.copy, data)
@@ -272,29 +244,16 @@ class Loader:
         )
 
     def _check_ends(self) -> None:
-        faults = self._source.faults
-        if faults is not None:
-            more = 0
-            for dangling in self._dangling(Faults.MOST):
-                faults.add(self._edge_chunk.source.invalid(None, "edge", dangling.sentence))
-                more = dangling.all - Faults.MOST
-            faults.count += max(more, 0)
+        faults = self._edge_chunk.source.faults
+        found = self._ends.dangling(_EXAMPLES if faults is None else Faults.MOST)
+        if not found:
             return
-        self._cursor.execute("SAVEPOINT before_check")
-        try:
-            self._cursor.execute(_CHECK_ENDS)
-        except psycopg2.Error as error:
-            if error.pgcode != _FOREIGN_KEY_VIOLATION:
-                raise
-            self._cursor.execute("ROLLBACK TO SAVEPOINT before_check")
-            found = self._dangling(_EXAMPLES)
-            raise DanglingEdges(self._source.name, found[0].all, [edge.sentence for edge in found]) from error
-
-    def _dangling(self, most: int) -> list[_Dangling]:
-        # The rows are too new for statistics: a nested loop would be chosen for one row and run for all.
-        self._cursor.execute("SET LOCAL enable_nestloop = off")
-        self._cursor.execute(_DANGLING, (self._graph_id, most))
-        return [_Dangling(*row) for row in self._cursor]
+        if faults is None:
+            sentences = [edge.sentence for edge in found]
+            raise DanglingEdges(self._edge_chunk.source.name, found[0].all, sentences)
+        for edge in found:
+            faults.add(self._edge_chunk.source.invalid(None, "edge", edge.sentence))
+        faults.count += found[0].all - len(found)
 
 
 def _is_about_a_row(error: psycopg2.Error) -> bool:
