@@ -24,7 +24,7 @@ from tests.acceptance.cluster import ROOT, Cluster
 
 PAGES = (
     "README.md", "docs/tutorial.md", "docs/how-to.md", "docs/write-guard.md", "docs/events.md", "docs/formats.md",
-    "docs/monitoring.md", "docs/operations.md", "docs/benchmarks.md",
+    "docs/monitoring.md", "docs/operations.md", "docs/brokers.md", "docs/benchmarks.md",
 )  # fmt: skip
 
 RUN_ELSEWHERE = {
@@ -34,6 +34,8 @@ RUN_ELSEWHERE = {
     'eval "$(graph-migrator env)"': "the cluster's environment is set below",
     "export GRAPH_MIGRATOR_TYPES=people:people": "likewise",
     "celery -A graph_migrator worker -Q migrations -c 4": "tests/acceptance/test_deploys.py",
+    "CELERY_BROKER_URL=amqp://user:password@host:5672//": "tests/acceptance/test_rabbitmq.py",
+    "CELERY_RESULT_BACKEND=db+postgresql+psycopg2://user:password@host/database": "tests/acceptance/test_rabbitmq.py",
     "celery -A graph_migrator worker -Q migrations --metrics-port 9464": "tests/acceptance/test_metrics.py",
     'FLOWER_BASIC_AUTH="operator:$FLOWER_PASSWORD" celery -A graph_migrator flower --address=127.0.0.1 '
     f"--tasks-columns={FLOWER_COLUMNS}": "tests/acceptance/test_flower.py",
