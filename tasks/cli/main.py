@@ -135,7 +135,9 @@ class _Main(click.Group):
 @contextmanager
 def _in_haste(ctx: click.Context) -> Iterator[None]:
     """A worker waits for an hour for its broker to come back; a person at a prompt does not."""
-    if not _SEND_MESSAGES.intersection(ctx._protected_args):
+    # Click 8.2 renamed it, and warns about the old name.
+    named = getattr(ctx, "_protected_args", None)
+    if not _SEND_MESSAGES.intersection(getattr(ctx, "protected_args", []) if named is None else named):
         yield
         return
     from graph_migrator.tasks import patience
