@@ -14,10 +14,10 @@
     ├── Refused                     exit 3: the call is fine, the graph's present state forbids it
     │   ├── MigrationInFlight
     │   ├── IllegalTransition       a verb does not apply to the migration's status
-    │   ├── GraphPartiallyMigrated           it stands, or was forced loose, half-way through a batched hop
+    │   ├── GraphPartiallyMigrated  a migration stopped, or was force-released, inside a batched hop
     │   ├── GraphReadOnly           a writer met an owner's lock, a migration or a failure
     │   ├── GraphVersionMismatch    a writer was made for another version
-    │   ├── OpenWriteTransactions       writers in flight did not finish in time
+    │   ├── OpenWriteTransactions   open write transactions did not end in time
     │   ├── GraphBusy               another executor holds the graph's lock
     │   └── ArchiveDamaged          a file of an archive is not what its manifest says
     ├── MigrationError              exit 1: the migration ended, not at its target
@@ -28,7 +28,7 @@
     │   ├── HopAddsRows             a batched hop inserts what it processes, and would never end
     │   ├── HopCrashedRepeatedly
     │   ├── HopCodeChanged
-    │   ├── PartiallyMigrated                cancelled half-way through a batched hop
+    │   ├── PartiallyMigrated       cancelled inside a batched hop
     │   ├── MigrationCancelled
     │   └── MigrationReleased
     ├── Unreachable                 exit 4
@@ -259,21 +259,21 @@ class IllegalTransition(Refused):
 
 @dataclass(eq=False, repr=False)
 class GraphPartiallyMigrated(Refused):
-    """The graph stands, or was forced loose, half-way through a batched hop."""
+    """A migration of the graph stopped, or was force-released, inside a batched hop."""
 
     graph: str
     hop: str
     from_version: int
     to_version: int
     done: int
-    loose: bool
+    force_released: bool
     code_changed: bool = False
     paused: bool = False
 
     @property
     def message(self) -> str:
         stands = f"a {'paused' if self.paused else 'failed'} migration stands"
-        where = "was forced loose" if self.loose else stands
+        where = "was force-released" if self.force_released else stands
         finish = f"finish it with `graph-migrator retry {self.graph}`"
         if self.paused:
             finish = f"finish it with `graph-migrator resume {self.graph}`"
@@ -283,16 +283,16 @@ class GraphPartiallyMigrated(Refused):
                 f"bring the old code back and {finish}, or go on with the new code, "
                 f"`graph-migrator retry {self.graph} --accept-new-code`"
             )
-        giving_up = (
-            "once you have mended the rows yourself, declare it whole with "
+        otherwise = (
+            "once you have repaired the rows yourself, declare it whole with "
             f"`graph-migrator release {self.graph} --whole`"
-            if self.loose
-            else f"give it up as it is with `graph-migrator release {self.graph} --force`"
+            if self.force_released
+            else f"release it as it is with `graph-migrator release {self.graph} --force`"
         )
         return (
             f"{self.graph}: {where} half-way through {self.hop!r} (v{self.from_version}→v{self.to_version}, "
-            f"{self.done} rows done), so its rows are of two shapes. Nothing was changed. "
-            f"{finish[0].upper()}{finish[1:]}; or {giving_up}."
+            f"{self.done} rows done), so the graph is partially migrated. Nothing was changed. "
+            f"{finish[0].upper()}{finish[1:]}; or {otherwise}."
         )
 
 
@@ -341,7 +341,7 @@ class GraphVersionMismatch(Refused):
 
 @dataclass(eq=False, repr=False)
 class OpenWriteTransactions(Refused):
-    """Writers that were in flight when a migration wanted to begin did not finish in time."""
+    """Write transactions that were open when a migration wanted to begin did not end in time."""
 
     graph: str
     seconds: float
@@ -351,7 +351,7 @@ class OpenWriteTransactions(Refused):
     def message(self) -> str:
         named = "; ".join(self.holders) or "they ended just now"
         return (
-            f"{self.graph}: writers in flight did not finish within {self.seconds:g} s: {named}. Nothing was "
+            f"{self.graph}: open write transactions did not end within {self.seconds:g} s: {named}. Nothing was "
             "changed. Let them finish or end them, or raise GRAPH_MIGRATOR_WRITER_DRAIN_SECONDS, and try again."
         )
 
@@ -472,7 +472,7 @@ class HopAddsRows(MigrationError):
 
 @dataclass(eq=False, repr=False)
 class HopCrashedRepeatedly(MigrationError):
-    """A hop's worker was lost too often; the hop is given up so that it takes no more workers down."""
+    """A hop's worker was lost too often; the migration fails so that the hop ends no more workers."""
 
     graph: str
     hop: str
@@ -481,7 +481,7 @@ class HopCrashedRepeatedly(MigrationError):
     @property
     def message(self) -> str:
         return (
-            f"{self.graph}: hop {self.hop!r} lost its worker {self.times} times and was given up. "
+            f"{self.graph}: hop {self.hop!r} lost its worker {self.times} times, so its migration failed. "
             f"Look for memory or crashes in that hop, then `graph-migrator retry {self.graph}`."
         )
 
@@ -506,7 +506,7 @@ class HopCodeChanged(MigrationError):
 
 @dataclass(eq=False, repr=False)
 class PartiallyMigrated(MigrationError):
-    """Cancelled half-way through a batched hop; the claim stays, because rows are of two shapes."""
+    """Cancelled inside a batched hop; the claim stays, because the graph is partially migrated."""
 
     graph: str
     hop: str
@@ -541,7 +541,7 @@ class MigrationReleased(MigrationError):
 
     @property
     def message(self) -> str:
-        return f"{self.graph}: an operator released the graph at v{self.version}; the migration was given up"
+        return f"{self.graph}: an operator released the graph at v{self.version}; the migration was abandoned"
 
 
 # ── exit 4 ──────────────────────────────────────────────────────────────────────────────────────────

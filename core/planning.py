@@ -20,7 +20,7 @@ class Step:
         to_version: The version that it has afterwards.
         name: The hop's name.
         fingerprint: The code that was planned; other code is not run.
-        direction: Which way the hop is walked.
+        direction: The direction in which the hop is run.
         batched: Whether it commits batch by batch.
     """
 
@@ -65,7 +65,7 @@ def make_plan(graph: str, graph_type: GraphType, version: int, target: int | Non
         graph: The graph's slug, for what an error says.
         graph_type: The graph's type as this process knows it.
         version: The version that the graph has.
-        target: The version to reach; None for the newest. One below `version` walks the hops back.
+        target: The version to reach; None for the newest. One below `version` takes the reverse hops.
 
     Raises:
         InvalidRequest: The target is no version number.
@@ -89,7 +89,7 @@ def make_plan(graph: str, graph_type: GraphType, version: int, target: int | Non
 
 
 def continue_plan(old: Sequence[Step], new: Plan) -> tuple[Step, ...]:
-    """The plan of a migration that is taken up again: what it has applied, then what is planned today.
+    """The plan of a migration that is resumed: what it has applied, then what is planned today.
 
     Args:
         old: The recorded plan.

@@ -1,4 +1,4 @@
-"""What callers are told about a migration."""
+"""What callers learn about a migration."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     broker_url: str = Field(
         "redis://localhost:6379/0",
         validation_alias=AliasChoices("broker_url", "CELERY_BROKER_URL"),
-        description="Celery's broker. It carries doorbells only; it may be wiped at any time.",
+        description="Celery's broker. It only wakes workers up; it may be wiped at any time.",
     )
     result_backend: str = Field(
         "redis://localhost:6379/1",
@@ -32,21 +32,23 @@ class Settings(BaseSettings):
     types: str = Field("", description="Graph types to load, comma-separated `module:attribute`.")
     queue: str = Field("migrations", description="The Celery queue of all our tasks.")
     writer_drain_seconds: PositiveFloat = Field(
-        10, description="How long begin waits for writers in flight before it gives up."
+        10, description="How long begin waits for open write transactions before it is refused."
     )
     deadline_seconds: PositiveFloat = Field(
-        30, description="Without progress for this long, recovery rings again; doubles with each ring."
+        30, description="Without progress for this long, recovery redelivers; doubles with each redelivery."
     )
-    deadline_max_seconds: PositiveFloat = Field(600, description="The longest pause between two rings.")
+    deadline_max_seconds: PositiveFloat = Field(
+        600, description="The longest pause between two redeliveries."
+    )
     sweep_seconds: PositiveFloat = Field(0.5, description="Pause between two recovery sweeps of a worker.")
     max_lost_attempts: PositiveInt = Field(
-        3, description="A hop that lost its worker this often is given up."
+        3, description="A hop that lost its worker this often fails its migration."
     )
     max_transient_tries: PositiveInt = Field(
         8, description="A hop that met a transient error this often fails."
     )
     max_code_mismatches: PositiveInt = Field(
-        5, description="How often a hop whose code differs is put back for another worker."
+        5, description="How often a hop whose code differs is requeued for another worker."
     )
     retry_base_seconds: PositiveFloat = Field(
         0.2, description="First pause after a transient error; doubles with each try, with jitter."

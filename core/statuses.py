@@ -37,7 +37,7 @@ class MigrationStatus(StrEnum):
 
     @property
     def is_settled(self) -> bool:
-        """Whether the migration has an outcome that callers can be told."""
+        """Whether the migration has an outcome for its callers."""
         return self in SETTLED
 
 
@@ -50,7 +50,7 @@ _MIGRATION_PHRASES: Final = {
     MigrationStatus.CANCELLED: "ended on request; the graph stays at the version it had reached",
     MigrationStatus.FAILED: "a hop failed; the graph is read-only until a retry or a release",
     MigrationStatus.SUCCEEDED: "the graph is at its target",
-    MigrationStatus.RELEASED: "given up by an operator; the graph is writable again",
+    MigrationStatus.RELEASED: "released by an operator; the graph is writable again",
 }
 
 LIVE: Final = frozenset(
@@ -65,7 +65,7 @@ LIVE: Final = frozenset(
 """Owns its graph and will go on, by itself or when resumed."""
 
 SETTLED: Final = frozenset(MigrationStatus) - LIVE
-"""Has an outcome. `FAILED` keeps its claim; the other three have given the graph back."""
+"""Has an outcome. `FAILED` keeps its claim; the other three have released the graph."""
 
 EXECUTABLE: Final = LIVE - {MigrationStatus.PAUSED}
 """A worker or recovery has something to do for it."""
@@ -132,12 +132,12 @@ MIGRATION_EDGES: Final = (
         "fail", "queued running pausing cancelling", "failed", "a hop raised, was lost too often, or changed"
     ),
     _edge("retry", "failed", "running", "retried; a new dispatch, planned anew, counters at zero"),
-    _edge("release", "failed paused", "released", "the graph is whole and is given back"),
+    _edge("release", "failed paused", "released", "the graph is whole and becomes writable again"),
     _edge(
         "force_release",
         "queued running pausing cancelling paused failed",
         "released",
-        "forced loose; graphs.partially_migrated remembers a hop that was half-way",
+        "released by force; graphs.partially_migrated records a hop that was not finished",
     ),
 )
 """Every permitted edge. Whatever is not here is refused, by Python and by Postgres."""

@@ -11,7 +11,7 @@ _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _TYPE = 'graph_type=~"$graph_type"'
 _LIVE = 'status=~"queued|running|pausing|cancelling"'
 
-# Every worker tells the same fleet-wide numbers, so they are taken by `max`, never added up by instance.
+# Every worker exports the same fleet-wide numbers, so they are taken by `max`, never added up by instance.
 _PANELS: list[tuple[str, str, str, int, list[tuple[str, str]]]] = [
     ("stat", "Live migrations", "none", 4, [(
         f'sum(max by (graph_type, status) (graph_migrator_migrations{{{_LIVE},{_TYPE}}}))', "live")]),
@@ -47,9 +47,9 @@ _PANELS: list[tuple[str, str, str, int, list[tuple[str, str]]]] = [
     ("timeseries", "How long the oldest has waited", "s", 12, [("max(graph_migrator_queue_age_seconds)", "waits")]),
     ("timeseries", "Graphs by version", "none", 12, [(
         f"max by (graph_type, version) (graph_migrator_graphs{{{_TYPE}}})", "{{graph_type}} v{{version}}")]),
-    ("timeseries", "Graphs behind their type, or half done", "none", 12, [
+    ("timeseries", "Graphs behind their type, or partially migrated", "none", 12, [
         (f"max by (graph_type) (graph_migrator_graphs_behind{{{_TYPE}}})", "{{graph_type}} behind"),
-        ("max(graph_migrator_graphs_partially_migrated)", "half done")]),
+        ("max(graph_migrator_graphs_partially_migrated)", "partially migrated")]),
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ _HEAD = """\
 
 <!-- Generated from core/events.py by docs/build_events.py. -->
 
-The core tells what happens to migrations as named events, each after the commit that made it true, in the
+The core emits named events about migrations, each after the commit that made it true, in the
 process that made it:
 
 ```python

@@ -25,7 +25,7 @@ _HERE = Path(__file__).parent
 def reference() -> Iterator[str]:
     """The lines of docs/reference.md."""
     yield "# Reference\n\nGenerated from the code by `docs/generate.py`.\n"
-    yield "## Commands\n\n`graph-migrator COMMAND --help` tells the options. Reading commands take `--json`.\n"
+    yield "## Commands\n\n`graph-migrator COMMAND --help` shows the options. Reading commands take `--json`.\n"
     yield "| command | what it does |\n|---|---|"
     for name, command in _commands(main):
         yield f"| `{name}` | {command.get_short_help_str(200)} |"
@@ -109,11 +109,11 @@ def run(check: bool) -> int:
     """Write the pages, or compare them; the number of pages that were not what the code says."""
     stale = 0
     for name, lines in PAGES.items():
-        page, told = _HERE / name, "\n".join(lines()) + "\n"
-        if not page.exists() or page.read_text("utf-8") != told:
+        page, text = _HERE / name, "\n".join(lines()) + "\n"
+        if not page.exists() or page.read_text("utf-8") != text:
             stale += 1
             if not check:
-                page.write_text(told, "utf-8")
+                page.write_text(text, "utf-8")
     return stale
 
 

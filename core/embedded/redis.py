@@ -1,4 +1,4 @@
-"""A private Redis, without persistence: a broker is a doorbell, and may forget."""
+"""A private Redis, without persistence: the broker only wakes workers up, and may lose messages."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def unprivileged_user() -> pwd.struct_passwd | None:
 def end_with_parent(
     how: signal.Signals, user: pwd.struct_passwd | None, parent: int | None = None
 ) -> Callable[[], None]:
-    """What a child does before it becomes its program: gives up root, and asks to be ended when we die.
+    """What a child does before it becomes its program: drops root, and asks to be ended when we die.
 
     Args:
         how: The signal that it gets when the thread that started it is gone, also by SIGKILL. Linux only.
@@ -135,8 +135,8 @@ class Server(ABC):
         keep = self.port
         # A port of ours that another program has taken meanwhile costs another try. A port that our clients
         # know stays: what still holds it (children of a killed server, for a moment) has to go first.
-        give_up_at, tries = time.monotonic() + 10, 0
-        while tries < 5 or (keep and time.monotonic() < give_up_at):
+        deadline, tries = time.monotonic() + 10, 0
+        while tries < 5 or (keep and time.monotonic() < deadline):
             tries += 1
             self.port = keep or free_port()
             if self._try_start():
@@ -160,8 +160,8 @@ class Server(ABC):
                 preexec_fn=end_with_parent(self.death_signal, self._user()),
                 pass_fds=self._inherited(),
             )
-        give_up_at = time.monotonic() + 30
-        while time.monotonic() < give_up_at and self._process.poll() is None:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and self._process.poll() is None:
             # Looked at again: an answer may come from the program that took our port.
             if self._is_ready() and self._process.poll() is None:
                 return True

@@ -1,1 +1,1 @@
-"""What happened, for logs and monitors: published after the commit it tells of."""
+"""What happened, for logs and monitors: published after the commit that made it true."""

@@ -3,12 +3,12 @@
     unsubscribe = events.subscribe(lambda event: print(event.name, event.fields()))
 
 An event is emitted after the commit that made it true, in the process that made that commit. It is a
-notification, not the record: a process that dies between its commit and the event says nothing, and what it
-did stands in Postgres all the same. Nothing is emitted inside a caller's own transaction
+notification, not the record: a process that dies between its commit and the event emits nothing, and what it
+did is in Postgres all the same. Nothing is emitted inside a caller's own transaction
 (`execute_migration`, dry runs), because nobody knows yet whether it will be committed.
 
 A subscriber runs where the event was emitted. Its exceptions are logged and go no further; its time is the
-migration's time, so one that does more than a line of logging should put the event aside and return.
+migration's time, so one that does more than a line of logging should queue the event and return.
 docs/events.md lists every event; it is generated from this module.
 """
 
@@ -28,7 +28,7 @@ _log = logging.getLogger("graph_migrator.events")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """What every event tells."""
+    """What every event carries."""
 
     name: ClassVar[str] = ""
 
@@ -46,7 +46,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HopEvent(Event):
-    """What every event of one hop tells besides."""
+    """What every event of one hop carries besides."""
 
     hop: Annotated[str, "The hop's name."]
     from_version: Annotated[int, "The version that the hop starts from."]
@@ -96,7 +96,7 @@ class MigrationResumed(Event):
 
     name = "migration_resumed"
 
-    verb: Annotated[str, "`resume`, `retry`, or `migrate` where a new call took the failed one up."]
+    verb: Annotated[str, "`resume`, `retry`, or `migrate` where a new call resumed the failed one."]
     dispatch: Annotated[int | None, "The chain's number from now on."]
     requested_by: Annotated[str | None, "Who asked."] = None
 
@@ -113,7 +113,7 @@ class MigrationRecovered(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MigrationFinished(Event):
-    """The migration ended. One that failed may be taken up again, or be released later."""
+    """The migration ended. One that failed may be retried or released later."""
 
     name = "migration_finished"
 
@@ -151,8 +151,8 @@ class HopProgressed(HopEvent):
 
     name = "hop_progressed"
 
-    done: Annotated[int, "Rows walked so far, by all attempts."]
-    total: Annotated[int | None, "Rows there are to walk."]
+    done: Annotated[int, "Rows processed so far, by all attempts."]
+    total: Annotated[int | None, "Rows there are to process."]
     rows_changed: Annotated[int, "Rows changed by this batch."]
 
 
@@ -246,7 +246,7 @@ def ended(report: MigrationReport) -> MigrationPaused | MigrationFinished:
     )
 
 
-# ── telling ─────────────────────────────────────────────────────────────────────────────────────────
+# ── emitting ────────────────────────────────────────────────────────────────────────────────────────
 
 Subscriber = Callable[[Event], None]
 
@@ -255,7 +255,7 @@ _subscribers: tuple[Subscriber, ...] = ()
 
 
 def subscribe(callback: Subscriber) -> Callable[[], None]:
-    """Have every event of this process told to `callback`, and of the processes forked from it later.
+    """Call `callback` with every event of this process, and of the processes forked from it later.
 
     Returns:
         A function that ends it.
@@ -271,14 +271,14 @@ def subscribe(callback: Subscriber) -> Callable[[], None]:
 
 
 def anybody_listens() -> bool:
-    """Whether an event would be told to anybody; ask before reading something only for an event."""
+    """Whether anybody subscribed; ask before reading something only for an event."""
     return bool(_subscribers)
 
 
 def emit(event: Event) -> None:
-    """Tell an event to all subscribers. What they raise is logged; it never reaches the migration."""
+    """Emit an event to all subscribers. What they raise is logged; it never reaches the migration."""
     for callback in _subscribers:
         try:
             callback(event)
         except Exception:  # noqa: BLE001 - a subscriber may raise anything
-            _log.exception("%s was not told to %r", event.name, callback)
+            _log.exception("%s was not delivered to %r", event.name, callback)

@@ -106,7 +106,7 @@ def _in_sql(what: str, sql: str, over: Selector | None) -> Iterator[str]:
         if not re.search(rf"(?<![:\w]):{name}\b", sql):
             yield f"{what}: its SQL does not mention :{name}"
     if over is not None and len(over.key) > 1:
-        yield f"{what}: a batched SQL hop needs a key of one column; walk these rows with a function"
+        yield f"{what}: a batched SQL hop needs a key of one column; process these rows with a function"
 
 
 def _in_the_models(graph_type: GraphType) -> Iterator[str]:

@@ -110,7 +110,7 @@ class HopContext:
         return Session(bind=self.connection, join_transaction_mode="rollback_only")
 
     def progress(self, done: int, total: int | None = None) -> None:
-        """Tell watchers how far this hop is. Seen at once from other connections, at most twice a second."""
+        """Report how far this hop is. Seen at once from other connections, at most twice a second."""
         if self._report_progress is not None:
             self._report_progress(done, total)
 

@@ -52,7 +52,7 @@ class Hop:
         name: Unique in its type; the name of the forward function.
         from_version: The lower version.
         to_version: The upper one.
-        directions: The ways that it can be walked.
+        directions: The directions in which it can be run.
     """
 
     graph_type: GraphType = field(repr=False)
@@ -95,13 +95,13 @@ class Hop:
     ) -> _F | Callable[[_F], _F]:
         """Declare the way back, as ``@hop.reverse`` or ``@hop.reverse(when=…, check=…)``.
 
-        Batch size, `retry_on` and `timeout` are the hop's. Its `when` and `check` speak of the way forward
-        and are not taken over.
+        Batch size, `retry_on` and `timeout` are the hop's. Its `when` and `check` apply to the forward direction
+        only.
 
         Args:
             function: Takes what the hop's own function takes.
-            over: What the way back walks, where it is not what the hop walks: a hop that renames the
-                label it walks has to walk the new label on the way back.
+            over: What the reverse hop processes, where it is not what the hop processes: a hop that renames the
+                label of its nodes has to select the new label on the way back.
             when: Precondition of the way back.
             check: Postcondition of the way back.
 
@@ -109,7 +109,7 @@ class Hop:
             The function as it was.
 
         Raises:
-            InvalidGraphType: There is a way back already, or the function's source is not to be had.
+            InvalidGraphType: There is a reverse already, or the function's source is unavailable.
         """
         there = self.forward
         options = HopOptions(
@@ -134,10 +134,10 @@ class Hop:
         options: HopOptions,
         description: str | None = None,
     ) -> None:
-        """Add a way that the hop can be walked; `GraphType` and `reverse` do it.
+        """Add a direction in which the hop can be run; `GraphType` and `reverse` do it.
 
         Raises:
-            InvalidGraphType: It is there already, or the code's source is not to be had.
+            InvalidGraphType: It is there already, or the code's source is unavailable.
         """
         kind = self.graph_type
         if direction in self.directions:
@@ -155,7 +155,7 @@ class Hop:
                 description=description,
             )
         except OSError as error:
-            reason = f"hop {self.name!r} has no fingerprint, its source is not to be had ({error}). "
+            reason = f"hop {self.name!r} has no fingerprint, its source is unavailable ({error}). "
             raise InvalidGraphType(kind.name, f"{reason}Define it in a file, not in exec()") from error
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -218,20 +218,20 @@ class GraphType:
 
         Without `over`, the hop is one transaction and its function takes ``(ctx)``. With it, the hop is
         batched, a transaction and a checkpoint for each batch, and its function takes ``(ctx, rows)``; what
-        is visited is told in `core.graph_types.selectors`. The first line of the docstring describes the hop.
+        is visited is described in `core.graph_types.selectors`. The first line of the docstring describes the hop.
 
         Args:
             from_version: The version that the graph has before.
             to_version: The next one.
-            over: What a batched hop walks.
+            over: What a batched hop processes.
             batch_size: Rows of the first batch; the worker adapts it to the time that batches take.
             when: Precondition; where it is false the hop is skipped and the version still moves.
             check: Postcondition, in the hop's last transaction.
             retry_on: Errors of the hop that are worth another try.
-            timeout: Seconds after which the hop is given up.
+            timeout: Seconds after which the hop fails.
 
         Raises:
-            InvalidGraphType: The function's source is not to be had, so that it has no fingerprint.
+            InvalidGraphType: The function's source is unavailable, so that it has no fingerprint.
         """
         options = HopOptions(
             over=over,
@@ -279,15 +279,15 @@ class GraphType:
             forward: The statement.
             reverse: The statement for the way back; none makes the hop irreversible, unless a Python
                 function is declared with `Hop.reverse`.
-            over: What a batched hop walks; its key is a single column.
+            over: What a batched hop processes; its key is a single column.
             batch_size: Rows of the first batch.
             when: Precondition of the way forward.
             check: Postcondition of the way forward.
-            timeout: Seconds after which the hop is given up, either way.
+            timeout: Seconds after which the hop fails, in either direction.
             doc: One line that describes the hop.
 
         Raises:
-            InvalidGraphType: The source of `when` or `check` is not to be had.
+            InvalidGraphType: The source of `when` or `check` is unavailable.
         """
         hop = Hop(self, name, from_version, to_version)
         way_back = HopOptions(over=over, batch_size=batch_size, timeout=timeout)
@@ -315,7 +315,7 @@ class GraphType:
         return self._some_hops()[-1].to_version
 
     def directed(self, from_version: int, to_version: int) -> DirectedHop:
-        """The hop between two neighbouring versions, walked from the first to the second.
+        """The hop between two neighbouring versions, from the first to the second.
 
         Raises:
             LookupError: There is no such hop, or it has no reverse.

@@ -1,4 +1,4 @@
-"""A hop walked one way: what its author declared, and what an executor needs to run it."""
+"""A hop in one direction: what its author declared, and what an executor needs to run it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ BATCH_SIZE: Final = 1_000
 """Rows of the first batch where the author does not say."""
 
 BATCH_PARAMETERS: Final = ("graph_id", "first", "last")
-"""What the SQL of a batched hop is told about its batch: the graph, and the first and last key in it."""
+"""What the SQL of a batched hop gets about its batch: the graph, and the first and last key in it."""
 
 
 class Direction(StrEnum):
-    """Which way a hop is walked."""
+    """The direction in which a hop is run."""
 
     FORWARD = "forward"
     REVERSE = "reverse"
@@ -47,12 +47,12 @@ class HopOptions:
     """What an author may say about one way of a hop.
 
     Attributes:
-        over: What a batched hop walks; None where the hop is one transaction.
+        over: What a batched hop processes; None where the hop is one transaction.
         batch_size: Rows of the first batch; later ones adapt.
         when: Precondition.
         check: Postcondition.
         retry_on: Errors that are worth another try, beside the database's transient ones.
-        timeout: Seconds after which the hop is given up; None for no limit.
+        timeout: Seconds after which the hop fails; None for no limit.
     """
 
     over: Selector | None = None
@@ -73,7 +73,7 @@ class HopOptions:
         `batch_size` is left out: it changes how long a batch takes, not what becomes of the rows.
 
         Raises:
-            OSError: The source of a function is not to be had.
+            OSError: The source of a function is unavailable.
         """
         effect = {
             "over": self.over,
@@ -87,7 +87,7 @@ class HopOptions:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DirectedHop(HopOptions):
-    """A hop walked one way.
+    """A hop in one direction.
 
     Attributes:
         name: The hop's name, the same both ways.
@@ -139,13 +139,13 @@ class DirectedHop(HopOptions):
             description: One line; None for the first line of the function's docstring.
 
         Raises:
-            OSError: The source of a function is not to be had.
+            OSError: The source of a function is unavailable.
         """
         if description is None:
             description = (inspect.getdoc(code) or "").partition("\n")[0]
-        told: dict[str, Any] = {each.name: getattr(options, each.name) for each in fields(HopOptions)}
+        given: dict[str, Any] = {each.name: getattr(options, each.name) for each in fields(HopOptions)}
         return cls(
-            **told,
+            **given,
             name=name,
             from_version=versions[0],
             to_version=versions[1],

@@ -65,8 +65,8 @@ class ModuleSource:
         """The definition of a function.
 
         Returns:
-            One node; or, where several lambdas share a line, all of them: nothing that lasts from one
-            Python to the next tells them apart.
+            One node; or, where several lambdas share a line, all of them: nothing that is the same in every
+            Python version distinguishes them.
 
         Raises:
             OSError: The source has changed since the function was loaded.

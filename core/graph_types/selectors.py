@@ -1,4 +1,4 @@
-"""What a batched hop walks: nodes, edges, or rows of a table of your own.
+"""What a batched hop processes: nodes, edges, or rows of a table of your own.
 
 A batched hop visits the rows of its graph in the order of their key. Each batch is read by a query of its
 own, after the checkpoint of the batch before it was committed, so what is visited follows from the key:
@@ -8,7 +8,7 @@ own, after the checkpoint of the batch before it was committed, so what is visit
 - a row deleted ahead of it, or changed so that the selector no longer picks it, is not visited;
 - a row whose key changes may be visited again, or never: leave keys alone.
 
-Nobody but the hop changes the graph while it is walked, so all of this is in the hop's own hands.
+Only the hop changes the graph meanwhile, so all of this depends on the hop alone.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Rows:
         if len({*columns, graph_id}) <= len(columns):
             raise InvalidRequest("Rows.key", f"{graph_id!r} and {list(columns)} name a column twice")
         if where is not None and not where.strip():
-            raise InvalidRequest("Rows.where", "it is blank; leave it out to walk all rows of the graph")
+            raise InvalidRequest("Rows.where", "it is blank; leave it out to process all rows of the graph")
         object.__setattr__(self, "table", table)
         object.__setattr__(self, "key", columns)
         object.__setattr__(self, "where", where)

@@ -46,10 +46,10 @@ def assert_hop(
 
 
 def assert_reversible(graph_type: GraphType, graph: SampleGraph) -> None:
-    """Walk a graph up to the newest version and back down; each version must look as it did on the way up.
+    """Migrate a graph forward to the newest version and back; each version must look as it did on the way forward.
 
     Args:
-        graph_type: The type whose hops are walked.
+        graph_type: The type whose hops are run.
         graph: A graph at the version to begin with, usually the oldest; it is there again afterwards.
 
     Raises:

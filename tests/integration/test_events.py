@@ -168,7 +168,7 @@ def test_a_subscriber_that_raises_breaks_nothing(
     stop()
     assert report.status == "succeeded"
     assert len(told) == len(caplog.records) > 5
-    assert "hop_started was not told to" in caplog.text
+    assert "hop_started was not delivered to" in caplog.text
 
 
 def test_nobody_listens_any_more_after_unsubscribing() -> None:

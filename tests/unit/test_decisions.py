@@ -81,7 +81,7 @@ def test_a_live_migration_is_in_flight_whatever_the_target(status: str, target: 
     assert begin(target, claim=OTHER, status=status, to_version=3) == InFlight()
 
 
-def test_a_failed_migration_to_the_same_target_is_taken_up_again() -> None:
+def test_a_failed_migration_to_the_same_target_is_resumed() -> None:
     assert begin(3, claim=OTHER, status="failed", to_version=3) == ResumeFailed()
     assert begin(3, claim=OTHER, status="failed", to_version=3, checkpoint=HALF) == ResumeFailed()
 
@@ -95,7 +95,7 @@ def test_a_failed_migration_half_way_through_a_batched_hop_goes_nowhere_else() -
     assert begin(4, claim=OTHER, status="failed", to_version=3, checkpoint=HALF) == IsPartiallyMigrated()
 
 
-def test_a_graph_forced_loose_partially_migrated_is_refused_until_somebody_means_to_finish_it() -> None:
+def test_a_force_released_partially_migrated_graph_is_refused_until_somebody_means_to_finish_it() -> None:
     assert begin(partially_migrated=HALF) == IsPartiallyMigrated()
     assert begin(target=1, partially_migrated=HALF) == IsPartiallyMigrated()
     assert begin(partially_migrated=HALF, finish=True) == Begin()
@@ -253,7 +253,7 @@ def test_10_an_attempt_that_committed_a_batch_does_not_count_as_lost() -> None:
 
 
 @pytest.mark.parametrize("found", [{"hop": {"name": "second", "fingerprint": "other"}}, {"hop": None}])
-def test_11_other_code_is_put_back_a_few_times_then_fails(found: dict[str, Any]) -> None:
+def test_11_other_code_is_requeued_a_few_times_then_fails(found: dict[str, Any]) -> None:
     assert hop(**found, mismatches=0) == Requeue()
     assert hop(**found, mismatches=4) == Requeue()
     assert hop(**found, mismatches=5) == CodeDiffers()
@@ -323,7 +323,7 @@ def test_recovery_gives_a_poison_hop_up(status: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["queued", "running"])
-def test_recovery_rings_for_a_waiting_migration_past_its_deadline_only(status: str) -> None:
+def test_recovery_redelivers_a_waiting_migration_past_its_deadline_only(status: str) -> None:
     assert recovery(status) == Nothing()
     assert recovery(status, overdue=True) == RingAgain()
 

@@ -171,7 +171,7 @@ def test_quotes_of_a_key_error_are_not_doubled() -> None:
         (ValueError("one", 2), "ValueError"),
     ],
 )
-def test_an_error_that_cannot_be_rebuilt_is_told_by_type_and_message(error: Exception, kind: str) -> None:
+def test_an_error_that_cannot_be_rebuilt_is_recorded_by_type_and_message(error: Exception, kind: str) -> None:
     again = revive(name_of(error), str(error), json_args(error), graph="g", hop="h")
     assert again.args == HopFailed("g", "h", kind, str(error)).args
     assert kind in str(again)

@@ -241,7 +241,7 @@ def test_functions_behind_a_foreign_decorator_count(same):
     assert not same(wrapped, wrapped.replace("@twice", "@twice\n        @twice"))
 
 
-def test_functions_of_one_name_are_told_apart(load):
+def test_functions_of_one_name_are_distinguished(load):
     module = load("def hop(ctx): return 1\nfirst = hop\ndef hop(ctx): return 2")
     assert fingerprint(module.first) != fingerprint(module.hop)
 
@@ -370,7 +370,7 @@ def test_a_set_has_no_order():
     assert fingerprint("SELECT", {"some": {0, 8}}) == fingerprint("SELECT", {"some": {8, 0}})
 
 
-def test_selectors_of_one_text_are_told_apart():
+def test_selectors_of_one_text_are_distinguished():
     prints = {
         fingerprint("SELECT", {"over": over}) for over in (Nodes("a"), Edges("a"), Rows("a", "a"), None)
     }

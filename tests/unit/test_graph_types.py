@@ -79,7 +79,7 @@ def test_a_reverse_is_declared_with_and_without_options(kind):
     assert kind.directed(1, 2).when is ready
 
 
-def test_the_way_back_of_a_batched_hop_walks_the_same_unless_it_says_otherwise(kind):
+def test_the_way_back_of_a_batched_hop_processes_the_same_unless_it_says_otherwise(kind):
     @kind.hop(1, 2, over=Nodes("Person"), batch_size=50)
     def one(ctx, people): ...
 
@@ -137,7 +137,7 @@ def test_hops_stand_in_the_order_of_their_versions(kind):
     assert (kind.oldest, kind.newest) == (1, 4)
 
 
-def test_what_is_not_there_cannot_be_walked(kind):
+def test_what_is_not_there_cannot_be_run(kind):
     kind.sql_hop(1, 2, name="rename", forward=":graph_id")
     for versions, reason in (
         ((2, 1), "has no reverse"),
@@ -320,7 +320,7 @@ def test_the_sql_of_the_way_back_is_checked_too(kind):
     assert refusal_of(kind) == "the reverse of hop 'hop': its SQL does not mention :graph_id"
 
 
-def test_batched_sql_walks_a_key_of_one_column(kind):
+def test_batched_sql_takes_a_key_of_one_column(kind):
     sql = ":graph_id :first :last"
     kind.sql_hop(1, 2, name="hop", forward=sql, over=Rows("orders", ("day", "number")))
     assert "needs a key of one column" in refusal_of(kind)
@@ -342,9 +342,9 @@ def test_models_are_pydantic_models():
 def test_a_function_without_source_says_so_at_its_decorator(kind):
     namespace = {}
     exec("def hop(ctx): ...", namespace)
-    with pytest.raises(InvalidGraphType, match="its source is not to be had"):
+    with pytest.raises(InvalidGraphType, match="its source is unavailable"):
         kind.hop(1, 2)(namespace["hop"])
-    with pytest.raises(InvalidGraphType, match="its source is not to be had"):
+    with pytest.raises(InvalidGraphType, match="its source is unavailable"):
         kind.hop(1, 2)(functools.partial(_two, 1))
 
 

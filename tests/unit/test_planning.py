@@ -178,7 +178,7 @@ def test_every_plan_chains_from_the_version_to_the_target_or_names_the_hop_in_it
 
 
 @given(journeys())
-def test_the_plan_back_walks_the_same_hops_in_the_other_order(journey):
+def test_the_plan_back_takes_the_same_hops_in_the_other_order(journey):
     first, reversible, version, target = journey
     kind = kind_of(first, [True] * len(reversible))
     there = make_plan("g", kind, version, target).steps

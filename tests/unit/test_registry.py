@@ -139,7 +139,7 @@ def test_every_type_is_checked(write, here):
 
 def test_a_type_that_refuses_itself_while_it_is_imported_says_why(write, here):
     write("shipped_ten", TYPE.format(name="ten") + "ten.hop(2, 3)(len)\n")
-    with pytest.raises(InvalidGraphType, match="source is not to be had"):
+    with pytest.raises(InvalidGraphType, match="source is unavailable"):
         registry.load_types("shipped_ten:ten")
 
 

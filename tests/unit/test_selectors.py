@@ -1,4 +1,4 @@
-"""What a batched hop may walk."""
+"""What a batched hop may visit."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from graph_migrator import Edges, Nodes, Rows
 from graph_migrator.core.errors import InvalidRequest
 
 
-def test_nodes_and_edges_are_walked_by_id():
+def test_nodes_and_edges_are_processed_by_id():
     assert Nodes("Person").key == Edges("KNOWS").key == ("id",)
     assert Nodes().label is None
     assert Edges().type is None

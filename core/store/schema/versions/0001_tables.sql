@@ -16,7 +16,7 @@ CREATE TABLE graphs (
     -- A slug is never mistaken for a UUID and needs no quoting in a shell.
     CONSTRAINT graphs_slug_is_plain CHECK (slug ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$'
         AND slug !~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'),
-    -- A graph that a migration owns is not loose, so it cannot have been forced loose.
+    -- Only a graph that no migration owns can have been force-released.
     CONSTRAINT graphs_partially_migrated_is_unclaimed CHECK (partially_migrated IS NULL OR migration_id IS NULL)
 );
 COMMENT ON COLUMN graphs.migration_id IS 'The claim: the migration that owns this graph.';
@@ -91,7 +91,7 @@ CREATE TABLE migrations (
         (status IN ('cancelled', 'failed', 'succeeded', 'released')) = (finished_at IS NOT NULL))
 );
 COMMENT ON COLUMN migrations.task_id IS 'The id of the latest migrate_graph call; the last task of every chain bears it.';
-COMMENT ON COLUMN migrations.rings IS 'How often recovery has redelivered again since the last progress; the deadline backs off with it.';
+COMMENT ON COLUMN migrations.rings IS 'How often recovery has redelivered since the last progress; the deadline backs off with it.';
 COMMENT ON COLUMN migrations.retries_reset_after_id IS 'Attempts up to this id are forgiven: they came before an operator''s retry.';
 CREATE UNIQUE INDEX migrations_one_live_per_graph ON migrations (graph_id)
     WHERE status IN ('queued', 'running', 'pausing', 'paused', 'cancelling');
@@ -222,7 +222,7 @@ CREATE TABLE archived_graphs (
     PRIMARY KEY (graph_id, archive_id)
 );
 
--- ── what never changes, never changes ──────────────────────────────────────────────────────────────
+-- ── audit rows are immutable ──────────────────────────────────────────────────────────────────────
 
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
 BEGIN
@@ -241,7 +241,7 @@ CREATE TRIGGER hop_attempts_are_not_truncated BEFORE TRUNCATE ON hop_attempts
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change('deleted');
 CREATE TRIGGER migrations_are_kept BEFORE DELETE ON migrations
     FOR EACH ROW EXECUTE FUNCTION refuse_change('deleted');
--- `failed` is no end: a retry takes it up again, a release gives it up.
+-- `failed` is no end: it can be retried or released.
 CREATE TRIGGER migrations_end_once BEFORE UPDATE ON migrations
     FOR EACH ROW WHEN (OLD.status IN ('cancelled', 'succeeded', 'released'))
     EXECUTE FUNCTION refuse_change('changed once ended');

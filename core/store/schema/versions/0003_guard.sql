@@ -251,7 +251,7 @@ BEGIN
 
     owner := coalesce(OLD.migration_id, NEW.migration_id);
     IF owner IS NULL THEN
-        -- Nobody owns it: its last change may be dated, and what was said of a graph forced loose changed.
+        -- Nobody owns it: its last change may be dated, and what is recorded of a force-released graph changed.
         IF (OLD.id, OLD.graph_type, OLD.version) <> (NEW.id, NEW.graph_type, NEW.version)
            OR (OLD.changed_at IS DISTINCT FROM NEW.changed_at AND OLD.changed_at IS NOT NULL)
            OR (OLD.partially_migrated IS DISTINCT FROM NEW.partially_migrated AND NOT EXISTS (
@@ -266,7 +266,7 @@ BEGIN
         RAISE EXCEPTION 'graph %: only a migration that begins may claim it', OLD.slug
             USING ERRCODE = 'integrity_constraint_violation';
     ELSIF OLD.migration_id <> NEW.migration_id THEN
-        RAISE EXCEPTION 'graph %: a claim is given back, not passed on', OLD.slug
+        RAISE EXCEPTION 'graph %: a claim is released, not passed on', OLD.slug
             USING ERRCODE = 'integrity_constraint_violation';
     ELSIF OLD.migration_id IS NULL
           AND NOT EXISTS (SELECT FROM migrations m WHERE m.id = owner AND m.graph_id = NEW.id) THEN
