@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -30,11 +28,11 @@ from kombu import pools
 from sqlalchemy import Engine
 
 from graph_migrator.core.embedded import Postgres, Redis
-from graph_migrator.core.embedded.server import end_with_parent
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.schema import upgrade
+from tests.acceptance.crash.nursery import Nursery, Nursling
 from tests.rows import add_graph
 from tests.waiting import until
 
@@ -46,7 +44,7 @@ QUEUE = "migrations"
 class Worker:
     """One Celery worker: a main process and its pool, in a process group of their own."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, name: str, process: Nursling, log: Path) -> None:
         self.name = name
         self.log = log
         self._process = process
@@ -133,6 +131,7 @@ class Cluster:
         self.folder = folder
         self.postgres: Postgres | None = None
         self.workers: list[Worker] = []
+        self._nurseries: dict[tuple[tuple[str, str], ...], Nursery] = {}
         self._database_url = database_url
         self._redis = redis
         self._types = types
@@ -255,26 +254,26 @@ class Cluster:
     ) -> Worker:
         """Start a worker, and wait until it takes messages unless `wait` is false."""
         log = self.folder / f"{name}.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [
-                    sys.executable, "-m", "celery", "-A", "graph_migrator", "worker", "-Q", QUEUE,
-                    "-c", str(concurrency), "-n", f"{name}@localhost", "--loglevel", "INFO",
-                    "--without-gossip", "--without-mingle", *arguments,
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-                env={**_inherited(), **self.environment, **(env or {})},
-                start_new_session=True,
-                preexec_fn=end_with_parent(signal.SIGKILL, None),
-            )  # fmt: skip
+        environment = {**_inherited(), **self.environment, **(env or {})}
+        process = self._nursery_with(environment).start(
+            log,
+            [
+                "worker", "-Q", QUEUE, "-c", str(concurrency), "-n", f"{name}@localhost",
+                "--loglevel", "INFO", "--without-gossip", "--without-mingle", *arguments,
+            ],
+        )  # fmt: skip
         worker = Worker(name, process, log)
         self.workers.append(worker)
         if wait:
             worker.wait_until_ready()
         return worker
+
+    def _nursery_with(self, environment: dict[str, str]) -> Nursery:
+        """The process that forks workers with this environment; settings are read when it imports us."""
+        key = tuple(sorted(environment.items()))
+        if key not in self._nurseries:
+            self._nurseries[key] = self._stack.enter_context(Nursery(environment, ROOT))
+        return self._nurseries[key]
 
     def kill_child(self, pid: int) -> None:
         """SIGKILL for one process of a pool, as the kernel does when memory runs out."""

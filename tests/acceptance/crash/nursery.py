@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import psutil
+from celery.bin.celery import celery
 
 from graph_migrator.core.settings import settings
+from tests.waiting import until
 
 
 class Nursery:
@@ -57,8 +59,10 @@ class Nursery:
             "environment": dict(environment or {}),
             "configuration": dict(configuration or {}),
         }
+        _exit_file(log).unlink(missing_ok=True)  # of an earlier worker of the same name
+        log.write_bytes(b"")  # whoever waits for the worker reads it from now on
         print(json.dumps(wanted), file=self._process.stdin, flush=True)
-        return Nursling(int(self._process.stdout.readline()))
+        return Nursling(int(self._process.stdout.readline()), _exit_file(log))
 
     def __enter__(self) -> Self:
         return self
@@ -70,22 +74,27 @@ class Nursery:
 class Nursling:
     """A worker's main process, as `subprocess.Popen` would show it."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, exit_file: Path) -> None:
         self._process = psutil.Process(pid)
+        self._exit_file = exit_file
         self.pid = pid
 
     def poll(self) -> int | None:
-        """None while it runs; its exit code is not ours to know."""
-        return None if self._process.is_running() else 0
+        """None while it runs; then its exit code, or the signal that ended it as a negative number."""
+        return int(self._exit_file.read_text()) if self._exit_file.exists() else None
 
     def wait(self, seconds: float) -> int:
-        """Wait for its end."""
-        self._process.wait(seconds)
-        return 0
+        """Wait for its end; its exit code."""
+        until(self._exit_file.exists, f"process {self.pid} ended", seconds=seconds)
+        return int(self._exit_file.read_text())
 
     def send_signal(self, how: signal.Signals) -> None:
         """Signal it alone."""
         self._process.send_signal(how)
+
+
+def _exit_file(log: Path) -> Path:
+    return log.with_suffix(".exit")
 
 
 def _raise_workers() -> None:
@@ -93,7 +102,8 @@ def _raise_workers() -> None:
 
     app.loader.import_default_modules()
     app.finalize()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead are not waited for
+    running: dict[int, Path] = {}
+    signal.signal(signal.SIGCHLD, lambda *_: _record_ends(running))
     for how in (signal.SIGTERM, signal.SIGINT):
         signal.signal(how, signal.SIG_IGN)  # it ends with its input, so that it always ends its workers too
     started = []
@@ -103,10 +113,24 @@ def _raise_workers() -> None:
         if pid == 0:
             _become_worker(app, wanted)
         started.append(pid)
+        running[pid] = _exit_file(Path(wanted["log"]))
+        _record_ends(running)  # of one that ended before it was noted
         print(pid, flush=True)
     for pid in started:
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _record_ends(running, 0)
+
+
+def _record_ends(running: dict[int, Path], options: int = os.WNOHANG) -> None:
+    for pid, file in list(running.items()):
+        ended, status = os.waitpid(pid, options)
+        if ended:
+            del running[pid]
+            part = file.with_suffix(".part")
+            part.write_text(str(os.waitstatus_to_exitcode(status)))
+            part.rename(file)
 
 
 def _become_worker(app: Any, wanted: dict[str, Any]) -> None:
@@ -114,17 +138,24 @@ def _become_worker(app: Any, wanted: dict[str, Any]) -> None:
     for how in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(how, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    log = os.open(wanted["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    log = os.open(wanted["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.argv = ["celery", *wanted["arguments"]]
     os.environ.update(wanted["environment"])
     settings.cache_clear()
     app.conf.update(wanted["configuration"])
+    code: Any = 1
     try:
-        app.worker_main(wanted["arguments"])
+        celery.params[0].default = app  # as `app.worker_main` does, which loses the exit code
+        code = celery.main(args=wanted["arguments"], standalone_mode=False)
+    except SystemExit as end:
+        code = end.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr, flush=True)
     finally:
-        os._exit(1)
+        os._exit(code if isinstance(code, int) else code is not None)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ class Stage(Cluster):
         arguments = ["worker", "-Q", QUEUE, "-c", str(concurrency), "-n", f"{name}@localhost"]
         arguments += ["--loglevel", "INFO", "--without-gossip", "--without-mingle"]
         process = (nursery or self._nursery).start(log, arguments, environment, configuration)
-        self.workers.append(Worker(name, process, log))  # type: ignore[arg-type]
+        self.workers.append(Worker(name, process, log))
         return self.workers[-1]
 
     def keep(self, count: int) -> None:
