@@ -7,6 +7,7 @@
     │   ├── UnknownGraph
     │   ├── UnknownGraphType
     │   ├── UnknownTarget           the type has no such version
+    │   ├── UnreachableGraph        the type does not know the version that the graph has
     │   ├── IrreversibleHop         the way back crosses a hop without a reverse
     │   ├── GraphExists             an import would overwrite a graph
     │   ├── InvalidRecord           a line or element of an imported file is malformed
@@ -149,6 +150,34 @@ class UnknownTarget(WrongUsage):
             f"not {self.target}. Nothing was changed. Deploy the release that ships v{self.target}, "
             "or choose another target."
         )
+
+
+@dataclass(eq=False, repr=False)
+class UnreachableGraph(WrongUsage):
+    """The graph's type does not know the version that the graph has, so no hop leads from it."""
+
+    graph: str
+    graph_type: str
+    version: int
+    oldest: int
+    newest: int
+
+    @property
+    def fact(self) -> str:
+        """The sentence for such a graph, in lists, in `status` and in the refusal."""
+        return (
+            f"{self.graph} is unreachable: it is at v{self.version}, and graph type {self.graph_type!r} knows "
+            f"versions {self.oldest} to {self.newest} here."
+        )
+
+    @property
+    def way_out(self) -> str:
+        """What makes it reachable again."""
+        return f"Deploy a release of {self.graph_type!r} that knows v{self.version}, then migrate."
+
+    @property
+    def message(self) -> str:
+        return f"{self.fact} Nothing was changed. {self.way_out}"
 
 
 @dataclass(eq=False, repr=False)

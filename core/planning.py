@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import takewhile
 from typing import Any
 
-from graph_migrator.core.errors import InvalidRequest, IrreversibleHop, UnknownTarget
+from graph_migrator.core.errors import InvalidRequest, IrreversibleHop, UnknownTarget, UnreachableGraph
 from graph_migrator.core.graph_types.definition import Direction, GraphType
 
 
@@ -69,7 +69,8 @@ def make_plan(graph: str, graph_type: GraphType, version: int, target: int | Non
 
     Raises:
         InvalidRequest: The target is no version number.
-        UnknownTarget: The type does not know the target, or not the version that the graph has.
+        UnknownTarget: The type does not know the target.
+        UnreachableGraph: The type does not know the version that the graph has.
         IrreversibleHop: The way back crosses a hop without a reverse; of several, the first on the way.
     """
     goal = graph_type.newest if target is None else target
@@ -78,9 +79,10 @@ def make_plan(graph: str, graph_type: GraphType, version: int, target: int | Non
     if goal < 1:
         raise InvalidRequest("target", f"a version is 1 or more, not {goal}")
     oldest, newest = graph_type.oldest, graph_type.newest
-    for known in (version, goal):
-        if not oldest <= known <= newest:
-            raise UnknownTarget(graph, graph_type.name, known, oldest, newest)
+    if not oldest <= version <= newest:
+        raise UnreachableGraph(graph, graph_type.name, version, oldest, newest)
+    if not oldest <= goal <= newest:
+        raise UnknownTarget(graph, graph_type.name, goal, oldest, newest)
     step = 1 if goal > version else -1
     if step < 0:
         _require_reverses(graph, graph_type, version, goal)

@@ -6,6 +6,8 @@ import logging
 
 from celery.signals import worker_init, worker_process_init, worker_process_shutdown
 
+from graph_migrator.core.errors import GraphMigratorError
+from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import doctor
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.tasks.runtime import engine, executors
@@ -15,7 +17,7 @@ _log = logging.getLogger("graph_migrator.runtime")
 
 @worker_init.connect
 def _refuse_a_pooling_proxy(**_: object) -> None:
-    """A worker that is given another backend for each transaction loses its locks without a word.
+    """A worker that is given another backend for each transaction loses its locks silently.
 
     Raises:
         SystemExit: It is behind a transaction-pooling proxy; it does not start.
@@ -27,6 +29,15 @@ def _refuse_a_pooling_proxy(**_: object) -> None:
         return
     if found.level is doctor.Level.WRONG:
         raise SystemExit(f"graph-migrator: {found.found}. {found.remedy}")
+
+
+@worker_init.connect
+def _load_graph_types(**_: object) -> None:
+    """Load them before the pool is forked: a child that replaces another later runs the same code as its parent."""
+    try:
+        graph_types()
+    except GraphMigratorError as error:  # its hops are requeued for other workers; `doctor` shows it
+        _log.error("the graph types of this worker cannot be loaded: %s", error)
 
 
 @worker_process_init.connect

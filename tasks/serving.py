@@ -7,6 +7,7 @@ import secrets
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from graph_migrator.core.embedded import Postgres, Redis, Server
@@ -51,6 +52,25 @@ class Worker(Server):
     def url(self) -> str:
         """Its node name in Celery."""
         return f"{self.name}@{socket.gethostname()}"
+
+    @property
+    def exit_code(self) -> int | None:
+        """How its main process ended, negative for a signal; None while it runs. To read it reaps the process."""
+        return self._process.poll() if self._process is not None else None
+
+    def replace(self) -> None:
+        """Start it again after it died, when what it left of its pool is ended.
+
+        Raises:
+            EmbeddedUnavailable: It did not start.
+        """
+        if self.pid is not None:
+            # The pool outlives a main process that was killed. It takes no messages any more, and would hold its
+            # sessions until the end of its hop; recovery runs that hop again.
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        self.stop()
+        self.start()
 
     def _command(self) -> list[str]:
         self._skip = self.log.stat().st_size if self.log.exists() else 0

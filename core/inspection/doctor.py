@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -13,6 +14,8 @@ from sqlalchemy import Connection, Engine, text
 from graph_migrator.core.errors import SchemaOutdated
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.graph_types.selectors import Rows
+from graph_migrator.core.inspection.history import UNREACHABLE
+from graph_migrator.core.inspection.phrases import count
 from graph_migrator.core.store import schema
 from graph_migrator.core.store.guard import list_guards
 
@@ -60,6 +63,7 @@ def examine(engine: Engine, types: dict[str, GraphType]) -> Iterator[Finding]:
         yield from sessions(connection)
         yield from graphs(connection)
         yield from types_in_use(connection, types)
+        yield from reachable(connection, types)
 
 
 def schema_revision(connection: Connection) -> Finding:
@@ -209,15 +213,16 @@ def graphs(connection: Connection, *, overdue: int = OVERDUE) -> Iterator[Findin
     """Graphs that do not move and will not by themselves."""
     row = connection.execute(_STUCK, {"overdue": overdue}).one()
     if row.overdue:
-        found = f"{row.overdue} migrations wait, and recovery has not redelivered for them in time"
+        found = f"{count(row.overdue, 'migration')} past the deadline at which recovery redelivers"
         yield _wrong(
             "graphs", found, "No worker is recovering. Start one; `graph-migrator recover` sweeps once."
         )
     if row.failed:
-        found = f"{row.failed} graphs are read-only after a failed migration ({row.example}, …)"
-        yield _warning("graphs", found, "`graph-migrator graphs --state failed`, then retry or release them.")
+        names = f"{row.example}, …" if row.failed > 1 else row.example
+        found = f"{count(row.failed, 'graph')} read-only after a failed migration ({names})"
+        yield _warning("graphs", found, "`graph-migrator failures`, then retry or release them.")
     if row.partially_migrated:
-        found = f"{row.partially_migrated} graphs were forced loose half-way through a hop"
+        found = f"{count(row.partially_migrated, 'graph')} released by force in the middle of a hop"
         yield _warning("graphs", found, "`graph-migrator graphs --state half-done`, then retry them.")
     if not (row.overdue or row.failed or row.partially_migrated):
         yield _ok("graphs", "none is stuck")
@@ -234,6 +239,19 @@ def types_in_use(connection: Connection, types: dict[str, GraphType]) -> Iterato
         yield _warning("types", found, "Name their types in GRAPH_MIGRATOR_TYPES, or install their package.")
     else:
         yield _ok("types", f"known here: {', '.join(types) or 'none'}")
+
+
+def reachable(connection: Connection, types: dict[str, GraphType]) -> Iterator[Finding]:
+    """Graphs at a version that their type does not know here."""
+    known = json.dumps({kind.name: (kind.oldest, kind.newest) for kind in types.values()})
+    number = connection.execute(
+        text(f"SELECT count(*) FROM graph_migrator.graphs g WHERE {UNREACHABLE}"),  # noqa: S608 - own text
+        {"known": known},
+    ).scalar_one()
+    if number:
+        found = f"{count(number, 'graph')} unreachable: at a version that the type does not know here"
+        remedy = "`graph-migrator graphs --unreachable`; deploy a release that knows these versions."
+        yield _warning("unreachable", found, remedy)
 
 
 def _backend(connection: Any) -> int:

@@ -38,6 +38,8 @@ class GraphSummary(BaseModel):
     status: MigrationStatus | None = Field(description="Of that migration.")
     to_version: int | None = Field(description="Where that migration goes.")
     changed_at: datetime | None = Field(description="When the version last changed.")
+    hop: str | None = Field(None, description="Where its migration failed: the hop.")
+    error: str | None = Field(None, description="Where its migration failed: the error's type and message.")
 
 
 class Attempt(BaseModel):
@@ -114,6 +116,8 @@ def list_graphs(
     *,
     graph_type: str | None = None,
     behind: dict[str, int] | None = None,
+    oldest: dict[str, int] | None = None,
+    unreachable: dict[str, tuple[int, int]] | None = None,
     state: str | None = None,
     after: str | None = None,
     limit: int = 50,
@@ -127,6 +131,9 @@ def list_graphs(
         source: The database.
         graph_type: Only graphs of this type.
         behind: Only graphs below the newest version of their type, which is given here by type.
+        oldest: With `behind`: the oldest version that each type knows. Graphs below it are unreachable, not behind.
+        unreachable: Only graphs whose version is outside of what their type knows: by type, its oldest and newest
+            version. Graphs of other types are not among them.
         state: Only graphs whose migration has this status; `idle`, `owner` or `half-done` for those without.
         after: The slug of the last graph of the page before.
         limit: How many at most.
@@ -154,27 +161,40 @@ def list_graphs(
             order, page = "m.graph_id", "m.graph_id > :after_id"
             if after is not None:
                 parameters["after_id"] = find_graph(source, after).id
+    if unreachable is not None:
+        parameters["known"] = json.dumps(unreachable)
+        conditions.append(UNREACHABLE)
     if graph_type is not None:
         conditions.append("g.graph_type = :type")
     tables = _TABLES
     if behind is None or state is not None:
         conditions += [page] if after is not None else []
     else:
-        pages = _behind(behind, parameters)
+        pages = _behind(behind, oldest or {}, parameters)
         tables = f"FROM (SELECT * FROM ({pages}) pages ORDER BY slug LIMIT :limit) g {_OWNER}"  # noqa: S608
     if behind is not None and state is not None:
-        conditions.append("g.version < coalesce((CAST(:behind AS jsonb) ->> g.graph_type)::integer, 0)")
-    parameters["behind"] = json.dumps(behind)
+        conditions.append(
+            "g.version < coalesce((CAST(:behind AS jsonb) ->> g.graph_type)::integer, 0) "
+            "AND g.version >= coalesce((CAST(:oldest AS jsonb) ->> g.graph_type)::integer, 1)"
+        )
+    parameters |= {"behind": json.dumps(behind), "oldest": json.dumps(oldest or {})}
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     statement = f"{_COLUMNS} {tables} {where} ORDER BY {order} LIMIT :limit"
     return [GraphSummary.model_validate(dict(row)) for row in _rows(source, statement, parameters)]
 
 
-def _behind(newest: dict[str, int], parameters: dict[str, Any]) -> str:
+UNREACHABLE = """
+CAST(:known AS jsonb) ? g.graph_type AND g.version NOT BETWEEN
+    (CAST(:known AS jsonb) -> g.graph_type ->> 0)::integer AND (CAST(:known AS jsonb) -> g.graph_type ->> 1)::integer
+"""
+"""Of graphs `g`: those whose version their type does not know; `known` has the oldest and newest version by type."""
+
+
+def _behind(newest: dict[str, int], oldest: dict[str, int], parameters: dict[str, Any]) -> str:
     """The first page of each version that is behind. The index by type, version and slug has it in order."""
     pages: list[str] = []
     for kind, limit in newest.items():
-        for version in range(1, limit):
+        for version in range(oldest.get(kind, 1), limit):
             n = len(pages)
             parameters |= {f"type_{n}": kind, f"version_{n}": version}
             pages.append(
@@ -187,8 +207,11 @@ def _behind(newest: dict[str, int], parameters: dict[str, Any]) -> str:
 _COLUMNS = f"""
 SELECT g.id, g.slug, g.graph_type, g.version, {_READ_ONLY} AS read_only,
        g.partially_migrated IS NOT NULL AS partially_migrated,
-       g.migration_id, m.status, m.to_version, g.changed_at
-"""
+       g.migration_id, m.status, m.to_version, g.changed_at,
+       CASE WHEN m.status = 'failed' THEN (SELECT a.hop_name FROM graph_migrator.hop_attempts a
+           WHERE a.graph_id = g.id AND a.migration_id = m.id ORDER BY a.id DESC LIMIT 1) END AS hop,
+       CASE WHEN m.status = 'failed' THEN concat_ws(': ', m.error_type, m.error_message) END AS error
+"""  # noqa: S608 - own text
 _OWNER = "LEFT JOIN graph_migrator.migrations m ON m.id = g.migration_id"
 _TABLES = f"FROM graph_migrator.graphs g {_OWNER}"
 _SUMMARY = f"{_COLUMNS} {_TABLES} "

@@ -16,6 +16,7 @@ import click
 from graph_migrator.core.embedded import EmbeddedUnavailable, Postgres, Redis
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.store import schema
+from graph_migrator.tasks.cli.dev_workers import keep_running
 from graph_migrator.tasks.serving import Flower, Worker, environment
 
 _FOLDER = click.option(
@@ -54,12 +55,14 @@ def _only_one(folder: Path) -> Iterator[bool]:
 @click.option(
     "--concurrency", default=2, show_default=True, type=click.IntRange(1), help="Hops at a time in each."
 )
+@click.option("--reload", is_flag=True, help="Restart the workers when the code of a graph type changes.")
 @click.option("--flower", "with_flower", is_flag=True, help="Also Flower, with a password made for this run.")
-def dev(folder: Path, workers: int, concurrency: int, with_flower: bool) -> None:
-    """Postgres, Redis and a worker in the foreground, on loopback, until Ctrl-C.
+def dev(folder: Path, workers: int, concurrency: int, reload: bool, with_flower: bool) -> None:
+    """Run Postgres, Redis and workers in the foreground, on loopback, until Ctrl-C.
 
     The database stays in the folder and is there again the next time. In another shell,
-    `eval "$(graph-migrator env)"` points at what runs here.
+    `eval "$(graph-migrator env)"` points at what runs here. A worker that dies is started again. Workers run the code
+    that they started with: restart `dev` after a change, or let --reload do it.
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)  # what lies in it is private, each for itself
@@ -82,18 +85,19 @@ def dev(folder: Path, workers: int, concurrency: int, with_flower: bool) -> None
             running.callback(env_file.unlink, missing_ok=True)
             env_file.touch(0o600)
             env_file.write_text("".join(f"export {k}={shlex.quote(v)}\n" for k, v in variables.items()))
+            started: list[Worker] = []
             for number in range(1, workers + 1):
                 worker = Worker(
                     folder / f"worker-{number}", f"dev-{number}", variables, concurrency=concurrency
                 )
-                running.enter_context(worker)
+                started.append(running.enter_context(worker))
                 click.echo(f"{worker.name} is ready (pid {worker.pid}, log {worker.log})")
             if with_flower:
                 flower = running.enter_context(Flower(folder / "flower", variables))
                 click.echo(f"Flower: {flower.url}  (user {flower.user}, password {flower.password})")
             click.echo(f"Graph types: {known}")
             click.echo('Ready. In another shell: eval "$(graph-migrator env)". Ctrl-C stops everything.')
-            stop.wait()
+            keep_running(started, stop, reload=reload)
             click.echo("\nStopping; hops in progress finish first ...")
     except EmbeddedUnavailable as error:
         raise _Unavailable(str(error)) from error

@@ -21,6 +21,7 @@ from graph_migrator.tasks.runtime import engine
 @click.command()
 @click.option("--type", "graph_type", help="Only graphs of this type.")
 @click.option("--behind", is_flag=True, help="Only graphs below the newest version of their type.")
+@click.option("--unreachable", is_flag=True, help="Only graphs at a version that their type does not know.")
 @click.option(
     "--state",
     type=click.Choice([*(status.value for status in MigrationStatus), "idle", "owner", "half-done"]),
@@ -32,14 +33,25 @@ from graph_migrator.tasks.runtime import engine
 @click.option("--after", help="The last slug of the page before.")
 @json_option
 def graphs(
-    graph_type: str | None, behind: bool, state: str | None, limit: int, after: str | None, as_json: bool
+    graph_type: str | None,
+    behind: bool,
+    unreachable: bool,
+    state: str | None,
+    limit: int,
+    after: str | None,
+    as_json: bool,
 ) -> None:
     """List graphs: version, who owns them, and why they are read-only."""
-    newest = {kind.name: kind.newest for kind in graph_types().values()}
+    if behind and unreachable:
+        raise click.UsageError("--behind and --unreachable exclude each other")
+    known = graph_types().values()
+    newest = {kind.name: kind.newest for kind in known}
     found = reading.list_graphs(
         engine(),
         graph_type=graph_type,
         behind=newest if behind else None,
+        oldest={kind.name: kind.oldest for kind in known},
+        unreachable={kind.name: (kind.oldest, kind.newest) for kind in known} if unreachable else None,
         state=state,
         after=after,
         limit=limit,
@@ -53,7 +65,7 @@ def graphs(
     rows = [
         (g.slug, g.graph_type, f"v{g.version}" + (f" of {newest[g.graph_type]}" if g.graph_type in newest else ""),
          coloured(g.status) + (f" to v{g.to_version}" if g.to_version else "")
-         + (" half done" if g.partially_migrated else ""),
+         + (" partially migrated" if g.partially_migrated else ""),
          g.read_only, moment(g.changed_at))
         for g in found
     ]  # fmt: skip

@@ -73,7 +73,7 @@ def print_story(story: MigrationStory, to: Console | None = None) -> None:
     ]  # fmt: skip
     if rows:
         out.print(
-            table(None, ("  UTC", "HOP", "NAME", "TRY", "STATUS", "CHANGED", "TOOK", "WORKER", ""), rows)
+            table(None, ("  UTC", "HOP", "NAME", "TRY", "STATUS", "CHANGED", "TOOK", "WORKER", "ERROR"), rows)
         )
     error = report.error()
     if error is not None:

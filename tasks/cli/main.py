@@ -24,12 +24,13 @@ GROUPS: dict[str, dict[str, str]] = {
         "history": "The story of GRAPH: when, who, hop, attempt, status, rows, duration, error.",
         "watch": "Follow migrations until all of them have ended or paused: GRAPHs, or all that are being migrated.",
         "graphs": "List graphs: version, who owns them, and why they are read-only.",
+        "failures": "Group failed graphs by hop and cause, with three examples each.",
         "plan": "The hops from where GRAPH is to a version.",
         "types": "Graph types that this process knows, and their hops.",
     },
     "Migrate": {
         "migrate": "Move GRAPH along its hops to a version.",
-        "retry": "Take a failed migration up where it stopped, with the code that is there now.",
+        "retry": "Continue a failed migration where it stopped, with the code that is there now.",
         "pause": "Stop GRAPH's migration at the next hop or batch boundary, until it is resumed.",
         "resume": "Let GRAPH's paused migration go on.",
         "cancel": "End GRAPH's migration at the next boundary.",
@@ -50,7 +51,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "db": "Our tables in the database.",
     },
     "Develop": {
-        "dev": "Postgres, Redis and a worker in the foreground, on loopback, until Ctrl-C.",
+        "dev": "Run Postgres, Redis and workers in the foreground, on loopback, until Ctrl-C.",
         "env": "Print the `export` lines of the `graph-migrator dev` that runs in this folder.",
         "new-type": "Write a graph type NAME with its first hop, and a test that passes: a beginning to change.",
         "completion": 'Print the completion script for a shell: `eval "$(graph-migrator completion bash)"`.',

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import click
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.history import GraphState
-from graph_migrator.core.inspection.phrases import duration
+from graph_migrator.core.inspection.phrases import count, duration
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.tasks.cli.output import coloured, console, json_option, table
 from graph_migrator.tasks.runtime import engine
@@ -106,23 +107,29 @@ def _table(watched: _Watched) -> Table:
         name, version, hop, _, done, rest = _row(state)
         run = state.running
         bar = _bar(run.done, run.total) if run is not None and run.total else done
-        rows.append((name, version, hop, coloured(_status(state)) or "never migrated", bar, rest))
+        rows.append((name, version, hop, coloured(_status(state)) or "never migrated", bar, escape(rest)))
     return table(None, ("GRAPH", "VERSION", "HOP", "STATUS", "PROGRESS", ""), rows)
 
 
 def _row(state: GraphState) -> tuple[str, str, str, str, str, str]:
-    """What is told of one graph; its first four cells are what makes a change."""
+    """What is shown of one graph; a difference in the first four cells is a change."""
     graph, migration, run = state.graph, state.migration, state.running
     if migration is None:
         return graph.slug, f"v{graph.version}", "", "never migrated", "", ""
     version = f"v{graph.version} → v{migration.to_version}"
-    hop = f"{run.hop_name} ({run.attempt}.)" if run is not None else (migration.last_applied or "")
-    done = f"{run.done} of {run.total} rows" if run is not None and run.total else ""
+    hop = (
+        f"{run.hop_name} ({run.attempt}.)" if run is not None else (graph.hop or migration.last_applied or "")
+    )
+    done = f"{run.done:,} of {count(run.total, 'row')}" if run is not None and run.total else ""
     speed = f"{run.rows_per_second:,.0f} rows/s" if run is not None and run.rows_per_second else ""
     left = (
         f"about {duration(run.seconds_left)} left" if run is not None and run.seconds_left is not None else ""
     )
-    failed = migration.error_rows if migration.status is MigrationStatus.FAILED else None
+    failed = ""
+    if migration.status is MigrationStatus.FAILED:
+        error = (graph.error or str(migration.error())).partition("\n")[0]
+        what = " ".join(filter(None, (error, migration.error_rows)))
+        failed = f"{what}; correct it and `graph-migrator retry {graph.slug}`"
     rest = " ".join(filter(None, (speed, left, failed)))
     return graph.slug, version, hop, str(migration.status), done, rest
 

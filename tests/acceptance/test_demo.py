@@ -92,6 +92,29 @@ def test_a_dev_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
+def test_a_worker_of_dev_that_is_killed_is_replaced_and_changed_code_is_loaded(tmp_path: Path) -> None:
+    types = tmp_path / "kinds.py"
+    hop = "\n@kind.hop({0}, {1})\ndef to_{1}(ctx) -> None:\n    pass\n"
+    types.write_text("from graph_migrator import GraphType\n\nkind = GraphType('kind')\n" + hop.format(1, 2))
+    log = tmp_path / "log"
+    environment = {"GRAPH_MIGRATOR_TYPES": "kinds:kind", "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "graph_migrator", "dev", "--reload", "--folder", str(tmp_path / "dev")]
+    dev = start(command, log, **environment)
+    try:
+        until(lambda: "Ready." in log.read_text(), "dev to be ready", seconds=60)
+        worker = int(re.search(r"dev-1 is ready \(pid (\d+)", log.read_text())[1])  # type: ignore[index] # asserted by what follows
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: log.read_text().count("dev-1 is ready") == 2, "another worker", seconds=60)
+        assert "dev-1 died (SIGKILL); starting another ..." in log.read_text()
+        assert not psutil.pid_exists(worker), "a zombie is left"
+        types.write_text(types.read_text() + hop.format(2, 3))
+        until(lambda: log.read_text().count("dev-1 is ready") == 3, "a worker with the new code", seconds=60)
+        assert "kinds.py changed; restarting" in log.read_text()
+    finally:
+        dev.send_signal(signal.SIGINT)
+        assert dev.wait(60) == 0, log.read_text()
+
+
 def test_ctrl_c_on_dev_leaves_no_process_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "graph_migrator", "dev", "--folder", str(tmp_path / "dev")]
     dev = start(

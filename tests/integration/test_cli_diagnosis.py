@@ -70,9 +70,9 @@ def test_no_worker_on_the_queue(here: Cluster) -> None:
     begin(here, "g")
     told = reasons("g")
     assert "celery -A graph_migrator worker -Q migrations" in told["no-worker"]
-    assert "Recovery rings again in" in told["deadline"]
+    assert "Recovery sends it again in" in told["deadline"]
     here.start_worker("other", arguments=("-Q", "elsewhere"))
-    assert "(1 serve other queues)" in reasons("g")["no-worker"]
+    assert "(1 serves other queues)" in reasons("g")["no-worker"]
 
 
 def test_workers_that_do_not_know_the_type_or_have_other_code(here: Cluster) -> None:
@@ -141,7 +141,7 @@ def test_a_worker_is_on_it_then_paused_then_failed(here: Cluster) -> None:
         with runtime.executors().borrow() as executor:
             send(load_dispatch(executor, graph_row(here.engine, slug).migration_id))
     told = until(lambda: reasons("h").get("queue"), "the queue seen")
-    assert "messages wait in the queue before 1 workers" in told
+    assert "the queue before 1 worker." in told
     call("pause", "g")
     hold.unlink()
     until(lambda: call("status", "g", "--json").json()["migration"]["status"] == "paused", "paused")
@@ -155,13 +155,13 @@ def test_no_worker_has_the_planned_code(here: Cluster) -> None:
         connection.execute(
             text("SELECT graph_migrator.count_mismatch(id, 30) FROM migrations, generate_series(1, 2)")
         )
-    assert "put it back 2 times" in reasons("g")["other-code"]
+    assert "requeued it 2 times" in reasons("g")["other-code"]
 
 
 def test_a_call_that_no_worker_has_taken(here: Cluster) -> None:
     here.add_graph("g", "trail")
     assert call("migrate", "g").exit_code == 0
-    assert "1 messages wait" in reasons("g")["no-worker"]
+    assert "1 message waits" in reasons("g")["no-worker"]
 
 
 def test_a_worker_whose_types_cannot_be_loaded_is_seen(here: Cluster) -> None:
@@ -200,7 +200,7 @@ def test_paused_half_way_through_a_hop(here: Cluster) -> None:
     running.start()
     until(lambda: "paused" in reasons("g"), "the pause")
     told = reasons("g")["paused"]
-    assert "half-way through a hop, after 10 rows" in told
+    assert "in the middle of a hop, after 10 rows" in told
     assert "cancel" not in told
     refused = call("release", "g", "--yes")
     assert refused.exit_code == 3
@@ -227,8 +227,8 @@ def test_a_hop_partially_migrated(here: Cluster) -> None:
     finally:
         failpoints.hook = None
     told = reasons("g")["failed"]
-    assert "after 10 rows: the graph's rows are of two shapes" in told
-    assert "give up with `graph-migrator release g --force`" in told
+    assert "after 10 rows: the graph is partially migrated" in told
+    assert "end the migration with `graph-migrator release g --force`" in told
     refused = call("release", "g", "--yes")
     assert refused.exit_code == 3
     assert "a failed migration stands half-way through" in refused.err

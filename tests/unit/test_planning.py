@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graph_migrator import Nodes
-from graph_migrator.core.errors import InvalidRequest, IrreversibleHop, UnknownTarget
+from graph_migrator.core.errors import InvalidRequest, IrreversibleHop, UnknownTarget, UnreachableGraph
 from graph_migrator.core.graph_types.definition import Direction, GraphType
 from graph_migrator.core.planning import Plan, Step, continue_plan, make_plan
 
@@ -79,9 +79,9 @@ def test_a_target_below_the_oldest_version_is_refused():
 
 @pytest.mark.parametrize("target", [None, 2, 5])
 def test_a_graph_outside_of_what_the_type_knows_is_refused(target):
-    with pytest.raises(UnknownTarget) as refused:
+    with pytest.raises(UnreachableGraph) as refused:
         make_plan("g", kind_of(1, [True]), 5, target)
-    assert refused.value.target == 5
+    assert refused.value.version == 5
 
 
 def test_the_way_back_across_a_hop_without_reverse_is_refused_and_the_hop_is_named():
