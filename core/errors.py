@@ -8,6 +8,7 @@
     │   ├── UnknownGraphType
     │   ├── UnknownTarget           the type has no such version
     │   ├── UnreachableGraph        the type does not know the version that the graph has
+    │   ├── UnknownRollout
     │   ├── IrreversibleHop         the way back crosses a hop without a reverse
     │   ├── GraphExists             an import would overwrite a graph
     │   ├── InvalidRecord           a line or element of an imported file is malformed
@@ -20,6 +21,9 @@
     │   ├── GraphVersionMismatch    a writer was made for another version
     │   ├── OpenWriteTransactions   open write transactions did not end in time
     │   ├── GraphBusy               another executor holds the graph's lock
+    │   ├── GraphBeyondTarget       a rollout's graph was moved beyond its target meanwhile
+    │   ├── RolloutInFlight         the graph type has a live rollout
+    │   ├── RolloutRefused          a verb does not apply to the rollout's status
     │   └── ArchiveDamaged          a file of an archive is not what its manifest says
     ├── MigrationError              exit 1: the migration ended, not at its target
     │   ├── HopFailed               a hop raised an error that cannot be rebuilt elsewhere
@@ -239,6 +243,20 @@ class DanglingEdges(WrongUsage):
         return f"{self.file}: {self.count} edges lead to missing nodes: {named}{more}. Nothing was imported."
 
 
+@dataclass(eq=False, repr=False)
+class UnknownRollout(WrongUsage):
+    """No rollout has this id, and no rollout is of this graph type; or several have it."""
+
+    rollout: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"there is no rollout {self.rollout!r}, or its beginning fits several. "
+            "`graph-migrator rollout list` lists the rollouts."
+        )
+
+
 # ── exit 3 ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -410,6 +428,50 @@ class ArchiveDamaged(Refused):
             f"{self.file} {self.reason}. No rows that it holds were removed from the tables. "
             "Restore the file, or archive into a new folder."
         )
+
+
+@dataclass(eq=False, repr=False)
+class GraphBeyondTarget(Refused):
+    """A rollout moves graphs in one direction; this one has passed the target by other means."""
+
+    graph: str
+    version: int
+    target: int
+
+    @property
+    def message(self) -> str:
+        return f"{self.graph} is at v{self.version}, beyond the rollout's target v{self.target}. Nothing was changed."
+
+
+@dataclass(eq=False, repr=False)
+class RolloutInFlight(Refused):
+    """The graph type has a live rollout; it can have one only."""
+
+    graph_type: str
+    rollout: str
+    status: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"rollout {self.rollout} of {self.graph_type!r} is {self.status}. Nothing was changed. "
+            f"`graph-migrator rollout show {self.rollout}` says how far it is; "
+            f"`graph-migrator rollout cancel {self.rollout}` ends it."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class RolloutRefused(Refused):
+    """The rollout's present state forbids the verb."""
+
+    rollout: str
+    verb: str
+    status: str
+    why: str
+
+    @property
+    def message(self) -> str:
+        return f"rollout {self.rollout} is {self.status}: {self.verb} is refused: {self.why}. Nothing was changed."
 
 
 # ── exit 1 ──────────────────────────────────────────────────────────────────────────────────────────

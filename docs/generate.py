@@ -1,4 +1,4 @@
-"""Writes docs/reference.md and docs/state_machine.md from the code: ``python docs/generate.py``.
+"""Writes the pages that the code knows best, named in `PAGES`: ``python docs/generate.py``.
 
 A test runs it with ``--check`` and fails where a page is not what the code says.
 """
@@ -9,11 +9,14 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
 from graph_migrator.core import errors
 from graph_migrator.core.errors import GraphMigratorError
+from graph_migrator.core.rollouts import statuses as rollout_statuses
+from graph_migrator.core.rollouts.strategy import FROZEN, Strategy
 from graph_migrator.core.settings import Settings
 from graph_migrator.core.statuses import LIVE, MIGRATION_EDGES, SETTLED, AttemptStatus, MigrationStatus
 from graph_migrator.core.store.tables import metadata
@@ -71,6 +74,37 @@ def state_machine() -> Iterator[str]:
     yield "\nAn attempt leaves `running` once. Its row never changes afterwards and is never deleted."
 
 
+def rollout_reference() -> Iterator[str]:
+    """The lines of docs/rollout-reference.md."""
+    yield "# Rollouts: states and knobs\n\nGenerated from `core/rollouts` by `docs/generate.py`."
+    yield "Triggers in Postgres hold the same edges. How to use them: [Rollouts](rollouts.md).\n"
+    yield "## A rollout\n\n| status | what it means |\n|---|---|"
+    for status in rollout_statuses.RolloutStatus:
+        yield f"| `{status}` | {status.phrase} |"
+    yield from _edge_table(rollout_statuses.ROLLOUT_EDGES)
+    yield "\n## A member\n\n| status | what it means |\n|---|---|"
+    for member in rollout_statuses.MemberStatus:
+        yield f"| `{member}` | {member.phrase} |"
+    yield from _edge_table(rollout_statuses.MEMBER_EDGES)
+    yield "\n## Why a rollout is held\n\n| reason | what it means | ends by itself | what leads on |\n|---|---|---|---|"
+    for reason in rollout_statuses.HoldReason:
+        itself = "yes" if reason in rollout_statuses.ENDS_BY_ITSELF else "no"
+        yield f"| `{reason}` | {reason.phrase} | {itself} | {reason.remedy.replace('{rollout}', 'ROLLOUT')} |"
+    yield "\n## Knobs\n\nOptions of `rollout plan` and `rollout start`; `rollout set` changes the others while it runs."
+    yield "\n| knob | default | while it runs | what it is for |\n|---|---|---|---|"
+    for name, field in Strategy.model_fields.items():
+        default = ",".join(f"{each:g}" for each in field.default) if name == "waves" else field.default
+        changes = "frozen" if name in FROZEN else "can be changed"
+        yield f"| `{name.replace('_', '-')}` | `{default}` | {changes} | {field.description} |"
+
+
+def _edge_table(edges: tuple[rollout_statuses.Edge[Any], ...]) -> Iterator[str]:
+    yield "\n| edge | from | to | because |\n|---|---|---|---|"
+    for edge in edges:
+        sources = ", ".join(f"`{status}`" for status in sorted(edge.sources))
+        yield f"| {edge.name} | {sources} | `{edge.target}` | {edge.reason} |"
+
+
 def _listed(statuses: frozenset[MigrationStatus]) -> str:
     return ", ".join(f"`{status}`" for status in MigrationStatus if status in statuses)
 
@@ -90,6 +124,8 @@ def _tasks() -> Iterator[tuple[str, str]]:
     from graph_migrator.tasks.results import CheckedTask
 
     for name, task in sorted(app.tasks.items()):
+        if name == "tasks.migrate_member":
+            continue  # internal, like run_hop
         if isinstance(task, CheckedTask):
             yield name, ", ".join(f"`{field}`" for field in task.arguments.model_fields)
         elif name.startswith("tasks.") and name != "tasks.run_hop":
@@ -102,7 +138,11 @@ def _errors() -> Iterator[type[GraphMigratorError]]:
             yield cls
 
 
-PAGES = {"reference.md": reference, "state_machine.md": state_machine}
+PAGES = {
+    "reference.md": reference,
+    "state_machine.md": state_machine,
+    "rollout-reference.md": rollout_reference,
+}
 
 
 def run(check: bool) -> int:

@@ -42,7 +42,8 @@ app = App(
     "graph_migrator",
     amqp=Messages,
     include=[
-        f"graph_migrator.tasks.{module}" for module in ("processes", "fleet", "migrate", "operate", "recover")
+        f"graph_migrator.tasks.{module}"
+        for module in ("processes", "fleet", "migrate", "operate", "recover", "rollouts")
     ],
     # The program that imports us may have an app of its own, whose shared tasks must not become ours.
     set_as_current=False,

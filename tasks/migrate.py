@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from celery import Task, chain, current_task, uuid
@@ -18,14 +19,17 @@ from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.limits import backoff
 from graph_migrator.core.execution.model import Applied, Caller, Dispatch, Failed, Worker
 from graph_migrator.core.execution.run_hop import run_hop as run_one_hop
+from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.store.errors import Failure, classify
 from graph_migrator.core.store.redaction import redacted
+from graph_migrator.core.store.session import Executor
 from graph_migrator.tasks.celery import app
 from graph_migrator.tasks.events import show_failure, show_ignored
 from graph_migrator.tasks.results import BEGUN, HopArguments, MigrateArguments, MigrateTask, checked
 from graph_migrator.tasks.runtime import executors
 
 _log = get_task_logger("graph_migrator.tasks")
+_T = TypeVar("_T")
 
 
 @app.task(bind=True, base=MigrateTask, name="tasks.migrate_graph", max_retries=None)
@@ -43,23 +47,46 @@ def migrate_graph(self: MigrateTask, *args: Any, **kwargs: Any) -> Any:
     given = checked(MigrateArguments, args, kwargs)
     graph, target = given["graph_id"], given["target"]
     caller = Caller(self.request.id, given["requested_by"], given["reason"])
+    return carry_out_begin(
+        self, lambda executor: begin_migration(executor, graph, target, caller=caller), graph
+    )
+
+
+def carry_out_begin(task: Task, begin: Callable[[Executor], _T], graph: str) -> _T | Any:
+    """Begin a migration in a task, and send its chain in place of the task.
+
+    Args:
+        task: The task that was called.
+        begin: Begins the migration.
+        graph: What the log names.
+
+    Returns:
+        What the task is to return: the report, or a note that a chain answers; anything else that `begin` gave is
+        returned as it is.
+
+    Raises:
+        Ignore: Another message of the same call has it in hand.
+        GraphMigratorError: It was refused.
+    """
     try:
         with executors().borrow() as executor:
-            begun = begin_migration(executor, graph, target, caller=caller)
+            begun = begin(executor)
     except GraphMigratorError:
         raise
     except Exception as error:  # noqa: BLE001 - raised again, without values
         if classify(error) is Failure.PERMANENT:
             raise redacted(error) from None
-        raise self.retry(countdown=backoff(self.request.retries), exc=redacted(error)) from None
+        raise task.retry(countdown=backoff(task.request.retries), exc=redacted(error)) from None
     match begun:
         case Dispatch():
-            return _replace(self, begun)
+            return _replace(task, begun)
         case Ignored(why):
             _log.info("%s: ignored: %s", graph, why)
             raise Ignore(why)
-        case report:
-            return report.model_dump(mode="json")
+        case MigrationReport():
+            return begun.model_dump(mode="json")
+        case _:
+            return begun
 
 
 @app.task(

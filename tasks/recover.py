@@ -10,11 +10,13 @@ from celery.signals import worker_ready, worker_shutting_down
 
 from graph_migrator.core.execution import recovery
 from graph_migrator.core.inspection import metrics
+from graph_migrator.core.rollouts.controller import move_rollouts_on
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.tasks.answers import answer_callers
 from graph_migrator.tasks.celery import app
 from graph_migrator.tasks.migrate import send
+from graph_migrator.tasks.rollouts import send_members
 from graph_migrator.tasks.runtime import engine, executors
 
 _log = logging.getLogger("graph_migrator.recovery")
@@ -40,14 +42,16 @@ def sweep_once() -> dict[str, int]:
         if executor is None:
             return {}
         done = recovery.sweep(executor)
+        members = move_rollouts_on(executor)
         calls = recovery.unanswered(executor)
     # All is committed and no lock is held any more, the sweep's own neither: where the broker or the results are
     # out of reach for this worker alone, it waits for them here, and another one sweeps.
     for dispatch in done.to_send:
         send(dispatch)
+    send_members(members)
     answered = answer_callers(executors(), calls)
     return {
-        "sent": len(done.to_send),
+        "sent": len(done.to_send) + len(members),
         "lost": done.lost,
         "redelivered": done.redelivered,
         "settled": done.settled,

@@ -90,6 +90,16 @@ class HopArguments(BaseModel):
     dispatch: int = Field(ge=1, le=2**31 - 1)
 
 
+class MemberArguments(BaseModel):
+    """The arguments of `migrate_member`, which only this project sends."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    rollout_id: _Id
+    graph_id: _Id
+    number: int = Field(ge=1, le=2**31 - 1)
+
+
 class LockArguments(BaseModel):
     """The arguments of `lock_graph` and `unlock_graph`."""
 

@@ -24,6 +24,7 @@ from graph_migrator.core.decisions import (
     decide_begin,
 )
 from graph_migrator.core.errors import (
+    GraphBeyondTarget,
     GraphMigratorError,
     GraphPartiallyMigrated,
     InvalidRequest,
@@ -60,6 +61,7 @@ def begin_migration(
     *,
     caller: Caller | None = None,
     finish_partially_migrated: bool = False,
+    direction: int | None = None,
 ) -> Dispatch | MigrationReport | Ignored:
     """Take a graph for a migration.
 
@@ -72,6 +74,7 @@ def begin_migration(
         target: The version to reach; None for the newest that the graph's type knows.
         caller: Who asks. With a task id, the call is remembered and never carried out twice.
         finish_partially_migrated: Also take a graph that was forced loose half-way, to finish that hop.
+        direction: 1 or -1 where the graph may move in that direction only, as in a rollout; None for either.
 
     Returns:
         The chain to send; or the final report where there is nothing to do, or where this very call was
@@ -79,7 +82,7 @@ def begin_migration(
 
     Raises:
         UnknownGraph, UnknownGraphType, UnknownTarget, IrreversibleHop: Nothing was changed.
-        MigrationInFlight, GraphPartiallyMigrated, OpenWriteTransactions: Nothing was changed.
+        MigrationInFlight, GraphPartiallyMigrated, GraphBeyondTarget, OpenWriteTransactions: Nothing was changed.
         MigrationError: This call was answered before, with this error.
     """
     caller = caller or Caller()
@@ -95,6 +98,7 @@ def begin_migration(
         if state.request_known:
             return _answer_again(executor, state)
         try:
+            _require_direction(state, target, direction)
             begun = _begin(executor, state, lock, graph, target, caller, finish=finish_partially_migrated)
         except GraphMigratorError as refusal:
             record_outcome(executor, caller, graph, target, refusal)
@@ -102,6 +106,14 @@ def begin_migration(
         if isinstance(begun, MigrationReport):
             record_outcome(executor, caller, graph, target, begun)
         return begun
+
+
+def _require_direction(state: BeginState, target: int | None, direction: int | None) -> None:
+    """Refuse a graph that somebody has moved beyond the target meanwhile: it would be moved back."""
+    if direction is None or target is None or state.graph_id is None:
+        return
+    if (state.version - target) * direction > 0:
+        raise GraphBeyondTarget(state.slug, state.version, target)
 
 
 def _begin(

@@ -248,6 +248,7 @@ _SKIPPED = {
     "graph_migrator.UnreachableGraph": "unreachable: its type does not know its version",
     "graph_migrator.UnknownTarget": "unreachable: its type does not know its version",
     "graph_migrator.IrreversibleHop": "no reverse",
+    "graph_migrator.RolloutRefused": "the rollout was cancelled",
 }
 """Refusals that a retry of the rollout would meet again: the graph needs its own care."""
 _CRASHED = "graph_migrator.HopCrashedRepeatedly"

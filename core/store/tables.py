@@ -28,6 +28,7 @@ metadata = MetaData(schema="graph_migrator")
 
 _Json = dict[str, Any]
 _NOW = text("now()")
+_CLOCK = text("clock_timestamp()")
 
 
 class _Base(DeclarativeBase):
@@ -316,3 +317,149 @@ class Request(_Base):
     answer_failures: Mapped[int] = mapped_column(server_default=text("0"))
     next_answer_at: Mapped[datetime | None]
     unanswered_because: Mapped[str | None]
+
+
+class Rollout(_Base):
+    """One run of a graph type to one version over many graphs."""
+
+    __tablename__ = "rollouts"
+    __table_args__ = (
+        Index(
+            "rollouts_one_live_per_type",
+            "graph_type",
+            unique=True,
+            postgresql_where=text("status IN ('running', 'held', 'cancelling')"),
+        ),
+        Index("rollouts_by_start", "started_at"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    graph_type: Mapped[str]
+    to_version: Mapped[int]
+    direction: Mapped[int]
+    status: Mapped[str] = mapped_column(server_default=text("'running'"))
+    stage: Mapped[int] = mapped_column(server_default=text("0"))
+    strategy: Mapped[_Json]
+    max_in_flight: Mapped[int]
+    hold: Mapped[_Json | None]
+    plan: Mapped[list[Any]]
+    requested_by: Mapped[str | None]
+    reason: Mapped[str | None]
+    failures_since: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    progress_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    started_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    finished_at: Mapped[datetime | None]
+
+
+class RolloutStage(_Base):
+    """One stage of a rollout, with its members counted by status."""
+
+    __tablename__ = "rollout_stages"
+
+    rollout_id: Mapped[UUID] = mapped_column(
+        ForeignKey("graph_migrator.rollouts.id", name="rollout_stages_rollout_id_fkey"), primary_key=True
+    )
+    number: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)
+    pending: Mapped[int] = mapped_column(BigInteger)
+    dispatched: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    succeeded: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    failed: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    skipped: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    began_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    promoted_at: Mapped[datetime | None]
+
+
+class RolloutMember(_Base):
+    """A graph of a rollout and how it went. `graph_id` has no foreign key: the row outlives the graph."""
+
+    __tablename__ = "rollout_members"
+    __table_args__ = (
+        Index(
+            "rollout_members_pending",
+            "rollout_id",
+            "stage",
+            "position",
+            postgresql_where=text("status = 'pending'"),
+        ),
+        Index(
+            "rollout_members_dispatched",
+            "rollout_id",
+            "sent_at",
+            postgresql_where=text("status = 'dispatched'"),
+        ),
+        Index(
+            "rollout_members_failed",
+            "rollout_id",
+            "error_group",
+            postgresql_where=text("status = 'failed'"),
+        ),
+        Index(
+            "rollout_members_settled",
+            "rollout_id",
+            "settled_at",
+            postgresql_where=text("status IN ('succeeded', 'failed')"),
+        ),
+        Index(
+            "rollout_members_one_unsettled",
+            "graph_id",
+            unique=True,
+            postgresql_where=text("status IN ('pending', 'dispatched')"),
+        ),
+    )
+
+    rollout_id: Mapped[UUID] = mapped_column(
+        ForeignKey("graph_migrator.rollouts.id", name="rollout_members_rollout_id_fkey"), primary_key=True
+    )
+    graph_id: Mapped[UUID] = mapped_column(primary_key=True)
+    graph: Mapped[str]
+    stage: Mapped[int]
+    position: Mapped[int] = mapped_column(BigInteger)
+    status: Mapped[str] = mapped_column(server_default=text("'pending'"))
+    number: Mapped[int] = mapped_column(server_default=text("1"))
+    request_id: Mapped[UUID | None]
+    migration_id: Mapped[UUID | None]
+    paused: Mapped[bool] = mapped_column(server_default=text("false"))
+    from_version: Mapped[int]
+    row_count: Mapped[int | None] = mapped_column(BigInteger)
+    shape: Mapped[str | None]
+    error_group: Mapped[str | None]
+    error_title: Mapped[str | None]
+    crashed: Mapped[bool] = mapped_column(server_default=text("false"))
+    note: Mapped[str | None]
+    sent_at: Mapped[datetime | None]
+    resends: Mapped[int] = mapped_column(server_default=text("0"))
+    resend_at: Mapped[datetime | None]
+    settled_at: Mapped[datetime | None]
+
+
+class RolloutChange(_Base):
+    """What an operator or the controller changed, and why. Never changed, never deleted."""
+
+    __tablename__ = "rollout_changes"
+    __table_args__ = (Index("rollout_changes_by_rollout", "rollout_id", "id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    rollout_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("graph_migrator.rollouts.id", name="rollout_changes_rollout_id_fkey")
+    )
+    what: Mapped[str]
+    before: Mapped[_Json | None]
+    after: Mapped[_Json | None]
+    who: Mapped[str | None]
+    why: Mapped[str | None]
+    at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+
+
+class RolloutFleet(_Base):
+    """The hold of all rollouts. One row."""
+
+    __tablename__ = "rollout_fleet"
+    __table_args__ = (CheckConstraint("only_row", name="rollout_fleet_has_one_row"),)
+
+    only_row: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"))
+    held_at: Mapped[datetime | None]
+    held_by: Mapped[str | None]
+    why: Mapped[str | None]

@@ -36,6 +36,9 @@ GROUPS: dict[str, dict[str, str]] = {
         "cancel": "End GRAPH's migration at the next boundary.",
         "release": "Give GRAPH's migration up and the graph back to its writers, at the version it has.",
     },
+    "Fleet": {
+        "rollout": "Move many graphs of a type to one version, in stages.",
+    },
     "Graphs": {
         "import": "Make a new graph from FILE (- for standard input): all of it, or nothing.",
         "export": "Write GRAPH to FILE (by default standard output), sorted, byte for byte the same each time.",

@@ -85,7 +85,11 @@ def test_json_is_what_the_documentation_says(here: Cluster, tmp_path: Path, comm
         "migrate --inline": ("h",), "migrate --dry-run": ("h",), "lock": ("g",),
         "import": (file, "--slug", "i", "--type", "trail", "--version", 1),
         "audit archive": ("--before", "2020-01-01", "--to", tmp_path / "archive"),
+        "rollout plan": ("trail", "--all"), "rollout start": ("trail", "--all"),
+        **{f"rollout {verb}": ("trail",) for verb in ("show", "graphs", "errors", "changes", "pause")},
     }  # fmt: skip
+    if command.startswith("rollout ") and command not in {"rollout plan", "rollout start"}:
+        assert call("rollout", "start", "trail", "--all").exit_code == 0
     words = [word for word in command.split() if word != "GRAPH"]
     outcome = call(*words, *more.get(command, ()), "--json")
     assert outcome.exit_code in {0, 1}
@@ -103,6 +107,8 @@ def test_every_reading_command_has_its_json_documented() -> None:
     }  # fmt: skip
     told = set(documented())
     same_as_lock = {"retry", "cancel", "pause", "resume", "release", "unlock", "guard install"}
+    verbs = ("resume", "promote", "cancel", "retry", "skip", "set", "hold", "unhold")
+    same_as_lock |= {f"rollout {verb}" for verb in verbs}
     assert with_json - same_as_lock == {name for name in told if " --" not in name and "GRAPH" not in name}
 
 

@@ -222,9 +222,20 @@ def test_a_message_that_was_lost_is_sent_again_also_while_cancelling() -> None:
     world.turn()
     assert len(world.broker) == 1
     world.deliver()
-    world.advance(0)
     world.turn()
     assert world.t.status is RolloutStatus.CANCELLED
+    assert world.t.migrations == []
+
+
+def test_a_cancelled_rollout_ends_although_no_worker_has_its_code_any_more() -> None:
+    world = World(tables((1, 2)))
+    world.turn()
+    world.codes = ["new", "new"]
+    world.cancel()
+    world.deliver(code="new")
+    world.turn()
+    assert world.t.status is RolloutStatus.CANCELLED
+    assert world.t.members[FIRST].note == "the rollout was cancelled"
 
 
 def test_a_message_that_came_twice_begins_once() -> None:

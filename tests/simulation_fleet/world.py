@@ -76,6 +76,9 @@ class World:
     def begin(self, sending: Sending, code: str) -> None:
         """What `migrate_member` does, in one transaction under the graph's lock."""
         t, graph = self.t, sending.graph_id
+        if t.status is RolloutStatus.CANCELLING and self.guarded and sending.request_id not in t.requests:
+            t.requests[sending.request_id] = {"error": {"type": "graph_migrator.RolloutRefused"}}
+            return
         if code != t.frozen and self.guarded:
             self.broker.append(sending)  # requeued for a worker that has the code
             return

@@ -1,0 +1,348 @@
+"""Reading rollouts: how far one is, why it does not move and what to do, and what failed for which cause."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from graph_migrator.core.rollouts.estimate import estimate, size_class
+from graph_migrator.core.rollouts.operations import find_rollout
+from graph_migrator.core.rollouts.rows import query
+from graph_migrator.core.rollouts.statuses import HoldReason, MemberStatus, RolloutStatus, StageKind
+from graph_migrator.core.rollouts.strategy import Strategy
+from graph_migrator.core.store.session import Executor
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Counts(_Model):
+    """Members by status."""
+
+    pending: int = 0
+    dispatched: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.pending + self.dispatched + self.succeeded + self.failed + self.skipped
+
+
+class StageState(_Model):
+    """One stage."""
+
+    number: int
+    kind: StageKind
+    counts: Counts
+    began_at: datetime | None
+    ended_at: datetime | None
+    promoted_at: datetime | None
+
+
+class TimeLeft(_Model):
+    """How long the rest takes, without bakes, gates and holds."""
+
+    low_seconds: float = Field(description="One in ten resampled rollouts is faster.")
+    high_seconds: float = Field(description="One in ten is slower.")
+    graphs: int = Field(description="On how many settled graphs it rests.")
+
+
+class RolloutSummary(_Model):
+    """One rollout in a list."""
+
+    id: UUID
+    graph_type: str
+    to_version: int
+    status: RolloutStatus
+    stage: int
+    stages: int
+    counts: Counts
+    hold: HoldReason | None
+    requested_by: str | None
+    reason: str | None
+    started_at: datetime
+    finished_at: datetime | None
+
+
+class RolloutState(_Model):
+    """Everything about one rollout's present."""
+
+    rollout: RolloutSummary
+    why: str = Field(description="Why it does not move, or what it does.")
+    what_to_do: str = Field(description="What leads on.")
+    hold: dict[str, Any] | None = Field(description="The hold with its evidence, and since when.")
+    stages: tuple[StageState, ...]
+    in_flight: int = Field(description="Sent and not ended, without paused ones.")
+    max_in_flight: int
+    paused_graphs: tuple[str, ...] = Field(
+        description="Whose migration an operator paused; they keep a stage open."
+    )
+    time_left: TimeLeft | None = Field(description="None before five graphs have settled.")
+    strategy: Strategy
+    fleet_held: bool
+
+
+class GroupOfErrors(_Model):
+    """Failures with one cause."""
+
+    error_group: str
+    title: str
+    graphs: int
+    examples: tuple[str, ...]
+    what_to_do: str
+
+
+class MemberState(_Model):
+    """One graph of a rollout."""
+
+    graph: str
+    graph_id: UUID
+    stage: int
+    status: MemberStatus
+    tries: int
+    from_version: int
+    note: str | None
+    error_group: str | None
+
+
+class Change(_Model):
+    """What was changed in a rollout."""
+
+    at: datetime
+    what: str
+    before: Any
+    after: Any
+    who: str | None
+    why: str | None
+
+
+_SUMMARY = """
+SELECT r.id, r.graph_type, r.to_version, r.status, r.stage, r.hold, r.requested_by, r.reason, r.started_at,
+       r.finished_at, r.strategy, r.max_in_flight, c.*
+FROM rollouts r CROSS JOIN LATERAL (
+    SELECT count(*) AS stages, sum(s.pending)::bigint AS pending, sum(s.dispatched)::bigint AS dispatched,
+           sum(s.succeeded)::bigint AS succeeded, sum(s.failed)::bigint AS failed, sum(s.skipped)::bigint AS skipped
+    FROM rollout_stages s WHERE s.rollout_id = r.id
+) c
+"""
+
+
+def list_rollouts(executor: Executor, *, limit: int = 50) -> list[RolloutSummary]:
+    """Rollouts, the latest first."""
+    with executor.cursor() as cursor:
+        rows = query(cursor, _SUMMARY + "ORDER BY r.started_at DESC LIMIT %s", limit)
+    return [_summary(row) for row in rows]
+
+
+def _summary(row: Any) -> RolloutSummary:
+    values = vars(row) | {"counts": _counts(row), "hold": row.hold["reason"] if row.hold else None}
+    return RolloutSummary.model_validate({name: values[name] for name in RolloutSummary.model_fields})
+
+
+def _counts(row: Any) -> Counts:
+    return Counts(**{status: getattr(row, status) for status in MemberStatus})
+
+
+def show(executor: Executor, which: str) -> RolloutState:
+    """How far a rollout is, why it does not move, and what to do.
+
+    Args:
+        executor: Any session.
+        which: Its id, the beginning of it, or a graph type for that type's latest.
+
+    Raises:
+        UnknownRollout: There is none, or several fit.
+    """
+    with executor.cursor() as cursor:
+        rollout_id = find_rollout(cursor, which)
+        (row,) = query(cursor, _SUMMARY + "WHERE r.id = %s", rollout_id)
+        stages = query(
+            cursor, "SELECT * FROM rollout_stages WHERE rollout_id = %s ORDER BY number", rollout_id
+        )
+        in_hand = query(
+            cursor,
+            "SELECT graph, paused, sent_at FROM rollout_members WHERE rollout_id = %s AND status = 'dispatched' "
+            "ORDER BY sent_at",
+            rollout_id,
+        )
+        (now,) = query(cursor, "SELECT clock_timestamp() AS now, held_at, held_by, why FROM rollout_fleet")
+        left = _time_left(cursor, row)
+    strategy = Strategy.model_validate(row.strategy)
+    paused = tuple(each.graph for each in in_hand if each.paused)
+    why, what_to_do = _explained(row, stages, in_hand, now, strategy)
+    return RolloutState(
+        rollout=_summary(row),
+        why=why,
+        what_to_do=what_to_do.format(rollout=str(row.id)[:8]),
+        hold=row.hold,
+        stages=tuple(
+            StageState(
+                number=s.number,
+                kind=s.kind,
+                counts=_counts(s),
+                began_at=s.began_at,
+                ended_at=s.ended_at,
+                promoted_at=s.promoted_at,
+            )
+            for s in stages
+        ),
+        in_flight=len(in_hand) - len(paused),
+        max_in_flight=row.max_in_flight,
+        paused_graphs=paused,
+        time_left=left,
+        strategy=strategy,
+        fleet_held=now.held_at is not None,
+    )
+
+
+def _explained(
+    row: Any, stages: list[Any], in_hand: list[Any], now: Any, strategy: Strategy
+) -> tuple[str, str]:
+    """The two lines that a person reads first."""
+    status = RolloutStatus(row.status)
+    paused = [each.graph for each in in_hand if each.paused]
+    if status is RolloutStatus.HELD:
+        reason = HoldReason(row.hold["reason"])
+        return f"since {str(row.hold['since'])[:19]}: {_evidence(reason, row.hold, now)}", reason.remedy
+    if status not in {RolloutStatus.RUNNING, RolloutStatus.CANCELLING}:
+        if status is RolloutStatus.FINISHED_WITH_FAILURES:
+            return f"{status.phrase}: {row.failed} failed", HoldReason.BREAKER.remedy.partition("; mend")[0]
+        return status.phrase, "nothing"
+    moving = len(in_hand) - len(paused)
+    if paused and not moving:
+        return (
+            f"an operator paused the migration of {', '.join(paused[:3])}",
+            f"`graph-migrator resume {paused[0]}`, or `graph-migrator cancel {paused[0]}`",
+        )
+    if moving:
+        verb = "moves" if status is RolloutStatus.RUNNING else "is cancelled; it waits for"
+        return (
+            f"it {verb} {moving} graphs in stage {row.stage} of {row.stages}",
+            f"nothing; `graph-migrator status {in_hand[0].graph}` looks at the one that was sent first",
+        )
+    open_stage = next((s for s in stages if s.number == row.stage), None)
+    if open_stage is not None and open_stage.ended_at is not None:
+        bake = strategy.bake_seconds if open_stage.kind == "canary" else strategy.wave_bake_seconds
+        rest = max(0, round(bake - (now.now - open_stage.ended_at).total_seconds()))
+        return (
+            f"stage {row.stage} bakes for another {rest} s",
+            "nothing, or `graph-migrator rollout pause {rollout}`",
+        )
+    return (
+        "it waits for the controller, which runs inside every worker that has the graph type",
+        "start a worker, if none runs: `graph-migrator doctor` lists them",
+    )
+
+
+def _evidence(reason: HoldReason, hold: dict[str, Any], now: Any) -> str:
+    match reason:
+        case HoldReason.BREAKER:
+            group = f", error group {hold['error_group']}" if hold.get("error_group") else ""
+            return f"{hold['why']} ({', '.join(hold['graphs'])}{group})"
+        case HoldReason.OPERATOR:
+            by = f" ({hold['by']})" if hold.get("by") else ""
+            return f"{reason.phrase}{by}" + (f": {hold['why']}" if hold.get("why") else "")
+        case HoldReason.GATE:
+            return f"stage {hold['stage']}: {reason.phrase}"
+        case HoldReason.CODE_CHANGED:
+            return f"{reason.phrase}: {', '.join(hold['hops'])}"
+        case HoldReason.STALL:
+            return f"{reason.phrase}: {hold['seconds']} s, the limit is {hold['limit']:g} s"
+        case HoldReason.FLEET:
+            by = f" by {now.held_by}" if now.held_by else ""
+            return f"{reason.phrase}{by}" + (f": {now.why}" if now.why else "")
+        case _:
+            return reason.phrase
+
+
+def _time_left(cursor: Any, row: Any) -> TimeLeft | None:
+    settled = query(
+        cursor,
+        "SELECT row_count, extract(epoch FROM settled_at - sent_at)::float8 AS seconds FROM rollout_members "
+        "WHERE rollout_id = %s AND status IN ('succeeded', 'failed') AND sent_at IS NOT NULL "
+        "ORDER BY settled_at DESC LIMIT 1000",
+        row.id,
+    )
+    left = query(
+        cursor,
+        "SELECT CASE WHEN row_count IS NULL THEN -1 WHEN row_count = 0 THEN 0 ELSE length(row_count::text) END "
+        "AS size, count(*) AS graphs FROM rollout_members WHERE rollout_id = %s AND status = 'pending' GROUP BY 1",
+        row.id,
+    )
+    found = estimate(
+        [(size_class(each.row_count), each.seconds) for each in settled],
+        {each.size: each.graphs for each in left},
+        row.max_in_flight,
+    )
+    if found is None:
+        return None
+    return TimeLeft(low_seconds=found.low, high_seconds=found.high, graphs=found.graphs)
+
+
+def errors(executor: Executor, which: str) -> list[GroupOfErrors]:
+    """Failed members by cause, with three example graphs each.
+
+    Raises:
+        UnknownRollout: There is none, or several fit.
+    """
+    with executor.cursor() as cursor:
+        rollout_id = find_rollout(cursor, which)
+        rows = query(
+            cursor,
+            "SELECT error_group, min(error_title) AS title, count(*) AS graphs, "
+            "(array_agg(graph ORDER BY settled_at))[1:3] AS examples FROM rollout_members "
+            "WHERE rollout_id = %s AND status = 'failed' GROUP BY error_group ORDER BY count(*) DESC, error_group",
+            rollout_id,
+        )
+    short = str(rollout_id)[:8]
+    return [
+        GroupOfErrors(
+            **vars(row),
+            what_to_do=f"`graph-migrator history {row.examples[0]}` shows the traceback; mend it, then "
+            f"`graph-migrator rollout retry {short} --error {row.error_group}`",
+        )
+        for row in rows
+    ]
+
+
+def members(
+    executor: Executor, which: str, *, status: MemberStatus | None = None, limit: int = 100
+) -> list[MemberState]:
+    """Graphs of a rollout in the order in which they are moved.
+
+    Raises:
+        UnknownRollout: There is none, or several fit.
+    """
+    with executor.cursor() as cursor:
+        rollout_id = find_rollout(cursor, which)
+        rows = query(
+            cursor,
+            "SELECT graph, graph_id, stage, status, number AS tries, from_version, note, error_group "
+            "FROM rollout_members WHERE rollout_id = %s AND (%s::text IS NULL OR status = %s) "
+            "ORDER BY stage, position LIMIT %s",
+            rollout_id, status, status, limit,
+        )  # fmt: skip
+    return [MemberState(**vars(row)) for row in rows]
+
+
+def changes(executor: Executor, which: str) -> list[Change]:
+    """What was changed in a rollout, by whom and why, oldest first.
+
+    Raises:
+        UnknownRollout: There is none, or several fit.
+    """
+    with executor.cursor() as cursor:
+        rollout_id = find_rollout(cursor, which)
+        rows = query(
+            cursor,
+            "SELECT at, what, before, after, who, why FROM rollout_changes WHERE rollout_id = %s ORDER BY id",
+            rollout_id,
+        )
+    return [Change(**vars(row)) for row in rows]

@@ -1,0 +1,383 @@
+"""The rows of one rollout in Postgres: what a turn of the controller reads and writes, in one transaction.
+
+Each statement is set-based and follows an index, so a turn costs what is in flight, not what is in the fleet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID, uuid5
+
+from psycopg2.extras import Json
+
+from graph_migrator.core.errors import UnknownGraphType
+from graph_migrator.core.graph_types.definition import GraphType
+from graph_migrator.core.graph_types.registry import graph_type
+from graph_migrator.core.planning import Step
+from graph_migrator.core.reports import own_error
+from graph_migrator.core.rollouts.breaker import LOOK_BACK, FailedGroup, Tripped, breaker
+from graph_migrator.core.rollouts.decisions import GraphFacts, Hold, MemberFacts, RolloutFacts, Settled
+from graph_migrator.core.rollouts.statuses import HoldReason, MemberStatus, RolloutStatus
+from graph_migrator.core.rollouts.strategy import Strategy
+from graph_migrator.core.rollouts.turn import InHand, Sending
+from graph_migrator.core.rollouts.window import Window
+from graph_migrator.core.settings import settings
+from graph_migrator.core.statuses import MigrationStatus
+
+
+def query(cursor: Any, statement: str, *values: Any) -> list[SimpleNamespace]:
+    """The rows of a statement, columns as attributes."""
+    cursor.execute(statement, values or None)
+    names = [each.name for each in cursor.description]
+    return [SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
+
+
+def request_id(rollout_id: UUID, graph_id: UUID, number: int) -> UUID:
+    """The request of one try of one member: a second delivery is a known request."""
+    return uuid5(rollout_id, f"{graph_id}/{number}")
+
+
+def record_change(
+    cursor: Any, rollout_id: UUID | None, what: str, before: Any, after: Any, who: str | None, why: str | None
+) -> None:
+    """Write down what was changed. These rows are never changed or deleted."""
+    cursor.execute(
+        "INSERT INTO rollout_changes (rollout_id, what, before, after, who, why) VALUES (%s, %s, %s, %s, %s, %s)",
+        (rollout_id, what, _json(before), _json(after), who, why),
+    )
+
+
+def _json(value: Any) -> Json | None:
+    return None if value is None else Json(value)
+
+
+def changed_hops(plan: Sequence[Mapping[str, Any]], kind: GraphType) -> tuple[str, ...]:
+    """The hops of a frozen plan whose code in this process is another one."""
+    steps = [Step.from_json(each) for each in plan]
+    known = range(kind.oldest, kind.newest + 1)
+    return tuple(
+        f"v{s.from_version}→v{s.to_version} {s.name}"
+        for s in steps
+        if s.from_version not in known
+        or s.to_version not in known
+        or kind.directed(s.from_version, s.to_version).fingerprint != s.fingerprint
+    )
+
+
+RESUME = """
+UPDATE rollouts SET status = 'running', hold = NULL, finished_at = NULL, failures_since = clock_timestamp(),
+       progress_at = clock_timestamp() WHERE id = %s
+"""
+
+
+class PostgresRows:
+    """`core.rollouts.turn.Rows`, under the lock of the rollout's row."""
+
+    def __init__(self, cursor: Any, row: SimpleNamespace, kind: GraphType) -> None:
+        self.cursor = cursor
+        self.row = row
+        self.id: UUID = row.id
+        self.kind = kind
+        self.strategy = Strategy.model_validate(row.strategy)
+        self._found: dict[UUID, UUID | None] = {}
+
+    @classmethod
+    def lock(cls, cursor: Any, rollout_id: UUID) -> PostgresRows | None:
+        """Lock a rollout and the hold of the fleet for this transaction.
+
+        Returns:
+            None where this process does not know its graph type: another worker's turn moves it on.
+        """
+        found = query(
+            cursor,
+            "SELECT r.* FROM rollouts r, rollout_fleet f WHERE r.id = %s FOR UPDATE OF r FOR SHARE OF f",
+            rollout_id,
+        )
+        try:
+            kind = graph_type(found[0].graph_type)
+        except UnknownGraphType:
+            return None
+        return cls(cursor, found[0], kind)
+
+    # ── members ─────────────────────────────────────────────────────────────────────────────────────
+
+    def in_hand(self) -> Iterable[InHand]:
+        """See `Rows`."""
+        for row in query(self.cursor, _DISPATCHED, self.id) + query(self.cursor, _ENDED_BY_HAND, self.id):
+            self._found[row.graph_id] = row.migration_id
+            yield InHand(row.graph_id, self._member(row), row.paused, bool(row.resend_due))
+
+    def _member(self, row: SimpleNamespace) -> MemberFacts:
+        message = row.error_message
+        if row.migration_id is None and row.outcome is not None and "error" in row.outcome:
+            error = row.outcome["error"]
+            message = str(own_error(error["type"], error["args"]))
+        return MemberFacts(
+            slug=row.graph,
+            status=MemberStatus(row.status),
+            to_version=self.row.to_version,
+            request_known=row.request_known,
+            outcome=row.outcome,
+            migration=MigrationStatus(row.migration_status) if row.migration_status else None,
+            error_type=row.error_type,
+            error_message=message,
+            hop=row.hop_name,
+            traceback=row.traceback,
+            ended_by=row.ended_by,
+        )
+
+    def settle(self, settled: Mapping[UUID, Settled]) -> None:
+        """See `Rows`."""
+        rows = [(graph, how, self._found.get(graph)) for graph, how in settled.items()]
+        self.cursor.execute(
+            _SETTLE,
+            (
+                [graph for graph, _, _ in rows],
+                [str(how.status) for _, how, _ in rows],
+                [how.note for _, how, _ in rows],
+                [how.group.key if how.group else None for _, how, _ in rows],
+                [how.group.title if how.group else None for _, how, _ in rows],
+                [how.crashed for _, how, _ in rows],
+                [migration for _, _, migration in rows],
+                self.id,
+            ),
+        )
+        self._progress()
+
+    def mark_paused(self, paused: Mapping[UUID, bool]) -> None:
+        """See `Rows`."""
+        self.cursor.execute(
+            "UPDATE rollout_members m SET paused = v.paused "
+            "FROM unnest(%s::uuid[], %s::boolean[]) v (graph_id, paused) "
+            "WHERE m.rollout_id = %s AND m.graph_id = v.graph_id AND m.status = 'dispatched'",
+            (list(paused), list(paused.values()), self.id),
+        )
+
+    def resend(self, graphs: Sequence[UUID]) -> list[Sending]:
+        """See `Rows`."""
+        s = settings()
+        rows = query(
+            self.cursor,
+            "UPDATE rollout_members SET resends = resends + 1, resend_at = clock_timestamp() "
+            "+ make_interval(secs => least(%s * 2 ^ least(resends + 1, 30), %s)) "
+            "WHERE rollout_id = %s AND graph_id = ANY (%s::uuid[]) AND status = 'dispatched' "
+            "RETURNING graph_id, graph, number",
+            s.deadline_seconds, s.deadline_max_seconds, self.id, list(graphs),
+        )  # fmt: skip
+        return [self._sending(row) for row in rows]
+
+    def next_pending(self, count: int) -> Iterable[tuple[UUID, GraphFacts]]:
+        """See `Rows`."""
+        rows = query(
+            self.cursor,
+            "SELECT m.graph_id, g.version, g.partially_migrated IS NOT NULL AS partially_migrated "
+            "FROM rollout_members m LEFT JOIN graphs g ON g.id = m.graph_id "
+            "WHERE m.rollout_id = %s AND m.status = 'pending' AND m.stage <= %s ORDER BY m.stage, m.position LIMIT %s",
+            self.id, self.row.stage, count,
+        )  # fmt: skip
+        known = self.kind.oldest, self.kind.newest
+        for row in rows:
+            yield (
+                row.graph_id,
+                GraphFacts(
+                    row.version, self.row.to_version, self.row.direction, row.partially_migrated, known
+                ),
+            )
+
+    def dispatch(self, graphs: Sequence[UUID]) -> list[Sending]:
+        """See `Rows`. The trigger on members refuses what would break F1, F2 or F3."""
+        numbers = query(
+            self.cursor,
+            "SELECT graph_id, number FROM rollout_members WHERE rollout_id = %s AND graph_id = ANY (%s::uuid[])",
+            self.id, list(graphs),
+        )  # fmt: skip
+        requests = [request_id(self.id, each.graph_id, each.number) for each in numbers]
+        rows = query(
+            self.cursor,
+            "UPDATE rollout_members m SET status = 'dispatched', request_id = v.request_id, resends = 0, "
+            "sent_at = clock_timestamp(), resend_at = clock_timestamp() + make_interval(secs => %s) "
+            "FROM unnest(%s::uuid[], %s::uuid[]) v (graph_id, request_id) "
+            "WHERE m.rollout_id = %s AND m.graph_id = v.graph_id AND m.status = 'pending' "
+            "RETURNING m.graph_id, m.graph, m.number",
+            settings().deadline_seconds, [each.graph_id for each in numbers], requests, self.id,
+        )  # fmt: skip
+        self._progress()
+        return [self._sending(row) for row in rows]
+
+    def _sending(self, row: SimpleNamespace) -> Sending:
+        request = request_id(self.id, row.graph_id, row.number)
+        return Sending(self.id, row.graph_id, row.number, request, row.graph, self.row.to_version)
+
+    def _progress(self) -> None:
+        self.cursor.execute("UPDATE rollouts SET progress_at = clock_timestamp() WHERE id = %s", (self.id,))
+
+    # ── the rollout ─────────────────────────────────────────────────────────────────────────────────
+
+    def facts(self) -> RolloutFacts:
+        """See `Rows`."""
+        (found,) = query(self.cursor, _FACTS, self.id)
+        strategy = self.strategy
+        bake = strategy.bake_seconds if found.kind == "canary" else strategy.wave_bake_seconds
+        return RolloutFacts(
+            status=RolloutStatus(self.row.status),
+            held_for=HoldReason(self.row.hold["reason"]) if self.row.hold else None,
+            fleet_held=found.fleet_held,
+            changed_hops=changed_hops(self.row.plan, self.kind),
+            window_open=self._window_open(found.now),
+            breaker=self._tripped(),
+            stalled_seconds=found.stalled_seconds if found.in_flight else 0.0,
+            stall_limit=strategy.stall_seconds,
+            stage=self.row.stage,
+            stages=found.stages,
+            stage_closed=found.ended_at is not None,
+            baked=found.ended_at is not None and (found.now - found.ended_at).total_seconds() >= bake,
+            gate_open=strategy.gate == "auto" or found.kind != "canary" or found.promoted_at is not None,
+            pending=found.pending,
+            in_flight=found.in_flight,
+            paused=found.paused,
+            failed=found.failed,
+            max_in_flight=self.row.max_in_flight,
+        )
+
+    def _window_open(self, now: datetime) -> bool:
+        return self.strategy.window is None or Window.parse(self.strategy.window).is_open(now)
+
+    def _tripped(self) -> Tripped | None:
+        since = self.row.failures_since
+        groups = [
+            FailedGroup(row.error_group, row.count, row.canaries, row.crashed, tuple(row.graphs))
+            for row in query(self.cursor, _FAILED_GROUPS, self.id, since)
+        ]
+        if not groups:
+            return None
+        (last,) = query(self.cursor, _LAST_SETTLED, self.id, since, LOOK_BACK)
+        return breaker(groups, last.settled, last.failed, self.strategy)
+
+    def hold(self, hold: Hold) -> None:
+        """See `Rows`."""
+        self.cursor.execute(
+            "UPDATE rollouts SET status = 'held', hold = %s || jsonb_build_object('since', clock_timestamp()) "
+            "WHERE id = %s",
+            (Json({"reason": hold.reason, **hold.evidence}), self.id),
+        )
+        record_change(
+            self.cursor,
+            self.id,
+            "hold",
+            None,
+            {"reason": hold.reason, **hold.evidence},
+            None,
+            hold.reason.phrase,
+        )
+        self._reload()
+
+    def resume(self) -> None:
+        """See `Rows`."""
+        record_change(self.cursor, self.id, "resume", self.row.hold, None, None, "its reason is gone")
+        self.cursor.execute(RESUME, (self.id,))
+        self._reload()
+
+    def open_stage(self, number: int) -> None:
+        """See `Rows`."""
+        self.cursor.execute("UPDATE rollouts SET stage = %s WHERE id = %s", (number, self.id))
+        self.cursor.execute(
+            "UPDATE rollout_stages SET began_at = clock_timestamp() WHERE rollout_id = %s AND number = %s",
+            (self.id, number),
+        )
+        self._reload()
+
+    def close_stage(self, number: int) -> None:
+        """See `Rows`."""
+        self.cursor.execute(
+            "UPDATE rollout_stages SET ended_at = clock_timestamp() WHERE rollout_id = %s AND number = %s",
+            (self.id, number),
+        )
+
+    def end(self, status: RolloutStatus) -> None:
+        """See `Rows`."""
+        self.cursor.execute(
+            "UPDATE rollouts SET status = %s, finished_at = clock_timestamp() WHERE id = %s",
+            (str(status), self.id),
+        )
+        record_change(self.cursor, self.id, "end", None, {"status": status}, None, status.phrase)
+
+    def _reload(self) -> None:
+        (self.row,) = query(self.cursor, "SELECT * FROM rollouts WHERE id = %s", self.id)
+
+
+_MEMBER = """
+SELECT m.graph_id, m.graph, m.status, m.paused, m.resend_at < clock_timestamp() AS resend_due,
+       q.task_id IS NOT NULL AS request_known, q.outcome, g.id AS migration_id, g.status AS migration_status,
+       g.error_type, g.error_message, a.hop_name, a.traceback, v.requested_by AS ended_by
+FROM rollout_members m
+LEFT JOIN requests q ON q.task_id = m.request_id::text
+"""
+_ENDING = """
+LEFT JOIN LATERAL (
+    SELECT a.hop_name, a.traceback FROM hop_attempts a
+    WHERE a.migration_id = g.id AND g.status = 'failed' AND a.status IN ('failed', 'lost') ORDER BY a.id DESC LIMIT 1
+) a ON true
+LEFT JOIN LATERAL (
+    SELECT v.requested_by FROM requests v
+    WHERE v.migration_id = g.id AND v.verb IN ('cancel', 'release') ORDER BY v.created_at DESC LIMIT 1
+) v ON true
+"""
+# A refusal that names the member's own migration: an operator retried it before this try came. It is followed.
+_DISPATCHED = f"""{_MEMBER}
+LEFT JOIN migrations g ON g.id = CASE
+    WHEN q.outcome #>> '{{error,args,1}}' = m.migration_id::text THEN m.migration_id ELSE q.migration_id END
+{_ENDING} WHERE m.rollout_id = %s AND m.status = 'dispatched'
+"""
+# A failed member whose migration runs again by hand stays failed until that ends: the rollout did not send it, so it
+# takes none of the rollout's places.
+_ENDED_BY_HAND = f"""{_MEMBER}
+JOIN migrations g ON g.id = m.migration_id AND g.status IN ('succeeded', 'cancelled', 'released')
+{_ENDING} WHERE m.rollout_id = %s AND m.status = 'failed'
+"""
+_SETTLE = """
+UPDATE rollout_members m SET status = v.status, note = v.note, error_group = v.error_group,
+       error_title = v.error_title, crashed = v.crashed, paused = false,
+       migration_id = coalesce(v.migration_id, m.migration_id), settled_at = clock_timestamp()
+FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::boolean[], %s::uuid[])
+    v (graph_id, status, note, error_group, error_title, crashed, migration_id)
+WHERE m.rollout_id = %s AND m.graph_id = v.graph_id
+"""
+_FACTS = """
+SELECT clock_timestamp() AS now, f.held_at IS NOT NULL AS fleet_held, c.stages, c.pending, c.failed,
+       c.dispatched - p.paused AS in_flight, p.paused, s.kind, s.ended_at, s.promoted_at,
+       extract(epoch FROM clock_timestamp() - greatest(r.progress_at, p.committed_at))::float8 AS stalled_seconds
+FROM rollouts r
+CROSS JOIN rollout_fleet f
+LEFT JOIN rollout_stages s ON s.rollout_id = r.id AND s.number = r.stage
+CROSS JOIN LATERAL (
+    SELECT count(*) AS stages, coalesce(sum(c.pending) FILTER (WHERE c.number <= r.stage), 0)::bigint AS pending,
+           coalesce(sum(c.dispatched), 0)::bigint AS dispatched, coalesce(sum(c.failed), 0)::bigint AS failed
+    FROM rollout_stages c WHERE c.rollout_id = r.id
+) c
+CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE m.paused) AS paused, max(greatest(h.at, k.updated_at)) AS committed_at
+    FROM rollout_members m
+    LEFT JOIN requests q ON q.task_id = m.request_id::text
+    LEFT JOIN LATERAL (SELECT max(greatest(a.started_at, a.finished_at)) AS at FROM hop_attempts a
+                       WHERE a.migration_id = q.migration_id) h ON true
+    LEFT JOIN LATERAL (SELECT max(k.updated_at) AS updated_at FROM checkpoints k
+                       WHERE k.migration_id = q.migration_id) k ON true
+    WHERE m.rollout_id = r.id AND m.status = 'dispatched'
+) p
+WHERE r.id = %s
+"""
+_FAILED_GROUPS = """
+SELECT m.error_group, count(*) AS count, count(*) FILTER (WHERE s.kind = 'canary') AS canaries,
+       count(*) FILTER (WHERE m.crashed) AS crashed, (array_agg(m.graph ORDER BY m.settled_at))[1:3] AS graphs
+FROM rollout_members m JOIN rollout_stages s ON s.rollout_id = m.rollout_id AND s.number = m.stage
+WHERE m.rollout_id = %s AND m.status = 'failed' AND m.settled_at > %s
+GROUP BY m.error_group ORDER BY count(*) DESC, m.error_group
+"""
+_LAST_SETTLED = """
+SELECT count(*) AS settled, count(*) FILTER (WHERE l.status = 'failed') AS failed
+FROM (SELECT m.status FROM rollout_members m WHERE m.rollout_id = %s AND m.status IN ('succeeded', 'failed')
+      AND m.settled_at > %s ORDER BY m.settled_at DESC LIMIT %s) l
+"""

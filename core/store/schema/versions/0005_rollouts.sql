@@ -1,0 +1,222 @@
+-- Rollouts: one run that moves many graphs of a type to one version. What is decided stands in core/rollouts; what
+-- must hold whatever a process does stands here, with the number of its invariant (docs/rollouts.md).
+
+CREATE TABLE rollouts (
+    id             uuid PRIMARY KEY,
+    graph_type     text NOT NULL,
+    to_version     integer NOT NULL,
+    direction      integer NOT NULL,
+    status         text NOT NULL DEFAULT 'running',
+    stage          integer NOT NULL DEFAULT 0,
+    strategy       jsonb NOT NULL,
+    max_in_flight  integer NOT NULL,
+    hold           jsonb,
+    plan           jsonb NOT NULL,
+    requested_by   text,
+    reason         text,
+    failures_since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    progress_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    started_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at    timestamptz,
+    CONSTRAINT rollouts_status_is_known CHECK (status IN ('running', 'held', 'cancelling', 'cancelled', 'succeeded',
+        'finished_with_failures')),
+    CONSTRAINT rollouts_move_one_way CHECK (direction IN (-1, 1)),
+    CONSTRAINT rollouts_limit_is_positive CHECK (max_in_flight > 0),
+    -- F7: a hold always has its reason, and nothing else has one.
+    CONSTRAINT rollouts_hold_is_explained CHECK ((status = 'held') = (hold IS NOT NULL) AND (hold IS NULL OR hold ? 'reason')),
+    CONSTRAINT rollouts_end_is_dated CHECK (
+        (status IN ('cancelled', 'succeeded', 'finished_with_failures')) = (finished_at IS NOT NULL))
+);
+COMMENT ON COLUMN rollouts.plan IS 'All hops with their fingerprints, frozen at the start: other code is not run (F8).';
+COMMENT ON COLUMN rollouts.failures_since IS 'The breaker counts what failed after this moment: the start, or the last resume.';
+COMMENT ON COLUMN rollouts.progress_at IS 'When the controller last dispatched or settled a member.';
+-- F4: a type has at most one live rollout.
+CREATE UNIQUE INDEX rollouts_one_live_per_type ON rollouts (graph_type) WHERE status IN ('running', 'held', 'cancelling');
+CREATE INDEX rollouts_by_start ON rollouts (started_at);
+
+-- Counters by status of the stage's members, kept by the trigger on members (F6).
+CREATE TABLE rollout_stages (
+    rollout_id  uuid NOT NULL REFERENCES rollouts (id),
+    number      integer NOT NULL,
+    kind        text NOT NULL,
+    size        bigint NOT NULL,
+    pending     bigint NOT NULL,
+    dispatched  bigint NOT NULL DEFAULT 0,
+    succeeded   bigint NOT NULL DEFAULT 0,
+    failed      bigint NOT NULL DEFAULT 0,
+    skipped     bigint NOT NULL DEFAULT 0,
+    began_at    timestamptz,
+    ended_at    timestamptz,
+    promoted_at timestamptz,
+    PRIMARY KEY (rollout_id, number),
+    CONSTRAINT rollout_stages_kind_is_known CHECK (kind IN ('canary', 'wave')),
+    -- F6: every member is counted once.
+    CONSTRAINT rollout_stages_add_up CHECK (pending + dispatched + succeeded + failed + skipped = size
+        AND least(pending, dispatched, succeeded, failed, skipped) >= 0)
+);
+
+-- graph_id has no foreign key: what became of a graph outlives the graph.
+CREATE TABLE rollout_members (
+    rollout_id   uuid NOT NULL REFERENCES rollouts (id),
+    graph_id     uuid NOT NULL,
+    graph        text NOT NULL,
+    stage        integer NOT NULL,
+    position     bigint NOT NULL,
+    status       text NOT NULL DEFAULT 'pending',
+    number       integer NOT NULL DEFAULT 1,
+    request_id   uuid,
+    migration_id uuid,
+    paused       boolean NOT NULL DEFAULT false,
+    from_version integer NOT NULL,
+    row_count    bigint,
+    shape        text,
+    error_group  text,
+    error_title  text,
+    crashed      boolean NOT NULL DEFAULT false,
+    note         text,
+    sent_at      timestamptz,
+    resends      integer NOT NULL DEFAULT 0,
+    resend_at    timestamptz,
+    settled_at   timestamptz,
+    PRIMARY KEY (rollout_id, graph_id),
+    CONSTRAINT rollout_members_status_is_known
+        CHECK (status IN ('pending', 'dispatched', 'succeeded', 'failed', 'skipped')),
+    -- F5: what was dispatched can be found by its request, and is looked for again.
+    CONSTRAINT rollout_members_are_findable
+        CHECK ((status = 'dispatched') <= (request_id IS NOT NULL AND resend_at IS NOT NULL)),
+    -- F7: whatever did not succeed says why.
+    CONSTRAINT rollout_members_are_explained CHECK ((status IN ('failed', 'skipped')) <= (note IS NOT NULL)),
+    CONSTRAINT rollout_members_failure_has_a_group CHECK ((status = 'failed') = (error_group IS NOT NULL)),
+    CONSTRAINT rollout_members_end_is_dated
+        CHECK ((status IN ('succeeded', 'failed', 'skipped')) = (settled_at IS NOT NULL))
+);
+COMMENT ON COLUMN rollout_members.number IS 'Which try this is; the request id of a try is uuid5(rollout, graph/number).';
+COMMENT ON COLUMN rollout_members.paused IS 'An operator paused its migration: it takes no place and keeps its stage open.';
+CREATE INDEX rollout_members_pending ON rollout_members (rollout_id, stage, position) WHERE status = 'pending';
+CREATE INDEX rollout_members_dispatched ON rollout_members (rollout_id, sent_at) WHERE status = 'dispatched';
+CREATE INDEX rollout_members_failed ON rollout_members (rollout_id, error_group) WHERE status = 'failed';
+CREATE INDEX rollout_members_settled ON rollout_members (rollout_id, settled_at) WHERE status IN ('succeeded', 'failed');
+-- F4: no graph waits or moves in two rollouts.
+CREATE UNIQUE INDEX rollout_members_one_unsettled ON rollout_members (graph_id) WHERE status IN ('pending', 'dispatched');
+
+CREATE TABLE rollout_changes (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    rollout_id uuid REFERENCES rollouts (id),
+    what       text NOT NULL,
+    before     jsonb,
+    after      jsonb,
+    who        text,
+    why        text,
+    at         timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON COLUMN rollout_changes.rollout_id IS 'NULL where all rollouts were held or released together.';
+CREATE INDEX rollout_changes_by_rollout ON rollout_changes (rollout_id, id);
+
+-- The one switch that holds all rollouts. One row.
+CREATE TABLE rollout_fleet (
+    only_row boolean PRIMARY KEY DEFAULT true,
+    held_at  timestamptz,
+    held_by  text,
+    why      text,
+    CONSTRAINT rollout_fleet_has_one_row CHECK (only_row)
+);
+INSERT INTO rollout_fleet DEFAULT VALUES;
+
+-- ── what is recorded stays recorded ────────────────────────────────────────────────────────────────
+
+CREATE TRIGGER rollouts_are_kept BEFORE DELETE ON rollouts FOR EACH ROW EXECUTE FUNCTION refuse_change('deleted');
+CREATE TRIGGER rollout_members_are_kept BEFORE DELETE ON rollout_members
+    FOR EACH ROW EXECUTE FUNCTION refuse_change('deleted');
+CREATE TRIGGER rollout_changes_are_kept BEFORE DELETE OR UPDATE ON rollout_changes
+    FOR EACH ROW EXECUTE FUNCTION refuse_change('changed or deleted');
+CREATE TRIGGER rollout_changes_are_not_truncated BEFORE TRUNCATE ON rollout_changes
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change('deleted');
+
+-- The edges of core/rollouts/statuses.py; a test holds the two equal.
+CREATE FUNCTION refuse_unknown_rollout_edge() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF (OLD.graph_type, OLD.to_version, OLD.direction) IS DISTINCT FROM (NEW.graph_type, NEW.to_version, NEW.direction)
+    THEN
+        RAISE EXCEPTION 'rollout %: type, target and direction are frozen', OLD.id
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    IF OLD.status <> NEW.status AND OLD.status || ' ' || NEW.status NOT IN (
+        'running held', 'held running', 'running cancelling', 'held cancelling', 'cancelling cancelled',
+        'running succeeded', 'running finished_with_failures', 'finished_with_failures running')
+    THEN
+        RAISE EXCEPTION 'rollout % cannot go from % to %', OLD.id, OLD.status, NEW.status
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER rollouts_follow_their_states BEFORE UPDATE ON rollouts
+    FOR EACH ROW EXECUTE FUNCTION refuse_unknown_rollout_edge();
+
+-- F8: members are those of the start. The stages are written last, so their presence ends the start.
+CREATE FUNCTION refuse_late_members() RETURNS trigger LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    IF EXISTS (SELECT FROM rollout_stages s WHERE s.rollout_id IN (SELECT n.rollout_id FROM new_rows n)) THEN
+        RAISE EXCEPTION 'the members of a rollout are frozen at its start' USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER rollout_members_are_frozen AFTER INSERT ON rollout_members REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_late_members();
+
+-- Edges (core/rollouts/statuses.py), counters (F6), and at a dispatch the bounds F1, F2 and F3. One statement changes
+-- many members, so each is looked at once for all of them.
+CREATE FUNCTION follow_members() RETURNS trigger LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+DECLARE
+    wrong record;
+    sent record;
+    rollout record;
+BEGIN
+    SELECT o.graph_id, o.status AS before, n.status AS after INTO wrong
+        FROM old_rows o LEFT JOIN new_rows n ON n.rollout_id = o.rollout_id AND n.graph_id = o.graph_id
+        WHERE n.graph_id IS NULL OR n.stage <> o.stage OR n.from_version <> o.from_version OR (o.status <> n.status
+            AND o.status || ' ' || n.status NOT IN ('pending dispatched', 'pending skipped', 'dispatched skipped',
+                'failed skipped', 'pending succeeded', 'dispatched succeeded', 'failed succeeded',
+                'dispatched failed', 'failed pending'))
+        LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'member % cannot go from % to %', wrong.graph_id, wrong.before, coalesce(wrong.after, 'another place')
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    UPDATE rollout_stages s SET pending = s.pending + d.pending, dispatched = s.dispatched + d.dispatched,
+           succeeded = s.succeeded + d.succeeded, failed = s.failed + d.failed, skipped = s.skipped + d.skipped
+        FROM (SELECT c.rollout_id, c.stage,
+                     coalesce(sum(c.by) FILTER (WHERE c.status = 'pending'), 0) AS pending,
+                     coalesce(sum(c.by) FILTER (WHERE c.status = 'dispatched'), 0) AS dispatched,
+                     coalesce(sum(c.by) FILTER (WHERE c.status = 'succeeded'), 0) AS succeeded,
+                     coalesce(sum(c.by) FILTER (WHERE c.status = 'failed'), 0) AS failed,
+                     coalesce(sum(c.by) FILTER (WHERE c.status = 'skipped'), 0) AS skipped
+              FROM (SELECT n.rollout_id, n.stage, n.status, 1 AS by FROM new_rows n
+                    UNION ALL SELECT o.rollout_id, o.stage, o.status, -1 FROM old_rows o) c
+              GROUP BY c.rollout_id, c.stage) d
+        WHERE s.rollout_id = d.rollout_id AND s.number = d.stage;
+    FOR sent IN
+        SELECT n.rollout_id, max(n.stage) AS stage
+        FROM new_rows n JOIN old_rows o ON o.rollout_id = n.rollout_id AND o.graph_id = n.graph_id
+        WHERE n.status = 'dispatched' AND o.status <> 'dispatched' GROUP BY n.rollout_id
+    LOOP
+        -- Both locked: a hold that is committed is seen here, and one that is not waits for this transaction.
+        SELECT r.status, r.stage, r.max_in_flight, f.held_at INTO rollout
+            FROM rollouts r, rollout_fleet f WHERE r.id = sent.rollout_id FOR UPDATE OF r FOR SHARE OF f;
+        IF rollout.status <> 'running' OR rollout.held_at IS NOT NULL THEN
+            RAISE EXCEPTION 'rollout % is held: nothing is dispatched (F3)', sent.rollout_id
+                USING ERRCODE = 'integrity_constraint_violation';
+        END IF;
+        IF sent.stage > rollout.stage THEN
+            RAISE EXCEPTION 'stage % of rollout % is not open (F2)', sent.stage, sent.rollout_id
+                USING ERRCODE = 'integrity_constraint_violation';
+        END IF;
+        IF (SELECT count(*) FROM rollout_members m WHERE m.rollout_id = sent.rollout_id AND m.status = 'dispatched'
+            AND NOT m.paused) > rollout.max_in_flight THEN
+            RAISE EXCEPTION 'rollout % has % places (F1)', sent.rollout_id, rollout.max_in_flight
+                USING ERRCODE = 'integrity_constraint_violation';
+        END IF;
+    END LOOP;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER rollout_members_follow_their_states AFTER UPDATE ON rollout_members
+    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION follow_members();

@@ -1,0 +1,46 @@
+"""Rollouts on Celery: the task that begins one member's migration, and its sending."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from celery import Task
+
+from graph_migrator.core.rollouts.members import OtherCode, begin_member
+from graph_migrator.core.rollouts.turn import Sending
+from graph_migrator.tasks.celery import app
+from graph_migrator.tasks.migrate import carry_out_begin
+from graph_migrator.tasks.results import MemberArguments, MigrateTask, checked
+
+_REQUEUE_SECONDS = 2.0
+
+
+@app.task(
+    bind=True, base=MigrateTask, name="tasks.migrate_member", max_retries=None, arguments=MemberArguments
+)
+def migrate_member(self: MigrateTask, *args: Any, **kwargs: Any) -> Any:
+    """Internal: begin one try of a rollout's graph. Like `migrate_graph` it is replaced by the hops."""
+    given = checked(MemberArguments, args, kwargs)
+    rollout, graph, number = UUID(given["rollout_id"]), UUID(given["graph_id"]), given["number"]
+    begun = carry_out_begin(self, lambda executor: begin_member(executor, rollout, graph, number), str(graph))
+    if isinstance(begun, OtherCode):
+        # Nothing is recorded: a worker that has the planned code takes the message, or the rollout is resumed with
+        # this one.
+        raise self.retry(countdown=_REQUEUE_SECONDS)
+    return begun
+
+
+def send_members(sendings: list[Sending]) -> None:
+    """Publish the messages of members that were dispatched. One that is lost is sent again by a later turn."""
+    for each in sendings:
+        _send(migrate_member, each)
+
+
+def _send(task: Task, sending: Sending) -> None:
+    task.apply_async(
+        args=(str(sending.rollout_id), str(sending.graph_id), sending.number),
+        task_id=str(sending.request_id),
+        argsrepr=f"{sending.graph} → v{sending.to_version} (rollout {str(sending.rollout_id)[:8]})",
+        kwargsrepr="",
+    )
