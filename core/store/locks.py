@@ -49,11 +49,11 @@ class GraphLock:
             return
         release = ReleaseLock(graph=self._graph_id, stamp=self._stamp)
         if error is None:
-            self._executor.call(release)
+            self._executor.call_and_reset(release)
             return
         # What is raised already says more than a release that fails for the same reason.
         with suppress(*DRIVER_ERRORS):
-            self._executor.call(release)
+            self._executor.call_and_reset(release)
             return
         self._executor.close()
 

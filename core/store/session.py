@@ -32,7 +32,29 @@ SELECT set_config('search_path', 'graph_migrator,public', false),
        set_config('default_transaction_isolation', 'read committed', false),
        set_config('timezone', 'UTC', false)
 """
-_BEGIN = "BEGIN; SET LOCAL graph_migrator.transaction = 'open'"
+_DATESTYLE = "SET datestyle TO ISO"
+"""What psycopg2 needs, where the server's default is another."""
+_RESET = "; ".join(
+    (
+        # What follows runs in a transaction of its own, whatever the hop made the default.
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+        "SET SESSION AUTHORIZATION DEFAULT",  # and with it the role
+        "RESET ALL",
+        "CLOSE ALL",
+        "UNLISTEN *",
+        "DISCARD TEMP",
+        "DISCARD SEQUENCES",
+        "SELECT graph_migrator.forget_session()",
+        _DATESTYLE,
+        _SESSION.strip(),
+        "COMMIT",
+    )
+)
+"""Removes what a hop has left in its session, and sets again what is ours. DISCARD ALL would also remove our prepared
+statements, and cannot travel with other statements."""
+_UNLOCK_ALL = "SELECT pg_advisory_unlock_all()"
+"""Where `release_lock`, which does it too, does not follow."""
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL graph_migrator.transaction = 'open'"
 """The setting ends with the transaction: by it `finish_hop` knows that nobody has ended it in between."""
 
 _OVERRIDDEN = ("search_path", "synchronous_commit", "statement_timeout")
@@ -69,6 +91,8 @@ class Executor:
         self._owned = owned
         self._whole: Any = None  # the transaction that SQLAlchemy believes in, where it is ours
         self._after_commit: list[Callable[[], None]] | None = None  # a list while a transaction is open
+        self._is_used = False  # a hop's code had the session since it was last reset
+        self._driver = _DriverState(self._raw) if owned else None
 
     @classmethod
     def connect(cls, engine: Engine) -> Self:
@@ -141,15 +165,31 @@ class Executor:
         if not self._owned:
             self.call(call)
             return None
-        statement = f"{self._statement(call)}; COMMIT; {self._statement(then)}"
-        return then.read(self._send(statement, (*call.arguments(), *then.arguments())))
+        statement = f"{self._statement(call)}; COMMIT; {_RESET}; {self._statement(then)}"
+        brought = then.read(self._send(statement, (*call.arguments(), *then.arguments())))
+        self._was_reset()
+        return brought
 
     def commit_with(self, call: Call[None]) -> None:
         """Call a function as the last one in the open transaction, and commit: one message."""
         if not self._owned:
             self.call(call)
             return
-        self._send(f"{self._statement(call)}; COMMIT", call.arguments())
+        self._send(f"{self._statement(call)}; COMMIT; {_RESET}; {_UNLOCK_ALL}", call.arguments())
+        self._was_reset()
+
+    def call_and_reset(self, call: Call[R]) -> R:
+        """Call a function as the last one of a piece of work; what a hop left in the session goes with it."""
+        if not self._is_used:
+            return self.call(call)
+        brought = call.read(self._send(f"{_RESET}; {self._statement(call)}", call.arguments()))
+        self._was_reset()
+        return brought
+
+    def _was_reset(self) -> None:
+        self._is_used = False
+        if self._driver is not None and not self._driver.restore(self._raw):
+            self.close()
 
     def _statement(self, call: Call[Any]) -> str:
         return call.statement(prepared=self._owned)
@@ -174,6 +214,7 @@ class Executor:
         if not self._owned:
             yield self.connection
             return
+        self._is_used = True
         if self._is_idle:
             self._send(_BEGIN)
         then: list[Callable[[], None]] = []
@@ -267,6 +308,30 @@ class Executor:
             self._raw.close()
             self.connection.invalidate()
             self.connection.close()
+
+
+class _DriverState:
+    """What psycopg2 keeps for a connection on this side, where a hop can change it."""
+
+    def __init__(self, raw: Any) -> None:
+        self._encoding = raw.encoding
+        self._string_types = dict(raw.string_types)
+        self._binary_types = dict(raw.binary_types)
+
+    def restore(self, raw: Any) -> bool:
+        """Set it as it was; False where the connection is not to be used again."""
+        if raw.closed:
+            return True
+        raw.cursor_factory = None
+        raw.notices.clear()
+        raw.notifies.clear()
+        for types, before in (
+            (raw.string_types, self._string_types),
+            (raw.binary_types, self._binary_types),
+        ):
+            types.clear()
+            types.update(before)
+        return bool(raw.encoding == self._encoding)
 
 
 class Executors:

@@ -257,7 +257,7 @@ class Link:
 
 def _name_of(query: Any) -> str:
     text = query if isinstance(query, str) else query.decode() if isinstance(query, bytes) else "composed"
-    if "client_connection_check_interval" in text or text.startswith("PREPARE"):
+    if text.startswith(("\nSELECT set_config", "PREPARE")):
         return "connect"
-    found = _FUNCTION.search(text)
-    return found.group(1) if found else "commit" if text == "COMMIT" else "statement"
+    found = [name for name in _FUNCTION.findall(text) if name != "forget_session"]
+    return found[0] if found else "commit" if text == "COMMIT" else "statement"

@@ -239,7 +239,7 @@ BEGIN
     PERFORM set_config('graph_migrator.executor', '', false), pg_advisory_unlock(lock_key(p_graph));
 END $$;
 
--- Gives the lock back. p_stamp dates the last change *after* its commit: a writer whose transaction began
+-- Releases the lock. p_stamp dates the last change *after* its commit: a writer whose transaction began
 -- between the change and its commit has read old rows and must not write them into the new version.
 -- Brings back what is to be told of p_migration, if that is asked for.
 CREATE FUNCTION release_lock(p_graph uuid, p_stamp boolean, p_migration uuid DEFAULT NULL, OUT report jsonb)
@@ -253,7 +253,18 @@ BEGIN
     IF p_migration IS NOT NULL THEN
         report := report(p_migration);
     END IF;
-    PERFORM unlock(p_graph);
+    -- Also the locks that a hop took for its session.
+    PERFORM unlock(p_graph), pg_advisory_unlock_all();
+END $$;
+
+-- What RESET ALL and its like do not remove of what a hop has left in its session: prepared statements other than ours.
+CREATE FUNCTION forget_session() RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    statement text;
+BEGIN
+    FOR statement IN SELECT s.name FROM pg_catalog.pg_prepared_statements s WHERE s.name NOT LIKE 'graph\_migrator.%' LOOP
+        EXECUTE pg_catalog.format('DEALLOCATE %I', statement);
+    END LOOP;
 END $$;
 
 -- A duplicate of the same message was refused while this one took the graph, and the caller has been told.
