@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from uuid import UUID
 
 from graph_migrator.core.errors import name_of
+from graph_migrator.core.rollouts.decisions import CloseStage, End, Hold, OpenStage, Resume
 from graph_migrator.core.rollouts.rows import PostgresRows, query
 from graph_migrator.core.rollouts.turn import Sending, Turn, take_turn
 from graph_migrator.core.store.errors import Failure, classify
@@ -38,4 +40,23 @@ def move_rollouts_on(executor: Executor) -> list[Sending]:
             _log.error("rollout %s: %s: %s", each.id, name_of(error), safe_message(error))
             continue
         to_send += turn.to_send
+        _log_decisions(each.id, turn)
     return to_send
+
+
+def _log_decisions(rollout_id: UUID, turn: Turn) -> None:
+    """One line for each decision that changed the rollout itself, after its commit."""
+    for decision in turn.decisions:
+        match decision:
+            case Hold(reason, evidence):
+                _log.warning("rollout %s: held: %s %s", rollout_id, reason.phrase, evidence or "")
+            case Resume():
+                _log.info("rollout %s: goes on: the reason of its hold is gone", rollout_id)
+            case OpenStage(number):
+                _log.info("rollout %s: stage %d opens", rollout_id, number)
+            case CloseStage(number):
+                _log.info("rollout %s: stage %d has ended", rollout_id, number)
+            case End(status):
+                _log.info("rollout %s: %s", rollout_id, status)
+            case _:
+                pass

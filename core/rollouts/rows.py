@@ -88,14 +88,23 @@ class PostgresRows:
     def lock(cls, cursor: Any, rollout_id: UUID) -> PostgresRows | None:
         """Lock a rollout and the hold of the fleet for this transaction.
 
+        An operator's verb on many members may hold the row for seconds. The sweep does not wait for it: recovery of
+        other graphs comes after this turn.
+
         Returns:
-            None where this process does not know its graph type: another worker's turn moves it on.
+            None where an operator's verb holds the row, or where this process does not know the graph type: a later
+            turn advances it.
         """
+        # Right after a large start the tables have no statistics yet, and the planner would read them whole.
+        cursor.execute("SET LOCAL enable_seqscan = off")
         found = query(
             cursor,
-            "SELECT r.* FROM rollouts r, rollout_fleet f WHERE r.id = %s FOR UPDATE OF r FOR SHARE OF f",
+            "SELECT r.* FROM rollouts r, rollout_fleet f WHERE r.id = %s "
+            "FOR UPDATE OF r SKIP LOCKED FOR SHARE OF f",
             rollout_id,
         )
+        if not found:
+            return None
         try:
             kind = graph_type(found[0].graph_type)
         except UnknownGraphType:

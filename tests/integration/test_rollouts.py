@@ -374,6 +374,20 @@ def test_a_turn_that_dies_leaves_nothing(
     assert fleet.run().rollout.status is RolloutStatus.SUCCEEDED
 
 
+def test_a_turn_does_not_wait_for_an_operators_verb(
+    engine: Engine, fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_tenants(engine, 3)
+    fleet.start()
+    with engine.begin() as operator:
+        operator.execute(text("SELECT FROM rollouts FOR UPDATE"))
+        assert fleet.turn() == []
+    with caplog.at_level("INFO", "graph_migrator.rollouts"):
+        assert fleet.run().rollout.status is RolloutStatus.SUCCEEDED
+    said = [record.getMessage().partition(": ")[2] for record in caplog.records]
+    assert said == ["stage 1 opens", "stage 1 has ended", "stage 2 opens", "stage 2 has ended", "succeeded"]
+
+
 def test_graphs_that_changed_since_the_start_are_settled_with_what_they_are(
     engine: Engine, fleet: Fleet
 ) -> None:
