@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, Engine, RowMapping, text
 
 from graph_migrator.core.errors import UnknownGraph
-from graph_migrator.core.reports import MigrationReport
+from graph_migrator.core.reports import MigrationReport, own_error
 from graph_migrator.core.statuses import AttemptStatus, MigrationStatus, ReadOnlyReason
 
 _READ_ONLY = """
@@ -109,6 +109,40 @@ class GraphState(BaseModel):
         description="How often its next hop met a worker whose code is not the planned one."
     )
     lock_holders: tuple[str, ...] = Field(description="Who holds the graph's lock at this moment, in words.")
+
+
+class Refusal(BaseModel):
+    """A call that a worker received and refused; nothing was changed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    task_id: str
+    verb: str
+    target: int | None
+    requested_by: str | None
+    refused_at: datetime
+    error_type: str
+    error: str = Field(description="The sentence that the caller got.")
+
+
+def refusals(source: Engine | Connection, graph_id: UUID, *, limit: int = 5) -> list[Refusal]:
+    """The latest calls for a graph that were refused, oldest first."""
+    rows = _rows(
+        source,
+        """
+        SELECT task_id, verb, target, requested_by, created_at AS refused_at, outcome -> 'error' AS error
+        FROM graph_migrator.requests
+        WHERE graph_id = :id AND migration_id IS NULL AND outcome ? 'error'
+        ORDER BY created_at DESC LIMIT :limit
+        """,
+        {"id": graph_id, "limit": limit},
+    )
+    found = []
+    for row in reversed(rows):
+        error = row["error"]
+        sentence = str(own_error(error["type"], error["args"]))
+        found.append(Refusal.model_validate({**row, "error_type": error["type"], "error": sentence}))
+    return found
 
 
 def list_graphs(
@@ -310,6 +344,13 @@ def _as_id(graph: str) -> UUID | None:
         return UUID(graph)
     except ValueError:
         return None
+
+
+def partial_hop(source: Engine | Connection, graph_id: UUID) -> dict[str, Any]:
+    """The batched hop in whose middle a graph was released: hop, from_version, to_version, done."""
+    statement = "SELECT partially_migrated AS hop FROM graph_migrator.graphs WHERE id = :id"
+    found: dict[str, Any] = _rows(source, statement, {"id": graph_id})[0]["hop"]
+    return found
 
 
 def traceback_of(source: Engine | Connection, attempt_id: int) -> str | None:

@@ -301,6 +301,12 @@ class Request(_Base):
     __table_args__ = (
         Index("requests_unanswered", "created_at", postgresql_where=text("answered_at IS NULL")),
         Index("requests_by_migration", "migration_id"),
+        Index(
+            "requests_refused",
+            "graph_id",
+            "created_at",
+            postgresql_where=text("migration_id IS NULL AND outcome ? 'error'"),
+        ),
     )
 
     task_id: Mapped[str] = mapped_column(primary_key=True)

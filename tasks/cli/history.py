@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from graph_migrator.core.errors import GraphMigratorError, InvalidRequest
 from graph_migrator.core.inspection import history as reading
-from graph_migrator.core.inspection.history import Attempt, MigrationStory
+from graph_migrator.core.inspection.history import Attempt, MigrationStory, Refusal
 from graph_migrator.core.inspection.phrases import count, duration
 from graph_migrator.core.statuses import AttemptStatus
 from graph_migrator.tasks.cli.output import coloured, console, json_option, moment, print_json, table
@@ -45,6 +45,19 @@ def history(graph: str, limit: int, traceback: int | None, as_json: bool) -> Non
         click.echo(f"{graph} has never been migrated.")
     for story in stories:
         print_story(story)
+    if stories:
+        print_refusals(reading.refusals(engine(), stories[-1].report.graph_id))
+    else:
+        print_refusals(reading.refusals(engine(), reading.find_graph(engine(), graph).id))
+
+
+def print_refusals(refused: list[Refusal]) -> None:
+    """Print the calls that workers refused."""
+    for each in refused:
+        by = f" by {each.requested_by}" if each.requested_by else ""
+        to = f" to v{each.target}" if each.target is not None else ""
+        line = f"{moment(each.refused_at)}  {each.verb}{to}{by} was refused: {each.error}"
+        console().print(escape(line), soft_wrap=True)
 
 
 def _why(attempt: Attempt) -> str:

@@ -42,6 +42,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Graphs": {
         "import": "Make a new graph from FILE (- for standard input): all of it, or nothing.",
         "export": "Write GRAPH to FILE (by default standard output), sorted, byte for byte the same each time.",
+        "delete": "Delete GRAPH with its nodes and edges.",
         "lock": "Make GRAPH read-only on its owner's behalf.",
         "unlock": "Take the owner's lock off GRAPH.",
     },

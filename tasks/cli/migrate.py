@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +13,12 @@ import click
 from rich.markup import escape
 
 from graph_migrator.core.decisions import HopMessage, Ignored
-from graph_migrator.core.errors import MigrationError, MigrationInFlight
+from graph_migrator.core.errors import (
+    GraphPartiallyMigrated,
+    MigrationError,
+    MigrationInFlight,
+    OpenWriteTransactions,
+)
 from graph_migrator.core.execution import dry_run as trying
 from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.dry_run import DryRun
@@ -21,10 +27,12 @@ from graph_migrator.core.execution.model import Caller, Dispatch, Failed, HopOut
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.history import Attempt, GraphSummary
+from graph_migrator.core.inspection.lock_sessions import lock_sessions
 from graph_migrator.core.inspection.phrases import count, duration
 from graph_migrator.core.inspection.waiting import wait_for
 from graph_migrator.core.planning import make_plan
 from graph_migrator.core.reports import MigrationReport
+from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import AttemptStatus, MigrationStatus
 from graph_migrator.core.store.errors import DRIVER_ERRORS
 from graph_migrator.tasks.cli.errors import of_a_hop
@@ -117,9 +125,30 @@ def _refuse_what_cannot_be(found: GraphSummary, target: int | None) -> None:
         raise MigrationInFlight(
             found.slug, str(found.migration_id), str(found.status), found.to_version or found.version
         )
+    if found.partially_migrated:
+        half = reading.partial_hop(engine(), found.id)
+        raise GraphPartiallyMigrated(
+            found.slug,
+            half["hop"],
+            half["from_version"],
+            half["to_version"],
+            half["done"],
+            force_released=True,
+        )
+    _refuse_for_old_writers(found)
     kind = graph_types().get(found.graph_type)
     if kind is not None:
         make_plan(found.slug, kind, found.version, target)
+
+
+def _refuse_for_old_writers(found: GraphSummary) -> None:
+    """Refuse where writers hold the graph for longer already than a worker would wait for them."""
+    patience = settings().writer_drain_seconds
+    before = datetime.now(UTC) - timedelta(seconds=patience)
+    writers = [each for each in lock_sessions(engine(), found.id) if each.holds and not each.exclusive]
+    old = [each.describe() for each in writers if each.since is not None and each.since < before]
+    if old:
+        raise OpenWriteTransactions(found.slug, patience, old)
 
 
 def _send(graph_id: UUID, *arguments: Any) -> Any:

@@ -12,6 +12,7 @@ from graph_migrator.core.inspection.history import Attempt, GraphState
 from graph_migrator.core.inspection.lock_sessions import lock_sessions
 from graph_migrator.core.inspection.phrases import count, duration
 from graph_migrator.core.statuses import MigrationStatus
+from graph_migrator.tasks.cli.history import print_refusals
 from graph_migrator.tasks.cli.output import coloured, console, json_option, print_json, table
 from graph_migrator.tasks.runtime import engine
 
@@ -30,16 +31,19 @@ def status(graph: str | None, as_json: bool) -> None:
         return
     state = reading.graph_state(engine(), graph)
     sessions = lock_sessions(engine(), state.graph.id)
+    refused = reading.refusals(engine(), state.graph.id)
     reasons = explain(state, sessions, _ask_workers)
     if as_json:
         told = {
             **state.model_dump(mode="json"),
             "lock_sessions": [each.model_dump(mode="json") for each in sessions],
+            "refusals": [each.model_dump(mode="json") for each in refused],
             "reasons": [each.model_dump(mode="json") for each in reasons],
         }
         print_json(told)
         return
     _print_state(state, reasons)
+    print_refusals(refused)
 
 
 def _ask_workers() -> Fleet:

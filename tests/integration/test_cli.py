@@ -9,17 +9,21 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+from sqlalchemy.orm import Session
 
-from graph_migrator import GraphType, HopContext
+from graph_migrator import GraphType, HopContext, graph_writer
 from graph_migrator.core.embedded import Redis
+from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.execution import operations
-from graph_migrator.core.execution.begin import begin_migration
+from graph_migrator.core.execution.begin import Caller, begin_migration
 from graph_migrator.core.graph_types import registry
+from graph_migrator.core.settings import settings
 from graph_migrator.tasks import runtime
 from graph_migrator.tasks.cli import main
 from tests.acceptance.cluster import ROOT, Cluster
@@ -82,7 +86,7 @@ def test_json_is_what_the_documentation_says(here: Cluster, tmp_path: Path, comm
     file.write_text('{"kind": "node", "id": "a", "label": "N", "properties": {}}\n')
     more: dict[str, tuple[Any, ...]] = {
         "plan": ("h",), "status GRAPH": ("g",), "watch": ("g",), "history": ("g",), "migrate": ("h",),
-        "migrate --inline": ("h",), "migrate --dry-run": ("h",), "lock": ("g",),
+        "migrate --inline": ("h",), "migrate --dry-run": ("h",), "lock": ("g",), "delete": ("h", "--yes"),
         "import": (file, "--slug", "i", "--type", "trail", "--version", 1),
         "audit archive": ("--before", "2020-01-01", "--to", tmp_path / "archive"),
         "rollout plan": ("trail", "--all"), "rollout start": ("trail", "--all"),
@@ -576,6 +580,56 @@ def test_a_graph_below_the_oldest_version_of_its_type_is_unreachable_and_not_beh
     assert [g["slug"] for g in call("graphs", "--behind", "--json").json()] == ["at-3"]
     assert [g["slug"] for g in call("graphs", "--behind", "--state", "idle", "--json").json()] == ["at-3"]
     assert "knows versions 3 to 4 here" in call("migrate", "at-1").err
+
+
+def test_delete_asks_and_leaves_the_history(here: Cluster) -> None:
+    graph = here.add_graph("g", "trail", edges=[("e", "n0000", "n0001")])
+    assert call("migrate", "g", "--to", 2, "--inline").exit_code == 0
+    before = dump(here.engine)
+    assert call("delete", "g", answer="n\n").exit_code == 1
+    assert dump(here.engine) == before
+    outcome = call("delete", "g", "--yes")
+    assert (outcome.exit_code, outcome.out) == (0, "g: deleted, 3 nodes and 1 edge\n")
+    assert call("status", "g").exit_code == 2
+    assert call("history", graph, "--json").json()[0]["report"]["status"] == "succeeded"
+    assert not rows(here.engine, "SELECT * FROM nodes")
+
+
+def test_a_graph_in_other_hands_is_not_deleted(here: Cluster) -> None:
+    failed(here)
+    here.add_graph("locked", "trail")
+    call("lock", "locked")
+    before = dump(here.engine)
+    for slug in ("g", "locked"):
+        outcome = call("delete", slug, "--yes")
+        assert outcome.exit_code == 3
+        assert "read-only" in outcome.err
+    assert dump(here.engine) == before
+
+
+def test_a_call_that_a_worker_refused_is_shown(here: Cluster) -> None:
+    here.add_graph("g", "trail")
+    with runtime.executors().borrow() as executor, suppress(GraphMigratorError):
+        begin_migration(executor, "g", 9, caller=Caller("call-1", "night-shift"))
+    said = "migrate to v9 by night-shift was refused: g: graph type 'trail' knows versions 1 to 5, not 9."
+    assert said in call("status", "g").out
+    assert said in call("history", "g").out
+    (refusal,) = call("status", "g", "--json").json()["refusals"]
+    assert (refusal["task_id"], refusal["target"]) == ("call-1", 9)
+    assert refusal["error_type"] == "graph_migrator.UnknownTarget"
+
+
+def test_a_call_that_would_be_refused_is_not_sent(here: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.add_graph("g", "trail")
+    monkeypatch.setenv("GRAPH_MIGRATOR_WRITER_DRAIN_SECONDS", "0.001")
+    settings.cache_clear()
+    with Session(here.engine) as session, graph_writer(session, "g"):
+        outcome = call("migrate", "g")
+        assert (outcome.exit_code, outcome.out) == (3, "")
+        assert "open write transactions did not end" in outcome.err
+        session.rollback()
+    assert here.queue_length() == 0
+    assert call("migrate", "g").exit_code == 0
 
 
 def test_a_dry_run_of_a_failed_migration_begins_where_it_stopped(here: Cluster) -> None:

@@ -175,6 +175,7 @@ COMMENT ON COLUMN requests.next_answer_at IS 'After a failure to store the resul
 COMMENT ON COLUMN requests.unanswered_because IS 'Why the latest try to store the result failed; NULL where none did.';
 CREATE INDEX requests_unanswered ON requests (created_at) WHERE answered_at IS NULL;
 CREATE INDEX requests_by_migration ON requests (migration_id);
+CREATE INDEX requests_refused ON requests (graph_id, created_at) WHERE migration_id IS NULL AND outcome ? 'error';
 
 -- What monitoring reads, kept by the sweep: finished attempts are counted once, not at each scrape. Those up to
 -- metrics_state.counted_up_to are in hop_totals, by outcome, in the buckets of core/inspection/metrics.py.
