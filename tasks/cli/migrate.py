@@ -18,6 +18,7 @@ from graph_migrator.core.errors import (
     MigrationError,
     MigrationInFlight,
     OpenWriteTransactions,
+    UnknownTarget,
 )
 from graph_migrator.core.execution import dry_run as trying
 from graph_migrator.core.execution.begin import begin_migration
@@ -78,11 +79,16 @@ def migrate(
             if not wait:  # nobody would see the worker's refusal
                 _refuse_what_cannot_be(found, target)
             told = _latest_attempt(found.slug)
+            target = _resolved(found, target)
             result = _send(found.id, target, requested_by, reason)
             if not wait:
                 _print_sent(found.slug, result.id, as_json=as_json)
                 return
-            report = _wait_for(found.slug, result, after=told, quiet=as_json)
+            try:
+                report = _wait_for(found.slug, result, after=told, quiet=as_json)
+            except UnknownTarget as error:
+                _name_both_sides(error)
+                raise
     except MigrationError:
         if as_json:
             print_json(reading.history(engine(), graph, limit=1)[-1].report)
@@ -149,6 +155,24 @@ def _refuse_for_old_writers(found: GraphSummary) -> None:
     old = [each.describe() for each in writers if each.since is not None and each.since < before]
     if old:
         raise OpenWriteTransactions(found.slug, patience, old)
+
+
+def _resolved(found: GraphSummary, target: int | None) -> int | None:
+    """The version to send: the newest that this process knows, so that a worker with other code does not choose."""
+    kind = graph_types().get(found.graph_type)
+    return kind.newest if target is None and kind is not None else target
+
+
+def _name_both_sides(refusal: UnknownTarget) -> None:
+    """Say that the worker's code differs from the code here, where that is why it refused."""
+    kind = graph_types().get(refusal.graph_type)
+    if kind is None or (kind.oldest, kind.newest) == (refusal.oldest, refusal.newest):
+        return
+    click.echo(
+        f"The worker knows versions {refusal.oldest} to {refusal.newest} of {kind.name!r}, this process "
+        f"{kind.oldest} to {kind.newest}. Restart the workers with the code that is here, or finish the deploy.",
+        err=True,
+    )
 
 
 def _send(graph_id: UUID, *arguments: Any) -> Any:

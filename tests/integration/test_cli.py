@@ -657,6 +657,23 @@ def test_recover_sweeps_once(here: Cluster) -> None:
 # ── a worker is there ──────────────────────────────────────────────────────────────────────────────
 
 
+def test_a_target_is_resolved_once_and_both_sides_are_named_where_they_differ(
+    here: Cluster, tmp_path: Path
+) -> None:
+    """The code was edited while the worker ran: it must not choose its own newest version and call that success."""
+    code = tmp_path / "edited.py"
+    hop = "\n@kind.hop({0}, {1})\ndef to_{1}(ctx) -> None:\n    pass\n"
+    code.write_text("from graph_migrator import GraphType\n\nkind = GraphType('edited')\n" + hop.format(1, 2))
+    environment = {"GRAPH_MIGRATOR_TYPES": "edited:kind", "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    here.start_worker(env=environment)
+    code.write_text(code.read_text() + hop.format(2, 3))
+    here.add_graph("g", "edited")
+    outcome = spawn("migrate", "g", "--wait", env={**here.environment, **environment})
+    assert outcome.exit_code == 2
+    assert "The worker knows versions 1 to 2 of 'edited', this process 1 to 3." in outcome.err
+    assert graph_row(here.engine, "g").version == 1
+
+
 def test_migrate_wait_prints_each_hop_and_ends_with_the_outcome(here: Cluster) -> None:
     here.start_worker(concurrency=1)
     failed(here)  # an older story, which must not be told again
