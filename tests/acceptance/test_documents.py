@@ -24,7 +24,7 @@ from tests.acceptance.cluster import ROOT, Cluster
 
 PAGES = (
     "README.md", "docs/tutorial.md", "docs/how-to.md", "docs/write-guard.md", "docs/events.md", "docs/formats.md",
-    "docs/monitoring.md", "docs/operations.md", "docs/brokers.md", "docs/benchmarks.md",
+    "docs/monitoring.md", "docs/operations.md", "docs/brokers.md", "docs/benchmarks.md", "docs/architecture.md",
 )  # fmt: skip
 
 RUN_ELSEWHERE = {
@@ -122,6 +122,10 @@ def test_every_block_of_the_documents_runs(reader: tuple[Path, dict[str, str]]) 
                 named = set(re.findall(r"graph_migrator_\w+", block.text))
                 assert named
                 assert named <= METRICS.keys()
+            case "mermaid":
+                assert block.page == "docs/architecture.md", (
+                    "tests/unit/test_architecture.py holds its drawings"
+                )
             case "toml":
                 assert tomllib.loads(block.text)
             case other:
