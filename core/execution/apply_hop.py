@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,8 +30,11 @@ from graph_migrator.core.store.protocol import (
     SaveProgress,
     Settle,
 )
+from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.core.store.session import Executor
 from graph_migrator.core.store.validation import validate_graph
+
+_log = logging.getLogger("graph_migrator.hops")
 
 
 def apply_hop(executor: Executor, attempt: Attempt, *, most_batches: int | None = None) -> Done:
@@ -115,6 +119,7 @@ def _apply_whole(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done
                 _run_whole(hop, ctx)
                 validate_graph(ctx, hop)
                 _check(hop, ctx)
+            ctx.flush()
         failpoints.hit("hop_after_data")
         report = _commit(executor, attempt, skipped=skipped, rows=ctx.rows_changed)
     return Done(ctx.rows_changed, skipped, report)
@@ -202,6 +207,7 @@ class _Batches:
                 walk.advance(ctx)
             if walk.is_at_end:
                 _check(hop, ctx)
+            ctx.flush()
         if skipped:
             return Done(0, True, _commit(self._executor, self._attempt, skipped=True, rows=0))
         rows = ctx.rows_changed
@@ -279,9 +285,12 @@ def _progress_of(executor: Executor, attempt: Attempt) -> Callable[[int, int | N
         if now - last < 0.5 and done != total:
             return
         last = now
-        with engine.connect() as beside, beside.begin():
-            beside.exec_driver_sql(
-                "SELECT graph_migrator.save_progress(%s, %s, %s)", (attempt.id, done, total)
-            )
+        try:
+            with engine.connect() as beside, beside.begin():
+                beside.exec_driver_sql(
+                    "SELECT graph_migrator.save_progress(%s, %s, %s)", (attempt.id, done, total)
+                )
+        except DRIVER_ERRORS as error:  # "too many clients": no reason to roll the hop back
+            _log.warning("the progress of %s was not written: %s", attempt.hop.name, safe_message(error))
 
     return report

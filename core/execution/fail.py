@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from graph_migrator.core.decisions import Ignored, Limits
 from graph_migrator.core.errors import name_of, rows_of
 from graph_migrator.core.execution import failpoints
@@ -13,6 +15,18 @@ from graph_migrator.core.store.errors import DRIVER_ERRORS, Failure, classify
 from graph_migrator.core.store.protocol import FailHop
 from graph_migrator.core.store.redaction import safe_args, safe_message, safe_traceback
 from graph_migrator.core.store.session import Executor
+
+LONGEST_MESSAGE: Final = 10_000
+LONGEST_TRACEBACK: Final = 100_000
+"""Characters that are stored of an error. A message can hold a whole document."""
+
+
+def bounded(text: str, most: int) -> str:
+    """The beginning and the end of a text that is too long; the end of a traceback says what was raised."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]}\n… {len(text) - 2 * half} characters left out …\n{text[-half:]}"
 
 
 class ConnectionLost(Exception):
@@ -36,7 +50,9 @@ def record_failure(
     kind = classify(error)
     if kind is Failure.LOST_FENCE:
         return _abandon(executor, str(error))
-    if kind is Failure.LOST_CONNECTION:
+    if (
+        kind is Failure.LOST_CONNECTION and executor.is_lost()
+    ):  # it may be the hop's connection to another database
         executor.close()
         raise ConnectionLost(attempt) from error
     try:
@@ -81,9 +97,9 @@ def _write(
             transient=transient,
             final=final,
             type=name_of(error),
-            message=safe_message(error).replace("\x00", ""),
+            message=bounded(safe_message(error).replace("\x00", ""), LONGEST_MESSAGE),
             args=safe_args(error),
-            traceback=safe_traceback(error).replace("\x00", ""),
+            traceback=bounded(safe_traceback(error).replace("\x00", ""), LONGEST_TRACEBACK),
             deadline=pause + settings().deadline_seconds,
             rows=rows_of(error),
             line=frames.last_of_author(error.__traceback__),

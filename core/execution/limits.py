@@ -17,5 +17,6 @@ def limits_of_settings() -> Limits:
 def backoff(tries: int) -> float:
     """Seconds to wait after so many transient errors: exponential, with full jitter on its upper half."""
     s = settings()
-    longest: float = min(s.retry_base_seconds * 2**tries, s.retry_max_seconds)
+    # After hours of an outage 2.0**tries is no float any more.
+    longest: float = min(s.retry_base_seconds * 2.0 ** min(tries, 64), s.retry_max_seconds)
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter

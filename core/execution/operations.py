@@ -23,10 +23,9 @@ from graph_migrator.core.execution.begin import (
     require_same_code,
     retry_migration,
 )
-from graph_migrator.core.execution.limits import limits_of_settings
 from graph_migrator.core.execution.model import Caller, Dispatch
 from graph_migrator.core.execution.recorded import load_dispatch, recorded_outcome
-from graph_migrator.core.execution.recovery import Sweep, recover_one
+from graph_migrator.core.execution.recovery import settle_now
 from graph_migrator.core.graph_types.registry import graph_type
 from graph_migrator.core.planning import continue_plan, make_plan
 from graph_migrator.core.settings import settings
@@ -286,8 +285,7 @@ def _ask(
         )
         _record(executor, caller, state.graph_id, report)
         publish.asked(executor, state, verb, caller)
-    done = Sweep()
-    recover_one(executor, state.owner, done, limits_of_settings())  # at once, where nobody executes
+    settle_now(executor, state.owner)  # at once, where nobody executes
     return report
 
 

@@ -34,6 +34,7 @@ from graph_migrator.core.execution.recorded import load_dispatch, load_report
 from graph_migrator.core.reports import MigrationReport, own_error
 from graph_migrator.core.settings import settings
 from graph_migrator.core.states import RecoveryState
+from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store import protocol
 from graph_migrator.core.store.errors import Failure, classify
 from graph_migrator.core.store.redaction import safe_message
@@ -122,6 +123,21 @@ def recover_one(executor: Executor, migration_id: UUID, done: Sweep, limits: Lim
             "%s: sent again as dispatch %d (%s)", dispatch.graph, dispatch.number, type(decision).__name__
         )
     return decision
+
+
+def settle_now(executor: Executor, migration_id: UUID) -> None:
+    """Do what an operator has just asked for, where nobody executes the migration; nothing else.
+
+    Where it has changed again meanwhile, a sweep looks at it: whoever calls this sends no chains.
+    """
+    with executor.transaction():
+        state = executor.call(protocol.LoadRecoveryState(migration=migration_id))
+        if state is None or state.status not in {MigrationStatus.PAUSING, MigrationStatus.CANCELLING}:
+            return
+        failpoints.hit("recovery_decided")
+        executor.call(protocol.Settle(migration=migration_id, attempt_becomes="lost"))
+    failpoints.hit("recovery_committed")
+    publish.ended(executor, migration_id, lost_id=state.running_id, found_by="recovery")
 
 
 def _write(

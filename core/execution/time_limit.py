@@ -6,12 +6,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Self
 
 from graph_migrator.core.errors import HopTimedOut
 from graph_migrator.core.execution.model import Attempt
-from graph_migrator.core.store.errors import sqlstate
+from graph_migrator.core.store.errors import DRIVER_ERRORS, sqlstate
 from graph_migrator.core.store.protocol import SetTimeout
 from graph_migrator.core.store.session import Executor
 
@@ -40,8 +40,13 @@ class TimeLimit:
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         if self._seconds is None:
             return
-        if not self._executor.is_closed:
+        if error is None:
             self._bound_statements(0)
+        elif not self._executor.in_callers_transaction and not self._executor.is_closed:
+            # In a transaction of the caller's, the rollback to its savepoint does that. What is raised already says
+            # more than a call that fails for the same reason.
+            with suppress(*DRIVER_ERRORS):
+                self._bound_statements(0)
         if isinstance(error, Exception) and sqlstate(error) == _QUERY_CANCELED:
             raise self._exceeded() from error
 

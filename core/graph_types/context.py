@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, CursorResult, event, text
-from sqlalchemy.orm import Session
+
+from graph_migrator.core.graph_types.hop_session import HopSession
 
 _GRAPH_ID = re.compile(r":graph_id\b")
 _ENDS_TRANSACTION = re.compile(
@@ -98,16 +100,30 @@ class HopContext:
         bound = dict(parameters or {})
         if _GRAPH_ID.search(statement):
             bound.setdefault("graph_id", self.graph.id)
-        result = self.connection.execute(text(statement), bound)
+        connection = self.session.connection() if "session" in self.__dict__ else self.connection
+        result = connection.execute(text(statement), bound)
         if not self._listening and _DML.match(statement):
             self.rows_changed += max(result.rowcount, 0)
         return result
 
     @cached_property
-    def session(self) -> Session:
-        """A SQLAlchemy session in the hop's transaction. It is flushed for you; its commit does nothing."""
+    def session(self) -> HopSession:
+        """A SQLAlchemy session in the hop's transaction. It is flushed for you; it refuses commit and rollback.
+
+        `Session.begin_nested` sets a savepoint for everything that the hop does, also by `execute` or `connection`.
+        """
         self._count_everything()
-        return Session(bind=self.connection, join_transaction_mode="rollback_only")
+        return HopSession(self.connection)
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Undo what is written to the database inside of the ``with`` block, if it raises.
+
+        Whatever way the statements take is covered: `execute`, `session`, `connection`. Python objects are not, also
+        not the nodes of a batch, which are written after the hop's code. Savepoints can be nested.
+        """
+        with self.session.begin_nested():
+            yield
 
     def progress(self, done: int, total: int | None = None) -> None:
         """Report how far this hop is. Seen at once from other connections, at most twice a second."""
@@ -115,9 +131,13 @@ class HopContext:
             self._report_progress(done, total)
 
     def flush(self) -> None:
-        """Write what the session still holds."""
+        """Write what the session still holds.
+
+        Raises:
+            RuntimeError: The hop's code tried to commit or to roll back.
+        """
         if "session" in self.__dict__:
-            self.session.flush()
+            self.session.finish()
 
     def _count_everything(self) -> None:
         # The session's statements do not pass through `execute`; so count at the connection from now on.
@@ -127,11 +147,34 @@ class HopContext:
             if _DML.match(statement):
                 self.rows_changed += max(cursor.rowcount, 0)
 
-        event.listen(self.connection, "after_cursor_execute", count)
+        at_savepoints: list[int] = []
+
+        def set_savepoint(_conn: Any, _name: str | None) -> None:
+            at_savepoints.append(self.rows_changed)
+
+        def release(*_: Any) -> None:
+            if at_savepoints:
+                at_savepoints.pop()
+
+        def roll_back(*_: Any) -> None:
+            if at_savepoints:
+                self.rows_changed = at_savepoints.pop()
+
+        listeners: dict[str, Callable[..., None]] = {
+            "after_cursor_execute": count,
+            "savepoint": set_savepoint,
+            "release_savepoint": release,
+            "rollback_savepoint": roll_back,
+        }
+        for name, listener in listeners.items():
+            event.listen(self.connection, name, listener)
         remove: Any = event.remove  # SQLAlchemy leaves it untyped
-        self._stop_counting: Callable[[], None] = lambda: remove(
-            self.connection, "after_cursor_execute", count
-        )
+
+        def stop() -> None:
+            for name, listener in listeners.items():
+                remove(self.connection, name, listener)
+
+        self._stop_counting: Callable[[], None] = stop
 
     def close(self) -> None:
         """End the session and the counting; the transaction is not this object's."""

@@ -91,6 +91,18 @@ def sqlstate(error: BaseException) -> str | None:
     return found.sqlstate if found is not None else None
 
 
+def _is_of_a_stale_plan(found: PostgresError) -> bool:
+    """Whether a prepared statement does not fit the schema any more, or is gone; a fresh session has new ones.
+
+    A schema upgrade under live workers changes what a function returns: "cached plan must not change result type".
+    Other errors have the same SQLSTATE; the message may be translated, the name of the server's function is not.
+    """
+    if found.sqlstate == "0A000":
+        said = getattr(found.cause, "diag", None)
+        return getattr(said, "source_function", None) == "RevalidateCachedQuery"
+    return found.sqlstate == "26000"  # invalid_sql_statement_name
+
+
 def classify(error: BaseException) -> Failure:
     """What an error means for the migration in which it was raised.
 
@@ -102,7 +114,7 @@ def classify(error: BaseException) -> Failure:
         return Failure.PERMANENT
     if found.sqlstate == FENCE:
         return Failure.LOST_FENCE
-    if found.sqlstate in _TRANSIENT:
+    if found.sqlstate in _TRANSIENT or _is_of_a_stale_plan(found):
         return Failure.TRANSIENT
     # Only psycopg2: an executor's connection is one of psycopg2.
     unanswered = found.sqlstate is None and isinstance(

@@ -278,6 +278,16 @@ class Executor:
         """A driver's cursor, for statements that are not a function of the protocol."""
         return self._raw.cursor()
 
+    def is_lost(self) -> bool:
+        """Whether the session has ended: asks the server, where this side does not know."""
+        if self._raw.closed:
+            return True
+        try:
+            self._send("SELECT 1")
+        except DRIVER_ERRORS:
+            return True
+        return False
+
     @property
     def is_closed(self) -> bool:
         """Whether the session has ended, as far as this side knows."""

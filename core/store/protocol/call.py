@@ -73,5 +73,6 @@ class Call(Generic[R]):
         elif self._may_be_absent and next(iter(columns.values())) is None:
             value = None
         else:
-            value = self.row(**columns)
+            # After an upgrade of the schema under live workers there may be columns that this release does not know.
+            value = self.row(**{field.name: columns[field.name] for field in fields(self.row)})
         return value  # type: ignore[no-any-return] # `R` says it; a test compares it with the database
