@@ -96,7 +96,9 @@ class PostgresRows:
             turn advances it.
         """
         # Right after a large start the tables have no statistics yet, and the planner would read them whole.
-        cursor.execute("SET LOCAL enable_seqscan = off")
+        cursor.execute(
+            "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+        )
         found = query(
             cursor,
             "SELECT r.* FROM rollouts r, rollout_fleet f WHERE r.id = %s "
@@ -204,12 +206,14 @@ class PostgresRows:
             self.id, list(graphs),
         )  # fmt: skip
         requests = [request_id(self.id, each.graph_id, each.number) for each in numbers]
+        # By the primary key alone: with `status = 'pending'` the planner reads all that wait. The trigger on members
+        # refuses a row that is not pending.
         rows = query(
             self.cursor,
             "UPDATE rollout_members m SET status = 'dispatched', request_id = v.request_id, resends = 0, "
             "sent_at = clock_timestamp(), resend_at = clock_timestamp() + make_interval(secs => %s) "
             "FROM unnest(%s::uuid[], %s::uuid[]) v (graph_id, request_id) "
-            "WHERE m.rollout_id = %s AND m.graph_id = v.graph_id AND m.status = 'pending' "
+            "WHERE m.rollout_id = %s AND m.graph_id = v.graph_id "
             "RETURNING m.graph_id, m.graph, m.number",
             settings().deadline_seconds, [each.graph_id for each in numbers], requests, self.id,
         )  # fmt: skip

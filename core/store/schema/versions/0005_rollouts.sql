@@ -165,7 +165,8 @@ CREATE TRIGGER rollout_members_are_frozen AFTER INSERT ON rollout_members REFERE
 
 -- Edges (core/rollouts/statuses.py), counters (F6), and at a dispatch the bounds F1, F2 and F3. One statement changes
 -- many members, so each is looked at once for all of them.
-CREATE FUNCTION follow_members() RETURNS trigger LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
+CREATE FUNCTION follow_members() RETURNS trigger LANGUAGE plpgsql
+SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     wrong record;
     sent record;
