@@ -206,8 +206,8 @@ class PostgresRows:
             self.id, list(graphs),
         )  # fmt: skip
         requests = [request_id(self.id, each.graph_id, each.number) for each in numbers]
-        # By the primary key alone: with `status = 'pending'` the planner reads all that wait. The trigger on members
-        # refuses a row that is not pending.
+        # By the primary key alone: with `status = 'pending'` the planner reads all that wait. They were read as
+        # pending under the rollout's lock, which every writer of members takes first.
         rows = query(
             self.cursor,
             "UPDATE rollout_members m SET status = 'dispatched', request_id = v.request_id, resends = 0, "
