@@ -16,7 +16,7 @@ from graph_migrator.tasks.runtime import engine
 
 @click.group()
 def audit() -> None:
-    """Keep the audit trail: move its old part to files."""
+    """Move old audit rows to files."""
 
 
 @audit.command()

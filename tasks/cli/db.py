@@ -11,7 +11,7 @@ from graph_migrator.tasks.runtime import engine
 
 @click.group()
 def db() -> None:
-    """Our tables in the database."""
+    """Manage the tables in the database."""
 
 
 @db.command()

@@ -15,6 +15,7 @@ from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import doctor as checks
 from graph_migrator.core.inspection.diagnosis import Fleet
 from graph_migrator.core.inspection.doctor import Finding, Level
+from graph_migrator.core.inspection.phrases import count
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.tasks.answers import backend_name, keeps_results
@@ -78,7 +79,9 @@ def _of_the_broker(fleet: Fleet) -> Finding:
     where = without_password(settings().broker_url)
     if fleet.broker_error:
         return _wrong("broker", f"{where} does not answer: {fleet.broker_error}", "Check CELERY_BROKER_URL.")
-    waiting = f", {fleet.queued} messages wait in {settings().queue!r}" if fleet.queued is not None else ""
+    waiting = (
+        f", {count(fleet.queued, 'message')} in {settings().queue!r}" if fleet.queued is not None else ""
+    )
     return Finding(check="broker", level=Level.OK, found=f"{where} answers{waiting}")
 
 
@@ -138,7 +141,7 @@ def _of_a_type(name: str, here: str | None, fleet: Fleet) -> Finding:
         return _wrong(check, found, "Set GRAPH_MIGRATOR_TYPES for the workers as it is here.")
     missing = sorted(set(fleet.workers) - set(served))
     if missing:
-        found = f"{name!r} is not known to {', '.join(missing)}; they put its hops back"
+        found = f"{name!r} is not known to {', '.join(missing)}; they requeue its hops"
         return Finding(
             check=check, level=Level.WARNING, found=found, remedy="Give all workers the same types."
         )

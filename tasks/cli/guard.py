@@ -11,7 +11,7 @@ from graph_migrator.tasks.runtime import engine
 
 @click.group()
 def guard() -> None:
-    """The write guard: keeps writers off the rows of a graph that is being migrated."""
+    """Manage the write guard, which keeps writers off the rows of a graph that is being migrated."""
 
 
 @guard.command()

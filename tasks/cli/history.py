@@ -28,7 +28,7 @@ from graph_migrator.tasks.runtime import engine
 )
 @json_option
 def history(graph: str, limit: int, traceback: int | None, as_json: bool) -> None:
-    """The story of GRAPH: when, who, hop, attempt, status, rows, duration, error."""
+    """Show the migrations of GRAPH and their attempts: when, who, hop, status, rows, duration, error."""
     if traceback is not None:
         found = reading.traceback_of(engine(), traceback)
         if found is None:

@@ -13,7 +13,7 @@ from graph_migrator.tasks.cli.verbs import carry_out, show
 @click.argument("graph")
 @json_option
 def lock(graph: str, as_json: bool) -> None:
-    """Make GRAPH read-only on its owner's behalf. Migrations still run."""
+    """Make GRAPH read-only for its owner. Migrations still run."""
     show(carry_out(lambda e, c: operations.set_read_only(e, graph, c, on=True)), as_json=as_json)
 
 
@@ -21,5 +21,5 @@ def lock(graph: str, as_json: bool) -> None:
 @click.argument("graph")
 @json_option
 def unlock(graph: str, as_json: bool) -> None:
-    """Take the owner's lock off GRAPH."""
+    """Remove the owner's lock from GRAPH."""
     show(carry_out(lambda e, c: operations.set_read_only(e, graph, c, on=False)), as_json=as_json)

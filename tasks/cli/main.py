@@ -20,13 +20,13 @@ _EXIT_CODES = (
 
 GROUPS: dict[str, dict[str, str]] = {
     "Look": {
-        "status": "What state GRAPH is in, why, and what to do next.",
-        "history": "The story of GRAPH: when, who, hop, attempt, status, rows, duration, error.",
+        "status": "Show what state GRAPH is in, why, and what to do next.",
+        "history": "Show the migrations of GRAPH and their attempts: when, who, hop, status, rows, duration, error.",
         "watch": "Follow migrations until all of them have ended or paused: GRAPHs, or all that are being migrated.",
         "graphs": "List graphs: version, who owns them, and why they are read-only.",
         "failures": "Group failed graphs by hop and cause, with three examples each.",
-        "plan": "The hops from where GRAPH is to a version.",
-        "types": "Graph types that this process knows, and their hops.",
+        "plan": "List the hops from where GRAPH is to a version.",
+        "types": "List the graph types that this process knows, and their hops.",
     },
     "Migrate": {
         "migrate": "Move GRAPH along its hops to a version.",
@@ -34,7 +34,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "pause": "Stop GRAPH's migration at the next hop or batch boundary, until it is resumed.",
         "resume": "Let GRAPH's paused migration go on.",
         "cancel": "End GRAPH's migration at the next boundary.",
-        "release": "Give GRAPH's migration up and the graph back to its writers, at the version it has.",
+        "release": "End GRAPH's migration and let writers in, at the version it has.",
     },
     "Fleet": {
         "rollout": "Move many graphs of a type to one version, in stages.",
@@ -43,21 +43,21 @@ GROUPS: dict[str, dict[str, str]] = {
         "import": "Make a new graph from FILE (- for standard input): all of it, or nothing.",
         "export": "Write GRAPH to FILE (by default standard output), sorted, byte for byte the same each time.",
         "delete": "Delete GRAPH with its nodes and edges.",
-        "lock": "Make GRAPH read-only on its owner's behalf.",
-        "unlock": "Take the owner's lock off GRAPH.",
+        "lock": "Make GRAPH read-only for its owner.",
+        "unlock": "Remove the owner's lock from GRAPH.",
     },
     "Operate": {
         "doctor": "Check the deployment end to end: database, guard, broker, results, workers.",
         "validate": "Check that what the database holds fits this release, before or after a deploy.",
-        "recover": "One recovery sweep, as every worker makes it twice a second by itself.",
-        "audit": "Keep the audit trail: move its old part to files.",
-        "guard": "The write guard: keeps writers off the rows of a graph that is being migrated.",
-        "db": "Our tables in the database.",
+        "recover": "Run one recovery sweep, as every worker does twice a second.",
+        "audit": "Move old audit rows to files.",
+        "guard": "Manage the write guard, which keeps writers off the rows of a graph that is being migrated.",
+        "db": "Manage the tables in the database.",
     },
     "Develop": {
         "dev": "Run Postgres, Redis and workers in the foreground, on loopback, until Ctrl-C.",
         "env": "Print the `export` lines of the `graph-migrator dev` that runs in this folder.",
-        "new-type": "Write a graph type NAME with its first hop, and a test that passes: a beginning to change.",
+        "new-type": "Write a graph type NAME with its first hop, and a test that passes.",
         "completion": 'Print the completion script for a shell: `eval "$(graph-migrator completion bash)"`.',
     },
 }

@@ -64,7 +64,7 @@ def migrate(
     """Move GRAPH along its hops to a version.
 
     By default the workers do it, and this command returns when the first message is sent. A graph whose
-    last migration failed is taken up where it stopped. A version below the graph's walks the hops back.
+    last migration failed goes on where it stopped. A version below the graph's applies the reverses of the hops.
     """
     if sum((wait, inline, trial)) > 1:
         raise click.UsageError("--wait, --inline and --dry-run exclude each other")
@@ -253,7 +253,7 @@ def _print_report(report: MigrationReport) -> None:
     took = f" in {duration(report.seconds)}" if report.seconds is not None else ""
     out.print(
         f"{report.graph}: {coloured(report.status)}, v{report.from_version}→v{report.version}{took}, "
-        f"{len(report.hops)} hops"
+        f"{count(len(report.hops), 'hop')}"
     )
 
 

@@ -24,7 +24,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
     help="Where the module goes; by default here.",
 )
 def new_type(name: str, folder: Path) -> None:
-    """Write a graph type NAME with its first hop, and a test that passes: a beginning to change."""
+    """Write a graph type NAME with its first hop, and a test that passes."""
     if not _NAME.fullmatch(name):
         raise InvalidRequest(
             "NAME", "must be lower-case letters, digits, _ and -, a letter first, at most 63"

@@ -23,7 +23,7 @@ from graph_migrator.tasks.runtime import engine
 )
 @json_option
 def plan(graph: str, target: int | None, as_json: bool) -> None:
-    """The hops from where GRAPH is to a version. Nothing is run."""
+    """List the hops from where GRAPH is to a version. Nothing is run."""
     found = reading.find_graph(engine(), graph)
     made = make_plan(found.slug, type_named(found.graph_type), found.version, target)
     if as_json:

@@ -10,7 +10,7 @@ from graph_migrator.tasks.cli.output import json_option, print_json
 @click.command()
 @json_option
 def recover(as_json: bool) -> None:
-    """One recovery sweep, as every worker makes it twice a second by itself."""
+    """Run one recovery sweep, as every worker does twice a second."""
     from graph_migrator.tasks.recover import sweep_once
 
     done = sweep_once()

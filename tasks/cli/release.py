@@ -20,7 +20,7 @@ from graph_migrator.tasks.runtime import engine
 @yes_option
 @json_option
 def release(graph: str, force: bool, terminate: bool, whole: bool, yes: bool, as_json: bool) -> None:
-    """Give GRAPH's migration up and the graph back to its writers, at the version it has."""
+    """End GRAPH's migration and let writers in, at the version it has."""
     if terminate and not force:
         raise click.UsageError("--terminate goes with --force")
     meant = None

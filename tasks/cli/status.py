@@ -21,7 +21,7 @@ from graph_migrator.tasks.runtime import engine
 @click.argument("graph", required=False)
 @json_option
 def status(graph: str | None, as_json: bool) -> None:
-    """What state GRAPH is in, why, and what to do next. Without GRAPH: how many of what."""
+    """Show what state GRAPH is in, why, and what to do next. Without GRAPH: how many of what."""
     if graph is None:
         counted = reading.counts(engine())
         if as_json:
@@ -85,7 +85,7 @@ def _progress(attempt: Attempt) -> str:
         f"on {attempt.worker} (pid {attempt.pid}) for {duration(attempt.seconds)}"
     )
     if attempt.total:
-        told += f", {attempt.done} of {attempt.total} rows"
+        told += f", {attempt.done:,} of {count(attempt.total, 'row')}"
     if attempt.rows_per_second:
         told += f", {attempt.rows_per_second:,.0f} rows/s"
     if attempt.seconds_left is not None:

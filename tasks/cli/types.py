@@ -16,7 +16,7 @@ from graph_migrator.tasks.cli.output import (
 @click.command()
 @json_option
 def types(as_json: bool) -> None:
-    """Graph types that this process knows, and their hops."""
+    """List the graph types that this process knows, and their hops."""
     known = graph_types()
     hops = [
         {

@@ -7,6 +7,7 @@ import click
 from graph_migrator.core.audit.validate import Severity
 from graph_migrator.core.audit.validate import validate as compare
 from graph_migrator.core.graph_types.registry import graph_types
+from graph_migrator.core.inspection.phrases import count
 from graph_migrator.tasks.cli.output import json_option, print_json
 from graph_migrator.tasks.runtime import engine
 
@@ -35,6 +36,6 @@ def validate(ctx: click.Context, as_json: bool) -> None:
             click.echo(f"{mark} {each.check}: {each.found} ({each.count:,}{names})")
             if each.remedy:
                 click.echo(f"    {each.remedy}")
-        click.echo(f"{found.graphs:,} graphs checked: {'valid' if found.is_valid else 'not valid'}.")
+        click.echo(f"{count(found.graphs, 'graph')} checked: {'valid' if found.is_valid else 'not valid'}.")
     if not found.is_valid:
         ctx.exit(1)
