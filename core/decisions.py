@@ -102,7 +102,7 @@ class Limits:
     """How often a hop may go wrong before its migration fails."""
 
     lost_attempts: int = 3
-    code_mismatches: int = 5
+    deploy_seconds: float = 900
     transient_tries: int = 8
 
 
@@ -147,7 +147,9 @@ class CrashLimitReached:
 
 @dataclass(frozen=True)
 class Requeue:
-    """This worker's code for the hop is not the planned one; another worker may have it."""
+    """This worker's code for the hop is not the planned one; in `seconds` another worker may have it."""
+
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -204,8 +206,19 @@ def decide_hop(facts: HopState, message: HopMessage, fingerprint: str | None, li
     if lost >= limits.lost_attempts:  # 10
         return CrashLimitReached(lost, facts.running_id)
     if facts.hop is None or fingerprint != facts.hop["fingerprint"]:  # 11
-        return Requeue() if facts.mismatches < limits.code_mismatches else CodeDiffers()
+        waiting = facts.mismatch_seconds < limits.deploy_seconds
+        return Requeue(deploy_pause(facts.mismatches)) if waiting else CodeDiffers()
     return Run(facts.running_id)  # 12
+
+
+def deploy_pause(tries: int) -> float:
+    """Seconds until another worker is asked for code that this one lacks: a deploy takes minutes."""
+    return min(0.5 * 1.5 ** min(tries, 20), 10.0)
+
+
+def deploy_waited(tries: int) -> float:
+    """Seconds that so many pauses took together, at least."""
+    return sum(map(deploy_pause, range(tries)))
 
 
 def lost_attempts(facts: HopState | RecoveryState) -> int:

@@ -47,8 +47,13 @@ class Settings(BaseSettings):
     max_transient_tries: PositiveInt = Field(
         8, description="A hop that met a transient error this often fails."
     )
-    max_code_mismatches: PositiveInt = Field(
-        5, description="How often a hop whose code differs is requeued for another worker."
+    deploy_seconds: PositiveFloat = Field(
+        900,
+        description="How long a call or a hop waits for a worker with the code that it needs, as in a rolling deploy.",
+    )
+    quiet_seconds: PositiveFloat = Field(
+        300,
+        description="A running hop without a commit or a statement for this long is named as perhaps stuck.",
     )
     retry_base_seconds: PositiveFloat = Field(
         0.2, description="First pause after a transient error; doubles with each try, with jitter."

@@ -85,6 +85,7 @@ class HopState:
     lost: int
     tries: int
     mismatches: int
+    mismatch_seconds: float
     cursor: Any
     done: int | None
     error_type: str | None

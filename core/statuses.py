@@ -174,3 +174,4 @@ class Verb(StrEnum):
     RELEASE = "release"
     LOCK = "lock"
     UNLOCK = "unlock"
+    REPAIR = "repair"

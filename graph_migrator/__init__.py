@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from graph_migrator.core.graph_types.selectors import Edges, Nodes, Rows
     from graph_migrator.core.inspection.waiting import wait_for
     from graph_migrator.core.reports import HopReport, MigrationReport
+    from graph_migrator.core.store.repair import graph_repair
     from graph_migrator.core.store.writers import graph_writer
     from graph_migrator.tasks.celery import app
     from graph_migrator.tasks.migrate import migrate_graph
@@ -46,6 +47,7 @@ _HOMES = {
     "app": "tasks.celery",
     "cancel_migration": "tasks.operate",
     "execute_migration": "core.execution.in_process",
+    "graph_repair": "core.store.repair",
     "graph_writer": "core.store.writers",
     "lock_graph": "tasks.operate",
     "migrate_graph": "tasks.migrate",
@@ -72,6 +74,7 @@ __all__ = [
     "app",
     "cancel_migration",
     "execute_migration",
+    "graph_repair",
     "graph_writer",
     "lock_graph",
     "migrate_graph",

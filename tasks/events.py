@@ -16,6 +16,7 @@ from celery.signals import after_setup_logger, after_setup_task_logger, worker_i
 
 from graph_migrator.core.events import types as events
 from graph_migrator.core.events.log import JsonLines, log_event
+from graph_migrator.core.inspection.phrases import pace
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.redaction import safe_traceback
 from graph_migrator.tasks.celery import app
@@ -65,10 +66,11 @@ def _show_progress(event: events.Event) -> None:
     _sent_at.clear()  # this process runs one hop at a time
     _sent_at[event.attempt_id] = now
     share = f" ({event.done / event.total:.0%})" if event.total else ""
+    speed = pace(event.rows_per_second, event.seconds_left)
     _send(
         "task-progress",
         uuid=current_task.request.id,
-        result=f"{event.done:,} of {event.total:,} rows{share}",
+        result=f"{event.done:,} of {event.total:,} rows{share}{f', {speed}' if speed else ''}",
     )
 
 

@@ -30,11 +30,11 @@ def code_digests() -> dict[str, str]:
 def _graph_types(state: Any) -> dict[str, Any]:
     """Asked by `look_at_fleet`: the types that this worker serves, and the queues it takes messages from."""
     consumer = getattr(state.consumer, "task_consumer", None)
+    told: dict[str, Any] = {"queues": [queue.name for queue in getattr(consumer, "queues", ())]}
     try:
-        types = code_digests()
-    except GraphMigratorError:  # a type that cannot be loaded: it lives, and serves none
-        types = {}
-    return {"types": types, "queues": [queue.name for queue in getattr(consumer, "queues", ())]}
+        return told | {"types": code_digests()}
+    except GraphMigratorError as error:  # it lives, and serves none
+        return told | {"types": {}, "error": str(error)}
 
 
 def look_at_fleet(timeout: float = 1.0) -> Fleet:
@@ -58,6 +58,8 @@ def look_at_fleet(timeout: float = 1.0) -> Fleet:
                 continue  # another application's worker on the same broker
             if settings().queue in reply["queues"]:
                 fleet.workers[name] = reply["types"]
+                if reply.get("error"):
+                    fleet.broken[name] = str(reply["error"])
             else:
                 fleet.elsewhere.append(name)
     return fleet

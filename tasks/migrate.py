@@ -12,14 +12,15 @@ from celery.exceptions import Ignore
 from celery.signals import after_task_publish, task_success
 from celery.utils.log import get_task_logger
 
-from graph_migrator.core.decisions import HopMessage, Ignored, Later
+from graph_migrator.core.decisions import HopMessage, Ignored, Later, deploy_pause, deploy_waited
 from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.execution import failpoints
-from graph_migrator.core.execution.begin import begin_migration
+from graph_migrator.core.execution.begin import begin_migration, lacks_code
 from graph_migrator.core.execution.limits import backoff
 from graph_migrator.core.execution.model import Applied, Caller, Dispatch, Failed, Worker
 from graph_migrator.core.execution.run_hop import run_hop as run_one_hop
 from graph_migrator.core.reports import MigrationReport
+from graph_migrator.core.settings import settings
 from graph_migrator.core.store.errors import Failure, classify
 from graph_migrator.core.store.redaction import redacted
 from graph_migrator.core.store.session import Executor
@@ -27,6 +28,7 @@ from graph_migrator.tasks.celery import app
 from graph_migrator.tasks.events import show_failure, show_ignored
 from graph_migrator.tasks.results import BEGUN, HopArguments, MigrateArguments, MigrateTask, checked
 from graph_migrator.tasks.runtime import executors
+from graph_migrator.tasks.types_here import require_types
 
 _log = get_task_logger("graph_migrator.tasks")
 _T = TypeVar("_T")
@@ -47,18 +49,27 @@ def migrate_graph(self: MigrateTask, *args: Any, **kwargs: Any) -> Any:
     given = checked(MigrateArguments, args, kwargs)
     graph, target = given["graph_id"], given["target"]
     caller = Caller(self.request.id, given["requested_by"], given["reason"])
+    require_types(self)
+    may_wait = deploy_waited(self.request.retries) < settings().deploy_seconds
     return carry_out_begin(
-        self, lambda executor: begin_migration(executor, graph, target, caller=caller), graph
+        self,
+        lambda executor: begin_migration(executor, graph, target, caller=caller, may_wait=may_wait),
+        graph,
+        may_wait=may_wait,
     )
 
 
-def carry_out_begin(task: Task, begin: Callable[[Executor], _T], graph: str) -> _T | Any:
+def carry_out_begin(
+    task: Task, begin: Callable[[Executor], _T], graph: str, *, may_wait: bool = False
+) -> _T | Any:
     """Begin a migration in a task, and send its chain in place of the task.
 
     Args:
         task: The task that was called.
         begin: Begins the migration.
         graph: What the log names.
+        may_wait: A worker with newer code may carry out what is refused here for lack of it; the message goes back to
+            the queue.
 
     Returns:
         What the task is to return: the report, or a note that a chain answers; anything else that `begin` gave is
@@ -71,8 +82,12 @@ def carry_out_begin(task: Task, begin: Callable[[Executor], _T], graph: str) -> 
     try:
         with executors().borrow() as executor:
             begun = begin(executor)
-    except GraphMigratorError:
-        raise
+    except GraphMigratorError as refusal:
+        if not (may_wait and lacks_code(refusal)):
+            raise
+        pause = deploy_pause(task.request.retries)
+        _log.warning("%s: this worker lacks the code; again in %.1f s: %s", graph, pause, refusal)
+        raise task.retry(countdown=pause, exc=refusal) from None
     except Exception as error:  # noqa: BLE001 - raised again, without values
         if classify(error) is Failure.PERMANENT:
             raise redacted(error) from None
@@ -100,6 +115,7 @@ def carry_out_begin(task: Task, begin: Callable[[Executor], _T], graph: str) -> 
 def run_hop(self: Task, migration_id: str, from_version: int, to_version: int, dispatch: int) -> Any:
     """Internal: one hop of a migration. A message is good for its dispatch only."""
     checked(HopArguments, (migration_id, from_version, to_version, dispatch), {})
+    require_types(self)
     message = HopMessage(UUID(migration_id), from_version, to_version, dispatch)
     worker = Worker(self.request.hostname or "?", task_id=self.request.id)
     try:

@@ -29,6 +29,7 @@ from graph_migrator.tasks.results import (
     checked,
 )
 from graph_migrator.tasks.runtime import executors
+from graph_migrator.tasks.types_here import require_types
 
 _VERBS = {
     "tasks.pause_migration": Verb.PAUSE,
@@ -44,6 +45,8 @@ _Verb = Callable[[Executor, dict[str, Any], Caller], tuple[VerbReport, Dispatch 
 
 def _carry_out(task: Task, model: type[BaseModel], args: Any, kwargs: Any, verb: _Verb) -> dict[str, Any]:
     given = checked(model, args, kwargs)
+    if task.name == "tasks.retry_migration":  # the one verb that plans
+        require_types(task)
     caller = Caller(task.request.id, given.get("requested_by"))
     try:
         try:

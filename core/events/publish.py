@@ -16,6 +16,7 @@ from uuid import UUID
 from graph_migrator.core.errors import name_of, rows_of
 from graph_migrator.core.events import types as events
 from graph_migrator.core.execution.model import Attempt, Caller, Dispatch, Done, Worker
+from graph_migrator.core.pace import seconds_left
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.states import BeginState, OperatorState
 from graph_migrator.core.store.protocol import Report
@@ -88,10 +89,20 @@ def started(executor: Executor, attempt: Attempt, worker: Worker, lost_id: int |
 
 
 @_where_somebody_listens
-def progressed(executor: Executor, attempt: Attempt, done: int, total: int, rows: int) -> None:
+def progressed(
+    executor: Executor, attempt: Attempt, done: int, total: int, rows: int, rate: float | None
+) -> None:
     """A batch is committed."""
     events.emit(
-        events.HopProgressed(**_graph(attempt), **_hop(attempt), done=done, total=total, rows_changed=rows)
+        events.HopProgressed(
+            **_graph(attempt),
+            **_hop(attempt),
+            done=done,
+            total=total,
+            rows_changed=rows,
+            rows_per_second=rate,
+            seconds_left=seconds_left(done, total, rate),
+        )
     )
 
 

@@ -154,6 +154,8 @@ class HopProgressed(HopEvent):
     done: Annotated[int, "Rows processed so far, by all attempts."]
     total: Annotated[int | None, "Rows there are to process."]
     rows_changed: Annotated[int, "Rows changed by this batch."]
+    rows_per_second: Annotated[float | None, "Rows processed a second, by this attempt and of late."] = None
+    seconds_left: Annotated[float | None, "An estimate for the rest of the hop."] = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -160,6 +160,7 @@ class _Batches:
         self.total = 0
         self.committed = 0
         self._rows = 0
+        self._rate: float | None = None
 
     def count(self) -> None:
         """Count what there is to process, for those who watch."""
@@ -185,7 +186,9 @@ class _Batches:
         if done is None:
             self.committed += 1
             self._rows += ctx.rows_changed
-            publish.progressed(self._executor, self._attempt, self.walk.done, self.total, ctx.rows_changed)
+            publish.progressed(
+                self._executor, self._attempt, self.walk.done, self.total, ctx.rows_changed, self._rate
+            )
         return done
 
     def _asked_to_stop(self) -> bool:
@@ -215,7 +218,7 @@ class _Batches:
             report = _commit(self._executor, self._attempt, skipped=False, rows=rows, done=walk.done)
             return Done(self._rows + rows, False, report)
         with _own_transaction(self._executor, hop):
-            self._executor.call(
+            self._rate = self._executor.call(
                 SaveBatch(
                     attempt=self._attempt.id,
                     migration=self._attempt.message.migration_id,

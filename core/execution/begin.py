@@ -31,6 +31,8 @@ from graph_migrator.core.errors import (
     MigrationInFlight,
     OpenWriteTransactions,
     UnknownGraph,
+    UnknownGraphType,
+    UnknownTarget,
 )
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution import failpoints
@@ -62,6 +64,7 @@ def begin_migration(
     caller: Caller | None = None,
     finish_partially_migrated: bool = False,
     direction: int | None = None,
+    may_wait: bool = False,
 ) -> Dispatch | MigrationReport | Ignored:
     """Take a graph for a migration.
 
@@ -75,6 +78,8 @@ def begin_migration(
         caller: Who asks. With a task id, the call is remembered and never carried out twice.
         finish_partially_migrated: Also take a graph that was forced loose half-way, to finish that hop.
         direction: 1 or -1 where the graph may move in that direction only, as in a rollout; None for either.
+        may_wait: This process's code may be older than the caller's: the call is not recorded as refused where
+            this process lacks the type, or a version that is newer than those that it knows.
 
     Returns:
         The chain to send; or the final report where there is nothing to do, or where this very call was
@@ -101,7 +106,8 @@ def begin_migration(
             _require_direction(state, target, direction)
             begun = _begin(executor, state, lock, graph, target, caller, finish=finish_partially_migrated)
         except GraphMigratorError as refusal:
-            record_outcome(executor, caller, graph, target, refusal)
+            if not (may_wait and lacks_code(refusal)):
+                record_outcome(executor, caller, graph, target, refusal)
             raise
         if isinstance(begun, MigrationReport):
             record_outcome(executor, caller, graph, target, begun)
@@ -114,6 +120,13 @@ def _require_direction(state: BeginState, target: int | None, direction: int | N
         return
     if (state.version - target) * direction > 0:
         raise GraphBeyondTarget(state.slug, state.version, target)
+
+
+def lacks_code(refusal: GraphMigratorError) -> bool:
+    """Whether a worker with newer code may carry out what was refused here."""
+    if isinstance(refusal, UnknownTarget):
+        return refusal.target > refusal.newest
+    return isinstance(refusal, UnknownGraphType)
 
 
 def _begin(

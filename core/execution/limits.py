@@ -11,7 +11,7 @@ from graph_migrator.core.settings import settings
 def limits_of_settings() -> Limits:
     """How often a hop may go wrong, by the settings."""
     s = settings()
-    return Limits(s.max_lost_attempts, s.max_code_mismatches, s.max_transient_tries)
+    return Limits(s.max_lost_attempts, s.deploy_seconds, s.max_transient_tries)
 
 
 def backoff(tries: int) -> float:

@@ -143,12 +143,13 @@ def _carry_out(
         case CrashLimitReached(lost, running_id):
             crashed = HopCrashedRepeatedly(state.slug, state.hop_name, lost)
             return _fail_before_start(executor, message, running_id, crashed)
-        case Requeue():
+        case Requeue(seconds):
             executor.call(
                 protocol.CountMismatch(migration=message.migration_id, deadline=settings().deadline_seconds)
             )
             # Never in step with the consumers' polling, or the same worker takes it each time.
-            return Later(random.uniform(0.3, 1.7), "this worker has other code for the hop")  # noqa: S311 - jitter
+            pause = seconds * random.uniform(0.6, 1.4)  # noqa: S311 - jitter
+            return Later(pause, "this worker has other code for the hop")
         case CodeDiffers():
             found = hop.fingerprint if hop else ""
             changed = HopCodeChanged(state.slug, state.hop_name, state.planned_fingerprint, found)

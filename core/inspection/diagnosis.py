@@ -12,6 +12,7 @@ from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection.history import GraphState, GraphSummary
 from graph_migrator.core.inspection.lock_sessions import LockSession
 from graph_migrator.core.inspection.phrases import count, duration
+from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
 
 
@@ -21,12 +22,14 @@ class Fleet:
 
     Attributes:
         workers: Those that serve our queue: by worker, a digest of its code by graph type.
+        broken: Workers whose types cannot be loaded, and why: they requeue every message.
         elsewhere: Workers of ours that serve other queues only.
         queued: Messages that wait in our queue; None where the broker does not say.
         broker_error: Why the broker could not be asked.
     """
 
     workers: dict[str, dict[str, str]] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
     elsewhere: list[str] = field(default_factory=list)
     queued: int | None = None
     broker_error: str | None = None
@@ -85,8 +88,8 @@ def _failed_migration(state: GraphState) -> Reason:
         what = f"The graph is whole at v{state.graph.version}; nothing of the failed hop was kept."
     force = "" if state.checkpoint_done is None else " --force"
     way_out = (
-        f"`graph-migrator history {slug}` shows what failed. Correct it and `graph-migrator retry {slug}`, "
-        f"or end the migration with `graph-migrator release {slug}{force}`."
+        f"`graph-migrator history {slug}` shows what failed. Correct the hop, or the data with graph_repair "
+        f"(docs/how-to.md), and `graph-migrator retry {slug}`; or end the migration with `graph-migrator release {slug}{force}`."
     )
     return Reason(kind="failed", what=what, way_out=way_out)
 
@@ -113,8 +116,14 @@ def _live_migration(state: GraphState, sessions: list[LockSession], ask_workers:
     reasons = _workers(state, fleet)
     if state.requeued:
         times = count(state.requeued, "time")
-        what = f"Workers whose code for the hop is not the planned one have requeued it {times}."
-        way_out = "Deploy the planned code; or let it fail, and `retry` plans with the code that is there."
+        what = (
+            f"Workers whose code for the hop is not the planned one have requeued it {times} "
+            f"in {duration(state.requeued_seconds or 0.0)}."
+        )
+        way_out = (
+            f"Deploy the planned code. After {duration(settings().deploy_seconds)} it fails, and `retry` plans with "
+            "the code that is there."
+        )
         reasons.insert(0, Reason(kind="other-code", what=what, way_out=way_out))
     if holders:
         what = f"The graph's lock is held by {named}."

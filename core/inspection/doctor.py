@@ -16,6 +16,7 @@ from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.graph_types.selectors import Rows
 from graph_migrator.core.inspection.history import UNREACHABLE
 from graph_migrator.core.inspection.phrases import count
+from graph_migrator.core.settings import settings
 from graph_migrator.core.store import schema
 from graph_migrator.core.store.guard import list_guards
 
@@ -166,12 +167,17 @@ def _walked(kind: GraphType) -> set[tuple[str, str]]:
 
 _IDLE_HOLDERS = text("""
 SELECT g.slug, l.pid, coalesce(nullif(a.application_name, ''), 'no application_name') AS application,
-       extract(epoch FROM clock_timestamp() - a.state_change)::integer AS idle
+       extract(epoch FROM clock_timestamp() - a.state_change)::integer AS idle,
+       h.hop_name, h.worker, h.pid AS worker_pid
 FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
 JOIN graph_migrator.graphs g ON l.classid::bigint = (graph_migrator.lock_key(g.id) >> 32) & 4294967295
     AND l.objid::bigint = graph_migrator.lock_key(g.id) & 4294967295
+-- The exclusive lock of a graph with a running attempt is held by that attempt's executor.
+LEFT JOIN graph_migrator.hop_attempts h ON h.migration_id = g.migration_id AND h.status = 'running'
+    AND l.mode = 'ExclusiveLock'
 WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND a.datname = current_database()
-  AND a.state LIKE 'idle%' AND clock_timestamp() - a.state_change > make_interval(secs => :idle)
+  AND a.state LIKE 'idle%'
+  AND clock_timestamp() - a.state_change > make_interval(secs => CASE WHEN h.id IS NULL THEN :idle ELSE :quiet END)
 ORDER BY g.slug, l.pid LIMIT 20
 """)
 _PREPARED = text("""
@@ -181,11 +187,35 @@ ORDER BY prepared LIMIT 20
 """)
 
 
-def sessions(connection: Connection, *, idle: int = LONG_IDLE) -> Iterator[Finding]:
-    """Sessions and prepared transactions that may keep a graph from being migrated."""
+def sessions(
+    connection: Connection, *, idle: int = LONG_IDLE, quiet_hop: float | None = None
+) -> Iterator[Finding]:
+    """Sessions and prepared transactions that may keep a graph from being migrated.
+
+    A hop that runs Python between two statements is idle in its transaction and healthy. Its executor is never
+    to be ended because of that; one that is quiet for very long is named.
+
+    Args:
+        connection: The database.
+        idle: Seconds after which an idle session that holds a lock is wrong.
+        quiet_hop: Seconds after which a running hop without a statement is named; from the settings by default.
+    """
     quiet = True
-    for row in connection.execute(_IDLE_HOLDERS, {"idle": idle}):
+    limits = {"idle": idle, "quiet": settings().quiet_seconds if quiet_hop is None else quiet_hop}
+    for row in connection.execute(_IDLE_HOLDERS, limits):
         quiet = False
+        if row.hop_name is not None:
+            found = (
+                f"{row.slug}: hop {row.hop_name!r} on {row.worker} (pid {row.worker_pid}) has run no statement "
+                f"for {row.idle} s"
+            )
+            remedy = (
+                f"It may be computing, or in an endless loop: look at that process (py-spy dump --pid "
+                f"{row.worker_pid}). If it never ends: `graph-migrator release {row.slug} --force --terminate`, and "
+                "give the hop a timeout=."
+            )
+            yield _warning("sessions", found, remedy)
+            continue
         found = f"{row.slug}: pid {row.pid} ({row.application}) has held its lock, idle, for {row.idle} s"
         yield _wrong("sessions", found, f"End it: SELECT pg_terminate_backend({row.pid}).")
     for row in connection.execute(_PREPARED, {"age": idle}):

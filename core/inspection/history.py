@@ -10,10 +10,11 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 from sqlalchemy import Connection, Engine, RowMapping, text
 
 from graph_migrator.core.errors import UnknownGraph
+from graph_migrator.core.pace import seconds_left
 from graph_migrator.core.reports import MigrationReport, own_error
 from graph_migrator.core.statuses import AttemptStatus, MigrationStatus, ReadOnlyReason
 
@@ -70,18 +71,15 @@ class Attempt(BaseModel):
     started_at: datetime
     finished_at: datetime | None
     seconds: float = Field(description="How long it took, or has taken so far.")
+    rows_per_second: float | None = Field(None, description="Rows processed by this attempt, of late.")
 
-    @property
-    def rows_per_second(self) -> float | None:
-        """How fast a batched hop walks; None before its first batch."""
-        return self.rows_changed / self.seconds if self.rows_changed and self.seconds else None
-
+    @computed_field  # type: ignore[prop-decorator] # mypy does not know computed properties
     @property
     def seconds_left(self) -> float | None:
-        """An estimate for a hop that tells its progress; None where it does not."""
-        if not self.total or not self.done or self.status is not AttemptStatus.RUNNING:
+        """An estimate for a hop that reports its progress; None where it does not."""
+        if self.status is not AttemptStatus.RUNNING:
             return None
-        return max(0.0, (self.total - self.done) * self.seconds / self.done)
+        return seconds_left(self.done, self.total, self.rows_per_second)
 
 
 class MigrationStory(BaseModel):
@@ -108,6 +106,7 @@ class GraphState(BaseModel):
     requeued: int = Field(
         description="How often its next hop met a worker whose code is not the planned one."
     )
+    requeued_seconds: float | None = Field(None, description="For how long.")
     lock_holders: tuple[str, ...] = Field(description="Who holds the graph's lock at this moment, in words.")
 
 
@@ -287,6 +286,8 @@ def graph_state(source: Engine | Connection, graph: str, *, count_rows: bool = T
                CASE WHEN m.status IN ('queued', 'running')
                     THEN extract(epoch FROM m.deadline - clock_timestamp())::float END AS deadline_in,
                CASE WHEN m.status IN ('queued', 'running') THEN m.code_mismatches ELSE 0 END AS requeued,
+               CASE WHEN m.status IN ('queued', 'running')
+                    THEN extract(epoch FROM clock_timestamp() - m.code_mismatch_since)::float END AS requeued_seconds,
                coalesce(graph_migrator.lock_holders(CAST(:id AS text)), '{}') AS lock_holders
         FROM (SELECT 1) one LEFT JOIN LATERAL (
             SELECT * FROM graph_migrator.migrations m WHERE m.graph_id = :id
@@ -308,6 +309,7 @@ def graph_state(source: Engine | Connection, graph: str, *, count_rows: bool = T
         checkpoint_done=row["checkpoint_done"],
         deadline_in=row["deadline_in"],
         requeued=row["requeued"] or 0,
+        requeued_seconds=row["requeued_seconds"],
         lock_holders=tuple(row["lock_holders"]),
     )
 

@@ -18,3 +18,13 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def pace(rows_per_second: float | None, seconds_left: float | None) -> str:
+    """How fast a running hop is, and how long it will take; empty where that is not known."""
+    parts = []
+    if rows_per_second:
+        parts.append(f"{rows_per_second:,.0f} rows/s")
+    if seconds_left is not None:
+        parts.append(f"about {duration(seconds_left)} left")
+    return ", ".join(parts)

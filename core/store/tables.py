@@ -166,6 +166,7 @@ class Migration(_Base):
     deadline: Mapped[datetime]
     rings: Mapped[int] = mapped_column(server_default=text("0"))
     code_mismatches: Mapped[int] = mapped_column(server_default=text("0"))
+    code_mismatch_since: Mapped[datetime | None]
     retries_reset_after_id: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     started_at: Mapped[datetime | None]
@@ -213,6 +214,8 @@ class HopAttempt(_Base):
     done: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     total: Mapped[int | None] = mapped_column(BigInteger)
     batches: Mapped[int] = mapped_column(server_default=text("0"))
+    rows_per_second: Mapped[float | None]
+    progress_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
     transient: Mapped[bool] = mapped_column(server_default=text("false"))
     error_type: Mapped[str | None]
     error_message: Mapped[str | None]

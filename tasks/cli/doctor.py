@@ -128,6 +128,11 @@ def _of_the_workers(fleet: Fleet, types: dict[str, GraphType]) -> Iterator[Findi
         yield _wrong("workers", f"none takes messages from {settings().queue!r}{also}", remedy)
         return
     yield Finding(check="workers", level=Level.OK, found=", ".join(sorted(fleet.workers)))
+    for worker, why in sorted(fleet.broken.items()):
+        found = f"{worker} cannot load its graph types and requeues every message: {why}"
+        yield _wrong(
+            "worker-types", found, "Mend the type, or GRAPH_MIGRATOR_TYPES, and restart that worker."
+        )
     here = code_digests() if types else {}
     for name in sorted({name for served in fleet.workers.values() for name in served} | set(here)):
         yield _of_a_type(name, here.get(name), fleet)

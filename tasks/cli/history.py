@@ -9,7 +9,7 @@ from rich.markup import escape
 from graph_migrator.core.errors import GraphMigratorError, InvalidRequest
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.history import Attempt, MigrationStory, Refusal
-from graph_migrator.core.inspection.phrases import count, duration
+from graph_migrator.core.inspection.phrases import count, duration, pace
 from graph_migrator.core.statuses import AttemptStatus
 from graph_migrator.tasks.cli.output import coloured, console, json_option, moment, print_json, table
 from graph_migrator.tasks.runtime import engine
@@ -64,6 +64,8 @@ def _why(attempt: Attempt) -> str:
     if attempt.error_type:
         rows = f" {attempt.error_rows}" if attempt.error_rows else ""
         return escape(f"#{attempt.id}: {attempt.error_type}: {attempt.error_message}{rows}")
+    if attempt.status is AttemptStatus.RUNNING:
+        return pace(attempt.rows_per_second, attempt.seconds_left)
     return attempt.status.phrase if attempt.status in {AttemptStatus.LOST, AttemptStatus.STOPPED} else ""
 
 

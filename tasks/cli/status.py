@@ -10,7 +10,7 @@ from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.diagnosis import Fleet, Reason, explain
 from graph_migrator.core.inspection.history import Attempt, GraphState
 from graph_migrator.core.inspection.lock_sessions import lock_sessions
-from graph_migrator.core.inspection.phrases import count, duration
+from graph_migrator.core.inspection.phrases import count, duration, pace
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.tasks.cli.history import print_refusals
 from graph_migrator.tasks.cli.output import coloured, console, json_option, print_json, table
@@ -86,8 +86,4 @@ def _progress(attempt: Attempt) -> str:
     )
     if attempt.total:
         told += f", {attempt.done:,} of {count(attempt.total, 'row')}"
-    if attempt.rows_per_second:
-        told += f", {attempt.rows_per_second:,.0f} rows/s"
-    if attempt.seconds_left is not None:
-        told += f", about {duration(attempt.seconds_left)} left"
-    return told
+    return ", ".join(filter(None, (told, pace(attempt.rows_per_second, attempt.seconds_left))))

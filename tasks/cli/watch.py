@@ -12,7 +12,7 @@ from rich.table import Table
 
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.history import GraphState
-from graph_migrator.core.inspection.phrases import count, duration
+from graph_migrator.core.inspection.phrases import count, pace
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.tasks.cli.output import coloured, console, json_option, table
 from graph_migrator.tasks.runtime import engine
@@ -121,16 +121,13 @@ def _row(state: GraphState) -> tuple[str, str, str, str, str, str]:
         f"{run.hop_name} ({run.attempt}.)" if run is not None else (graph.hop or migration.last_applied or "")
     )
     done = f"{run.done:,} of {count(run.total, 'row')}" if run is not None and run.total else ""
-    speed = f"{run.rows_per_second:,.0f} rows/s" if run is not None and run.rows_per_second else ""
-    left = (
-        f"about {duration(run.seconds_left)} left" if run is not None and run.seconds_left is not None else ""
-    )
+    speed = pace(run.rows_per_second, run.seconds_left) if run is not None else ""
     failed = ""
     if migration.status is MigrationStatus.FAILED:
         error = (graph.error or str(migration.error())).partition("\n")[0]
         what = " ".join(filter(None, (error, migration.error_rows)))
         failed = f"{what}; correct it and `graph-migrator retry {graph.slug}`"
-    rest = " ".join(filter(None, (speed, left, failed)))
+    rest = " ".join(filter(None, (speed, failed)))
     return graph.slug, version, hop, str(migration.status), done, rest
 
 

@@ -11,14 +11,17 @@ from celery.result import AsyncResult
 
 from graph_migrator.core.errors import HopCodeChanged
 from graph_migrator.core.statuses import MigrationStatus
+from graph_migrator.tasks.migrate import migrate_graph
 from tests.acceptance.cluster import Worker
 from tests.acceptance.crash import ledger
 from tests.acceptance.crash.nursery import Nursery
 from tests.acceptance.crash.stage import PATIENT, Stage
-from tests.rows import attempts, graph_row, migration_of
+from tests.rows import add_graph, attempts, graph_row, migration_of
 from tests.waiting import until
 
 FIRST = ledger.HOPS[0]
+OLDER_CODE = {"GRAPH_MIGRATOR_TYPES": "tests.acceptance.crash.older_code:ALL"}
+NO_CODE = {"GRAPH_MIGRATOR_TYPES": "tests.acceptance.crash.no_such_module:ALL"}
 OTHER_CODE = {"GRAPH_MIGRATOR_TYPES": "tests.acceptance.crash.other_code:ALL"}
 
 
@@ -126,8 +129,8 @@ def test_a_worker_with_other_code_leaves_the_hop_to_one_that_has_the_planned_cod
     slug, result = plan_with_the_old_code(stage)
     planned = migration_of(stage.engine, slug).plan[0]["fingerprint"]
 
-    stage.start_another(environment=OTHER_CODE | {"GRAPH_MIGRATOR_MAX_CODE_MISMATCHES": "1000"})
-    until(lambda: migration_of(stage.engine, slug).code_mismatches, "the hop put back", seconds=PATIENT)
+    stage.start_another(environment=OTHER_CODE)
+    until(lambda: migration_of(stage.engine, slug).code_mismatches, "the hop requeued", seconds=PATIENT)
     assert attempts(stage.engine, slug) == []
     stage.start_another()
 
@@ -141,7 +144,7 @@ def test_a_hop_whose_planned_code_nobody_has_is_given_up_and_a_retry_takes_the_n
     slug, result = plan_with_the_old_code(stage)
     planned = migration_of(stage.engine, slug).plan[0]["fingerprint"]
 
-    stage.start_another(environment=OTHER_CODE | {"GRAPH_MIGRATOR_MAX_CODE_MISMATCHES": "2"})
+    stage.start_another(environment=OTHER_CODE | {"GRAPH_MIGRATOR_DEPLOY_SECONDS": "1"})
 
     with pytest.raises(HopCodeChanged, match=FIRST):
         result.get(timeout=PATIENT)
@@ -151,4 +154,30 @@ def test_a_hop_whose_planned_code_nobody_has_is_given_up_and_a_retry_takes_the_n
     assert stage.ask(slug).get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
     stage.assert_exactly_once(slug)
     assert migration_of(stage.engine, slug).plan[0]["fingerprint"] != planned
+    stage.keep(0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        (OLDER_CODE, "this worker lacks the code"),
+        (NO_CODE, "graph types cannot be loaded; the message is requeued"),
+    ],
+    ids=["an older release", "types that cannot be loaded"],
+)
+def test_a_call_that_a_worker_cannot_plan_waits_for_one_that_can(
+    stage: Stage, environment: dict[str, str], says: str
+) -> None:
+    stage.keep(0)
+    worker = stage.start_another(environment=environment)
+    worker.wait_until_ready()
+    slug = f"g-{uuid.uuid4().hex[:12]}"
+    add_graph(stage.engine, slug, "ledger", nodes=ledger.NODES)
+    result = migrate_graph.delay(slug, 4)
+    until(lambda: says in worker.text(), "the call requeued", seconds=PATIENT)
+    assert not result.ready()
+    stage.start_another()
+
+    assert result.get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
+    stage.assert_exactly_once(slug)
     stage.keep(0)

@@ -14,12 +14,14 @@ import pytest
 from celery.signals import worker_init
 from sqlalchemy import text
 
+from graph_migrator import GraphType, HopContext, run_graph_migration
 from graph_migrator.core.embedded import Redis
 from graph_migrator.core.errors import MigrationReleased
 from graph_migrator.core.execution import operations
 from graph_migrator.core.execution.begin import begin_migration
+from graph_migrator.core.graph_types import registry
 from graph_migrator.core.inspection import doctor
-from graph_migrator.core.inspection.doctor import Level
+from graph_migrator.core.inspection.doctor import Finding, Level
 from graph_migrator.core.inspection.lock_sessions import without_values
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.session import Executors
@@ -397,6 +399,30 @@ def test_a_worker_does_not_start_behind_a_transaction_pooling_proxy(
         check()
     monkeypatch.setattr(processes, "engine", lambda: make_engine("postgresql://127.0.0.1:1/graphs"))
     check()  # nobody there yet: it waits
+
+
+def test_a_hop_that_computes_between_two_statements_is_never_to_be_ended(here: Cluster) -> None:
+    found: list[Finding] = []
+    named: list[Finding] = []
+
+    def compute(ctx: HopContext) -> None:
+        ctx.execute("SELECT 1")
+        with here.engine.connect() as connection:
+            found.extend(doctor.sessions(connection, idle=0))
+            named.extend(doctor.sessions(connection, idle=0, quiet_hop=0))
+
+    kind = GraphType("thinker")
+    kind.hop(1, 2)(compute)
+    registry.register(kind)
+    here.add_graph("g", "thinker")
+    executors = Executors(here.engine)
+    run_graph_migration(executors, "g")
+    executors.close()
+    assert [f.level for f in found] == [Level.OK]
+    (quiet,) = named
+    assert quiet.level is Level.WARNING
+    assert "'compute'" in quiet.found
+    assert "pg_terminate_backend" not in (quiet.remedy or "")
 
 
 def test_executors_leave_nothing_to_find(here: Cluster) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from graph_migrator import Edge, Edges, GraphType, HopContext, Node, Nodes, run_graph_migration
 from graph_migrator.core.errors import HopAddsRows
 from graph_migrator.core.events import types as events
 from graph_migrator.core.graph_types import registry
-from graph_migrator.core.inspection.history import graph_state, history
+from graph_migrator.core.inspection.history import Attempt, graph_state, history
 from graph_migrator.core.store.session import Executors
 from tests.integration.test_batches import make_graph, scalar
 
@@ -142,3 +142,50 @@ def test_a_hop_that_inserts_what_it_processes_is_stopped(engine: Engine, executo
         run_graph_migration(executors, graph)
     assert 1_000 < caught.value.done < 1_200
     assert scalar(engine, "SELECT version FROM graphs WHERE id = CAST(:g AS uuid)", g=graph) == 1
+
+
+def test_the_rate_of_a_resumed_hop_is_that_of_this_attempt(engine: Engine, executors: Executors) -> None:
+    """Rows that earlier attempts processed took none of this attempt's time."""
+    kind = GraphType("t")
+    seen: list[Attempt] = []
+
+    def look(ctx: HopContext) -> None:
+        with engine.begin() as connection:  # five rows were done before, and this attempt is 1,000 s old
+            connection.execute(
+                text("UPDATE hop_attempts SET done = 5, progress_at = progress_at - interval '1000 s'")
+            )
+        ctx.progress(6, 20)
+        running = graph_state(engine, ctx.graph.slug).running
+        assert running is not None
+        seen.append(running)
+
+    kind.hop(1, 2)(look)
+    registry.register(kind)
+    run_graph_migration(executors, str(make_graph(engine, "t", 1)))
+    (running,) = seen
+    assert running.rows_per_second == pytest.approx(0.001, rel=0.1)
+    assert running.seconds_left == pytest.approx(14_000, rel=0.1)
+
+
+def test_events_and_status_show_the_same_rate(engine: Engine, executors: Executors) -> None:
+    kind = GraphType("t")
+    told: list[events.HopProgressed] = []
+
+    def compare(ctx: HopContext, rows: list[Node]) -> None:
+        if told:
+            running = graph_state(engine, ctx.graph.slug).running
+            assert running is not None
+            assert told[-1].rows_per_second == running.rows_per_second
+            assert told[-1].seconds_left == running.seconds_left
+            compared.append(running.seconds_left)
+
+    compared: list[float | None] = []
+    kind.hop(1, 2, over=Nodes(), batch_size=10)(compare)
+    registry.register(kind)
+    unsubscribe = events.subscribe(lambda e: told.append(e) if isinstance(e, events.HopProgressed) else None)
+    try:
+        run_graph_migration(executors, str(make_graph(engine, "t", 60)))
+    finally:
+        unsubscribe()
+    assert compared
+    assert all(compared)

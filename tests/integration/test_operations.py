@@ -369,7 +369,7 @@ def test_every_edge_of_the_table_is_walked(engine: Engine, executors: Executors,
     add_graph(engine, slug, "plain")
     dispatch = begin(executors, slug)
     registry.reset()
-    outcome = run_hop(executors, dispatch.messages()[0], limits=Limits(code_mismatches=0))
+    outcome = run_hop(executors, dispatch.messages()[0], limits=Limits(deploy_seconds=0))
     assert isinstance(outcome, Failed)
     assert isinstance(outcome.error, HopCodeChanged)
     walked = {(old, new) for old, new in rows(engine, "SELECT * FROM public.walked")}

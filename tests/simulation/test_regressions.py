@@ -9,7 +9,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from graph_migrator.core.decisions import Ignored, Later
+from graph_migrator.core.decisions import Ignored, Later, Limits
 from graph_migrator.core.embedded import Postgres
 from graph_migrator.core.errors import (
     GraphPartiallyMigrated,
@@ -19,6 +19,7 @@ from graph_migrator.core.errors import (
     MigrationReleased,
     PartiallyMigrated,
 )
+from graph_migrator.core.execution import run_hop
 from graph_migrator.core.execution.model import Applied, Failed
 from graph_migrator.core.execution.recovery import Sweep
 from graph_migrator.core.settings import settings
@@ -232,12 +233,13 @@ def test_code_changed_under_a_duplicate_of_an_applied_hop(plain: Story) -> None:
     assert plain.answer(call) == "SUCCESS"
 
 
-def test_code_that_differs_is_put_back_and_then_fails(plain: Story) -> None:
+def test_code_that_differs_is_requeued_and_then_fails(plain: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     call = plain.begun()
     for process in plain.workers:
         process.code = "B"
-    for _ in range(settings().max_code_mismatches):
+    for _ in range(9):
         assert isinstance(plain.take().outcome, Later)
+    monkeypatch.setattr(run_hop, "limits_of_settings", lambda: Limits(deploy_seconds=0))  # the time is over
     assert isinstance(plain.take().outcome, Failed)
     plain.rest()
     assert (plain.status, plain.attempts, plain.answer(call)) == ("failed", [], "FAILURE")

@@ -36,11 +36,13 @@ from graph_migrator.core.decisions import (
     decide_begin,
     decide_hop,
     decide_recovery,
+    deploy_pause,
+    deploy_waited,
 )
 
 GRAPH, MINE, OTHER = UUID(int=1), UUID(int=2), UUID(int=3)
 HALF = {"to_version": 2, "cursor": ["n5"], "done": 5}
-LIMITS = Limits(lost_attempts=3, code_mismatches=5, transient_tries=8)
+LIMITS = Limits(lost_attempts=3, deploy_seconds=900, transient_tries=8)
 
 # ── migrate_graph ───────────────────────────────────────────────────────────────────────────────────
 
@@ -141,6 +143,7 @@ def hop(
         "next_hop_started": False,
         "lost": 0,
         "mismatches": 0,
+        "mismatch_seconds": 0.0,
     }
     return decide_hop(SimpleNamespace(**facts | found), message, fingerprint, limits)
 
@@ -253,14 +256,20 @@ def test_10_an_attempt_that_committed_a_batch_does_not_count_as_lost() -> None:
 
 
 @pytest.mark.parametrize("found", [{"hop": {"name": "second", "fingerprint": "other"}}, {"hop": None}])
-def test_11_other_code_is_requeued_a_few_times_then_fails(found: dict[str, Any]) -> None:
-    assert hop(**found, mismatches=0) == Requeue()
-    assert hop(**found, mismatches=4) == Requeue()
-    assert hop(**found, mismatches=5) == CodeDiffers()
+def test_11_other_code_is_requeued_for_some_time_then_fails(found: dict[str, Any]) -> None:
+    assert hop(**found, mismatches=0) == Requeue(0.5)
+    assert hop(**found, mismatches=90, mismatch_seconds=899.0) == Requeue(10.0)
+    assert hop(**found, mismatches=2, mismatch_seconds=900.0) == CodeDiffers()
+
+
+def test_the_pauses_of_a_deploy_grow_and_add_up() -> None:
+    assert [deploy_pause(tries) for tries in (0, 1, 2, 8, 1_000_000)] == [0.5, 0.75, 1.125, 10.0, 10.0]
+    assert deploy_waited(3) == 2.375
+    assert deploy_waited(100) > 900
 
 
 def test_11_a_worker_without_the_hop_puts_it_back() -> None:
-    assert hop(fingerprint=None) == Requeue()
+    assert hop(fingerprint=None) == Requeue(0.5)
 
 
 @pytest.mark.parametrize("status", ["queued", "running"])
@@ -280,7 +289,7 @@ PRECEDENCE: list[tuple[dict[str, Any], type]] = [
     ({"version": 3, "hop": None}, PassOn),  # 6 before 11
     ({"version": 1, "status": "cancelling"}, Ignored),  # 7 before 9
     ({"status": "pausing", "lost": 3, "hop": None}, Settle),  # 9 before 10 and 11
-    ({"lost": 3, "hop": None, "mismatches": 5}, CrashLimitReached),  # 10 before 11
+    ({"lost": 3, "hop": None, "mismatch_seconds": 900.0}, CrashLimitReached),  # 10 before 11
 ]
 
 

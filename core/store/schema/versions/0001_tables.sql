@@ -78,6 +78,7 @@ CREATE TABLE migrations (
     deadline        timestamptz NOT NULL,
     rings           integer NOT NULL DEFAULT 0,
     code_mismatches integer NOT NULL DEFAULT 0,
+    code_mismatch_since timestamptz,
     retries_reset_after_id    bigint NOT NULL DEFAULT 0,
     created_at      timestamptz NOT NULL DEFAULT now(),
     started_at      timestamptz,
@@ -93,6 +94,7 @@ CREATE TABLE migrations (
 COMMENT ON COLUMN migrations.task_id IS 'The id of the latest migrate_graph call; the last task of every chain bears it.';
 COMMENT ON COLUMN migrations.rings IS 'How often recovery has redelivered since the last progress; the deadline backs off with it.';
 COMMENT ON COLUMN migrations.retries_reset_after_id IS 'Attempts up to this id are forgiven: they came before an operator''s retry.';
+COMMENT ON COLUMN migrations.code_mismatch_since IS 'Since when workers with other code have requeued its next hop.';
 CREATE UNIQUE INDEX migrations_one_live_per_graph ON migrations (graph_id)
     WHERE status IN ('queued', 'running', 'pausing', 'paused', 'cancelling');
 CREATE INDEX migrations_by_graph ON migrations (graph_id, created_at);
@@ -124,6 +126,8 @@ CREATE TABLE hop_attempts (
     done          bigint NOT NULL DEFAULT 0,
     total         bigint,
     batches       integer NOT NULL DEFAULT 0,
+    rows_per_second double precision,
+    progress_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     transient     boolean NOT NULL DEFAULT false,
     error_type    text,
     error_message text,
@@ -138,6 +142,7 @@ CREATE TABLE hop_attempts (
     CONSTRAINT hop_attempts_failure_is_explained CHECK ((status = 'failed') = (error_type IS NOT NULL)),
     CONSTRAINT hop_attempts_number UNIQUE (migration_id, to_version, attempt)
 );
+COMMENT ON COLUMN hop_attempts.rows_per_second IS 'Rows processed by this attempt; the last half minute counts most.';
 COMMENT ON COLUMN hop_attempts.error_rows IS 'The row, or the batch, that the error is about, by ids alone.';
 COMMENT ON COLUMN hop_attempts.error_line IS 'The last line of the hop''s own code that the error passed.';
 CREATE UNIQUE INDEX hop_attempts_one_running ON hop_attempts (migration_id) WHERE status = 'running';
@@ -168,7 +173,8 @@ CREATE TABLE requests (
     next_answer_at timestamptz,
     unanswered_because text,
     CONSTRAINT requests_verb_is_known
-        CHECK (verb IN ('migrate', 'retry', 'cancel', 'pause', 'resume', 'release', 'lock', 'unlock'))
+        CHECK (verb IN ('migrate', 'retry', 'cancel', 'pause', 'resume', 'release', 'lock', 'unlock',
+            'repair'))
 );
 COMMENT ON COLUMN requests.answered_at IS 'When the caller had its result, or when recovery stopped trying; see unanswered_because.';
 COMMENT ON COLUMN requests.next_answer_at IS 'After a failure to store the result: not tried again before.';

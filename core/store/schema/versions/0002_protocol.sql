@@ -76,7 +76,7 @@ CREATE FUNCTION load_hop_state(p_migration uuid, p_to integer, p_dispatch intege
     OUT claim uuid, OUT status text, OUT dispatch integer, OUT from_version integer, OUT to_version integer,
     OUT task_id text, OUT hop jsonb, OUT locked boolean, OUT running_id bigint, OUT running_to integer,
     OUT running_dispatch integer, OUT running_batches integer, OUT next_hop_started boolean, OUT lost integer, OUT tries integer,
-    OUT mismatches integer, OUT cursor jsonb, OUT done bigint,
+    OUT mismatches integer, OUT mismatch_seconds double precision, OUT cursor jsonb, OUT done bigint,
     OUT error_type text, OUT error_message text, OUT error_args jsonb)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
@@ -91,11 +91,12 @@ BEGIN
     IF status IN ('queued', 'running', 'pausing', 'cancelling') AND dispatch = p_dispatch THEN
         locked := pg_try_advisory_lock(lock_key(graph_id));
     END IF;
-    SELECT m.status, m.dispatch, m.from_version, m.to_version, m.task_id, m.code_mismatches, m.error_type,
+    SELECT m.status, m.dispatch, m.from_version, m.to_version, m.task_id, m.code_mismatches,
+           coalesce(extract(epoch FROM clock_timestamp() - m.code_mismatch_since), 0), m.error_type,
            m.error_message, m.error_args, m.retries_reset_after_id, g.slug, m.graph_type, g.config, g.version,
            g.migration_id, jsonb_path_query_first(m.plan, '$[*] ? (@.to_version == $v)',
                                                   jsonb_build_object('v', p_to)), c.cursor, c.done
-        INTO status, dispatch, from_version, to_version, task_id, mismatches, error_type,
+        INTO status, dispatch, from_version, to_version, task_id, mismatches, mismatch_seconds, error_type,
              error_message, error_args, forgiven, slug, graph_type, config, version, claim, hop, cursor, done
         FROM migrations m LEFT JOIN graphs g ON g.id = m.graph_id
         LEFT JOIN checkpoints c ON c.migration_id = m.id AND c.to_version = p_to WHERE m.id = p_migration;
@@ -142,7 +143,8 @@ BEGIN
     -- A deadline that was pushed a moment ago need not be pushed again.
     IF NOT is_ahead THEN
         UPDATE migrations m SET status = 'running', started_at = coalesce(m.started_at, clock_timestamp()),
-               deadline = clock_timestamp() + make_interval(secs => p_deadline), rings = 0, code_mismatches = 0
+               deadline = clock_timestamp() + make_interval(secs => p_deadline), rings = 0, code_mismatches = 0,
+               code_mismatch_since = NULL
             WHERE m.id = p_migration;
     END IF;
     IF p_lost IS NOT NULL THEN
@@ -328,7 +330,7 @@ LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = 
 BEGIN
     UPDATE migrations m SET status = 'running', dispatch = m.dispatch + 1, plan = p_plan,
            error_type = NULL, error_message = NULL, error_args = NULL, finished_at = NULL,
-           rings = 0, code_mismatches = 0, deadline = clock_timestamp() + make_interval(secs => p_deadline),
+           rings = 0, code_mismatches = 0, code_mismatch_since = NULL, deadline = clock_timestamp() + make_interval(secs => p_deadline),
            retries_reset_after_id = coalesce((SELECT max(a.id) FROM hop_attempts a WHERE a.migration_id = m.id), 0),
            task_id = CASE WHEN p_verb = 'migrate' AND p_request IS NOT NULL THEN p_request ELSE m.task_id END
         WHERE m.id = p_migration AND m.status = 'failed'

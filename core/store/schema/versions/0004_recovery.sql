@@ -114,6 +114,7 @@ END $$;
 CREATE FUNCTION count_mismatch(p_migration uuid, p_deadline double precision) RETURNS void
 LANGUAGE sql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     UPDATE migrations SET code_mismatches = code_mismatches + 1,
+           code_mismatch_since = coalesce(code_mismatch_since, clock_timestamp()),
            deadline = clock_timestamp() + make_interval(secs => p_deadline)
         WHERE id = p_migration AND status IN ('queued', 'running')
 $$;
@@ -175,13 +176,23 @@ BEGIN
     SELECT m.status INTO status FROM migrations m WHERE m.id = p_migration;
 END $$;
 
+-- A hop's rate after so many rows in so many seconds: the last half minute counts most. Without rows it stays.
+CREATE FUNCTION paced(p_before double precision, p_rows bigint, p_seconds double precision) RETURNS double precision
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN p_rows <= 0 OR p_seconds <= 0 THEN p_before
+                WHEN p_before IS NULL THEN p_rows / p_seconds
+                ELSE p_rows / p_seconds + (p_before - p_rows / p_seconds) * exp(-least(p_seconds, 3000) / 30) END
+$$;
+
 -- Commits with the batch's data: how far the hop is, for the next executor and for people who watch.
 CREATE FUNCTION save_batch(p_attempt bigint, p_migration uuid, p_to integer, p_cursor jsonb, p_done bigint,
-    p_rows bigint, p_deadline double precision) RETURNS void
+    p_rows bigint, p_deadline double precision, OUT rate double precision)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
-    UPDATE hop_attempts SET batches = batches + 1, done = p_done, rows_changed = rows_changed + p_rows
-        WHERE id = p_attempt AND status = 'running';
+    UPDATE hop_attempts a SET batches = a.batches + 1, done = p_done, rows_changed = a.rows_changed + p_rows,
+           progress_at = clock_timestamp(), rows_per_second = paced(a.rows_per_second, p_done - a.done,
+                extract(epoch FROM clock_timestamp() - a.progress_at)::double precision)
+        WHERE a.id = p_attempt AND a.status = 'running' RETURNING a.rows_per_second INTO rate;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'attempt % of migration % is no longer running', p_attempt, p_migration
             USING ERRCODE = 'GM001';
@@ -198,7 +209,9 @@ END $$;
 -- Progress of a hop that is one transaction: written beside it, so that others can see it.
 CREATE FUNCTION save_progress(p_attempt bigint, p_done bigint, p_total bigint) RETURNS void
 LANGUAGE sql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
-    UPDATE hop_attempts SET done = coalesce(p_done, done), total = coalesce(p_total, total)
+    UPDATE hop_attempts SET done = coalesce(p_done, done), total = coalesce(p_total, total),
+           progress_at = clock_timestamp(), rows_per_second = paced(rows_per_second, p_done - done,
+                extract(epoch FROM clock_timestamp() - progress_at)::double precision)
         WHERE id = p_attempt AND status = 'running'
 $$;
 
@@ -365,6 +378,28 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
       AND l.objid::bigint = lock_key(p_graph) & 4294967295
       AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
 $$;
+
+-- Lets this transaction write the data of a graph whose migration failed or is paused, as that migration's executor,
+-- and records who does it and why. Lock, token and record end, or are rolled back, with the transaction. The row of
+-- the migration stays locked, so retry, resume and release wait. Raises GM001 where the graph is in another state.
+CREATE FUNCTION open_repair(p_graph text, p_by text, p_reason text, OUT id uuid, OUT slug text, OUT graph_type text,
+    OUT version integer, OUT migration_id uuid, OUT status text)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+    SELECT g.id, g.slug, g.graph_type, g.version, g.migration_id INTO id, slug, graph_type, version, migration_id
+        FROM graphs g WHERE g.id = graph_id_of(p_graph);
+    SELECT m.status INTO status FROM migrations m WHERE m.id = open_repair.migration_id FOR UPDATE;
+    IF id IS NULL OR status IS NULL OR status NOT IN ('failed', 'paused') THEN
+        RETURN;
+    END IF;
+    IF NOT pg_try_advisory_xact_lock(lock_key(id)) THEN
+        RAISE EXCEPTION 'the lock of graph % is held', slug USING ERRCODE = 'lock_not_available';
+    END IF;
+    INSERT INTO requests (task_id, verb, graph_id, migration_id, requested_by, outcome, answered_at)
+        VALUES ('repair-' || gen_random_uuid(), 'repair', id, migration_id, p_by,
+                jsonb_build_object('reason', p_reason), clock_timestamp());
+    PERFORM set_config('graph_migrator.executor', migration_id::text, true);
+END $$;
 
 -- ── archiving ──────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,0 +1,29 @@
+"""A worker whose graph types cannot be loaded leaves its messages to other workers."""
+
+from __future__ import annotations
+
+from celery import Task
+from celery.utils.log import get_task_logger
+
+from graph_migrator.core.errors import GraphMigratorError
+from graph_migrator.core.graph_types.registry import graph_types
+
+_log = get_task_logger("graph_migrator.tasks")
+
+PAUSE = 5.0
+"""Seconds until a message that came to such a worker is delivered again, perhaps to another one."""
+
+
+def require_types(task: Task) -> None:
+    """Requeue the message where this worker's types cannot be loaded: that is no answer to any caller.
+
+    Nothing else in this worker is right then. It says so with every message, and `doctor` names it.
+
+    Raises:
+        celery.exceptions.Retry: The message is delivered again.
+    """
+    try:
+        graph_types()
+    except GraphMigratorError as error:
+        _log.error("this worker's graph types cannot be loaded; the message is requeued: %s", error)
+        raise task.retry(countdown=PAUSE, exc=error) from None
