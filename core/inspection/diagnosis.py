@@ -89,7 +89,8 @@ def _failed_migration(state: GraphState) -> Reason:
     force = "" if state.checkpoint_done is None else " --force"
     way_out = (
         f"`graph-migrator history {slug}` shows what failed. Correct the hop, or the data with graph_repair "
-        f"(docs/how-to.md), and `graph-migrator retry {slug}`; or end the migration with `graph-migrator release {slug}{force}`."
+        f"(docs/how-to.md), and `graph-migrator retry {slug}`; "
+        f"or end the migration with `graph-migrator release {slug}{force}`."
     )
     return Reason(kind="failed", what=what, way_out=way_out)
 
