@@ -923,6 +923,7 @@ def test_a_failed_batch_is_resumed_from_its_checkpoint(engine: Engine, script: S
         run_graph_migration(engine, "g")
     assert (graph_row(engine, "g").version, trails(engine, "g")) == (1, {"walk", ""})
     script.on.clear()
+    del script.batches[2:]  # halves of the failed batch, tried to name the row and rolled back
     report = run_graph_migration(engine, "g")
     assert script.batches == [ids(0, 10), ids(10, 20), ids(10, 20), ids(20, 25)]
     assert trails(engine, "g") == {"walk arrive"}
@@ -1111,6 +1112,7 @@ def test_a_hop_walks_the_rows_of_a_table_of_ones_own(engine: Engine, script: Scr
     with pytest.raises(ValueError, match="half-way"):
         run_graph_migration(engine, "g")
     on_orders.clear()
+    del script.batches[2:]  # halves of the failed batch, tried to name the row and rolled back
     report = run_graph_migration(engine, "g")
     assert (report.version, report.hops[0].rows_changed) == (2, 24)
     committed = [script.batches[0], *script.batches[2:]]
