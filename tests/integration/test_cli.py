@@ -665,7 +665,7 @@ def test_a_target_is_resolved_once_and_both_sides_are_named_where_they_differ(
     hop = "\n@kind.hop({0}, {1})\ndef to_{1}(ctx) -> None:\n    pass\n"
     code.write_text("from graph_migrator import GraphType\n\nkind = GraphType('edited')\n" + hop.format(1, 2))
     environment = {"GRAPH_MIGRATOR_TYPES": "edited:kind", "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    here.start_worker(env=environment)
+    here.start_worker(env=environment | {"GRAPH_MIGRATOR_DEPLOY_SECONDS": "1"})
     code.write_text(code.read_text() + hop.format(2, 3))
     here.add_graph("g", "edited")
     outcome = spawn("migrate", "g", "--wait", env={**here.environment, **environment})
