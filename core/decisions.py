@@ -182,7 +182,7 @@ def decide_hop(facts: HopState, message: HopMessage, fingerprint: str | None, li
     if facts.claim != message.migration_id:  # 2
         return Ignored("the graph is owned by another migration")
     if facts.dispatch != message.dispatch:
-        return Ignored(f"dispatch {message.dispatch} is over, {facts.dispatch} is the one")
+        return Ignored(f"dispatch {message.dispatch} is stale; the current dispatch is {facts.dispatch}")
     if status is MigrationStatus.PAUSED:
         return Ignored("the migration is paused")
     if not facts.locked:

@@ -44,7 +44,7 @@
     ├── ResultsNotKept              exit 2: the result backend cannot answer this call
     ├── WaitTimedOut                exit 1: `wait_for` returned before the migration ended
     ├── UnreadableOutcome           exit 1: the recorded outcome is of an error that this release does not have
-    └── LostFence                   internal: this executor is no longer the one; it must write nothing
+    └── LostFence                   internal: this session is no longer the executor; it must write nothing
 
 The fields are the exception's ``args``, all of them JSON values: that is the form in which Celery's JSON
 result backend stores an exception and builds it again, so type, fields and message survive the journey.

@@ -244,7 +244,7 @@ def _check(hop: DirectedHop, ctx: HopContext) -> None:
 
 @contextmanager
 def _own_transaction(executor: Executor, hop: DirectedHop) -> Iterator[None]:
-    """Around what ends a hop's transaction: it is the one that was opened for the hop, or nothing is done."""
+    """Around what ends a hop's transaction: it is the one opened for the hop, else the hop fails."""
     ended = RuntimeError(f"hop {hop.name!r} ended its own transaction; it must neither commit nor roll back")
     if executor.transaction_was_ended:
         raise ended

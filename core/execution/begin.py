@@ -76,7 +76,7 @@ def begin_migration(
         graph: Id or slug.
         target: The version to reach; None for the newest that the graph's type knows.
         caller: Who asks. With a task id, the call is remembered and never carried out twice.
-        finish_partially_migrated: Also take a graph that was forced loose half-way, to finish that hop.
+        finish_partially_migrated: Also take a graph that was force-released in the middle of a hop, to finish that hop.
         direction: 1 or -1 where the graph may move in that direction only, as in a rollout; None for either.
         may_wait: This process's code may be older than the caller's: the call is not recorded as refused where
             this process lacks the type, or a version that is newer than those that it knows.

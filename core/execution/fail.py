@@ -108,6 +108,6 @@ def _write(
 
 
 def _abandon(executor: Executor, why: str) -> Ignored:
-    """This executor is no longer the one: its session, and whatever it may still hold, ends here."""
+    """This session is no longer the executor. Close it; that releases its locks."""
     executor.close()
     return Ignored(why)

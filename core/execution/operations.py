@@ -66,7 +66,7 @@ def cancel(
 ) -> VerbReport:
     """Ask a migration to end at the next hop or batch boundary. The graph stays at the version it reached.
 
-    Half-way through a batched hop it ends as failed (`PartiallyMigrated`) and keeps the graph: rows are of two shapes.
+    In the middle of a batched hop it fails (`PartiallyMigrated`) and keeps the graph, which is partially migrated.
 
     Raises:
         UnknownGraph: Nothing has this id or slug.
@@ -86,7 +86,7 @@ def resume(
     Raises:
         UnknownGraph: Nothing has this id or slug.
         IllegalTransition: The graph's migration is in another state.
-        GraphBusy: The graph's lock was not to be had.
+        GraphBusy: The graph's lock is unavailable.
     """
     caller = caller or Caller()
     with executor.transaction():
@@ -132,7 +132,7 @@ def retry(
 ) -> tuple[VerbReport, Dispatch | None]:
     """Take a failed migration up again where it stopped, with the code that is there now.
 
-    Also finishes a graph that was forced loose half-way through a batched hop.
+    Also finishes a graph that was force-released in the middle of a batched hop.
 
     Args:
         executor: The session to do it on.
@@ -204,13 +204,13 @@ def release(
         caller: Who asks.
         force: Also where it is live, or half-way through a batched hop; the graph then remembers that hop.
         terminate: End the session that holds the graph's lock, where it does not give it back in time.
-        whole: The graph was forced loose before; its rows have been mended, declare it whole.
+        whole: The graph was force-released before and its rows were corrected: declare it whole.
         migration_id: The migration that is meant; the verb is refused where the graph is under another one.
 
     Raises:
         UnknownGraph: Nothing has this id or slug.
         IllegalTransition: Nothing to release; or it is live, and not forced.
-        GraphPartiallyMigrated: Rows are of two shapes, and it is not forced.
+        GraphPartiallyMigrated: The graph is partially migrated, and the release is not forced.
         GraphBusy: An executor holds the graph's lock and does not give it back.
     """
     caller = caller or Caller()

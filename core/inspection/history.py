@@ -102,7 +102,9 @@ class GraphState(BaseModel):
     migration: MigrationReport | None = Field(description="The one that owns the graph, else the latest.")
     running: Attempt | None = Field(description="The attempt that has a running row.")
     checkpoint_done: int | None = Field(description="Rows done of a batched hop that stands half-way.")
-    deadline_in: float | None = Field(description="Seconds until recovery rings again, where nothing runs.")
+    deadline_in: float | None = Field(
+        description="Seconds until recovery redelivers the message, where nothing runs."
+    )
     requeued: int = Field(
         description="How often its next hop met a worker whose code is not the planned one."
     )

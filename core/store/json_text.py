@@ -67,7 +67,7 @@ def dumps(value: Any) -> str:
         written = orjson.dumps(value, default=_fragment)
     except TypeError:
         written = orjson.dumps(_with_long_integers(value), default=_fragment)
-    # orjson writes null for NaN, which would lose a value without a word.
+    # orjson writes null for NaN, which would lose a value silently.
     if b"null" in written and _has_nan(value):
         raise ValueError("NaN and infinities have no JSON form")
     # As text, which is a copy of the right size: orjson's own bytes hold on to some 4 kB each.

@@ -2,7 +2,7 @@
 
 Lock, token and transaction live and die with one Postgres session. So an executor's connection never
 comes from a pool, is given to one graph at a time, and is closed after any error. Between two graphs a
-process keeps it open, empty-handed, because connecting costs more than a hop.
+process keeps it open without a lock, because connecting costs more than a hop.
 """
 
 from __future__ import annotations
@@ -374,7 +374,7 @@ class Executors:
                 self._idle.append(executor)
 
     def disown(self) -> None:
-        """In a forked child: let go of the parent's sockets, without a word to the server.
+        """In a forked child: close the parent's sockets; nothing is sent to the server.
 
         Two processes on one session read each other's results; and while one of them holds the socket, the
         server does not hear that the other one, whose session it is, has died.
@@ -392,7 +392,10 @@ class Executors:
 
 
 def _answers(executor: Executor) -> bool:
-    """Whether an idle session is still there. Costs no round trip: an idle server says only goodbye."""
+    """Whether an idle session is still there.
+
+    Costs no round trip: on an idle connection, readable data means that the server closed it.
+    """
     raw = executor._raw
     if raw.closed:
         return False

@@ -101,7 +101,7 @@ def settle_by_hand(engine: Engine) -> None:
 def test_invariant_1_data_version_and_audit_row_are_one_commit(
     engine: Engine, executors: Executors, point: str
 ) -> None:
-    # Fence: one transaction around data and finish_hop (core/hops.py).
+    # Fence: one transaction around data and finish_hop (core/execution/apply_hop.py).
     add_graph(engine, "g", "plain")
     dispatch = begin(executors, "g", 3)
     seen = []

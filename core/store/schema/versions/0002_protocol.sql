@@ -278,7 +278,7 @@ END $$;
 
 -- Writes what begin_migration decided: the request, the migration and the claim, in one transaction, at whose
 -- end the graph's lock is released (p_unlock).
--- p_release names a failed migration that this one replaces. Where the graph was forced loose half-way,
+-- p_release names a failed migration that this one replaces. Where the graph was force-released in the middle of a hop,
 -- the new migration takes over its cursor.
 CREATE FUNCTION begin_migration(p_migration uuid, p_graph uuid, p_graph_type text, p_from integer,
     p_to integer, p_plan jsonb, p_release uuid, p_request text, p_target integer, p_by text, p_reason text,

@@ -223,7 +223,7 @@ BEGIN
 END $$;
 
 -- An operator gives a migration up and the graph back; under the graph's lock. p_partially_migrated is what stays
--- to be said of a graph whose rows are of two shapes.
+-- as the record of the unfinished hop of a graph that is partially migrated.
 CREATE FUNCTION release(p_migration uuid, p_graph uuid, p_partially_migrated jsonb) RETURNS text
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
