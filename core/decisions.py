@@ -245,11 +245,11 @@ class Redispatch:
 
 
 @dataclass(frozen=True)
-class RingAgain:
+class Redeliver:
     """It only waits. The same dispatch: a new number would kill the message that still queues."""
 
 
-RecoveryDecision = Nothing | Settle | CrashLimitReached | Redispatch | RingAgain
+RecoveryDecision = Nothing | Settle | CrashLimitReached | Redispatch | Redeliver
 
 
 def decide_recovery(facts: RecoveryState, limits: Limits) -> RecoveryDecision:
@@ -262,4 +262,4 @@ def decide_recovery(facts: RecoveryState, limits: Limits) -> RecoveryDecision:
     if facts.running_id is not None:  # rows are opened and finished under the lock, so its executor is dead
         lost = lost_attempts(facts)
         return CrashLimitReached(lost, facts.running_id) if lost >= limits.lost_attempts else Redispatch()
-    return RingAgain() if facts.overdue else Nothing()
+    return Redeliver() if facts.overdue else Nothing()

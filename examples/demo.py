@@ -99,7 +99,7 @@ def run() -> None:
         )
 
         say("6", f"The history (graph-migrator history {GRAPH}):\n")
-        tell(engine)
+        describe(engine)
         out.print(f"\n  node {NODE} before: {before}\n  node {NODE} after:  {node(engine)}")
     out.print(
         "\nEverything is stopped. Now try it yourself:\n\n"
@@ -156,7 +156,7 @@ def follow(engine: Any, result: Any, hold: Path) -> None:
         if over:
             return
         for mark in hold.glob("held.*"):
-            if any(status == "running" for status in seen.values()):  # its beginning has been told
+            if any(status == "running" for status in seen.values()):  # its beginning was printed
                 out.print(f"     [bold red]kill -9 {mark.suffix[1:]}[/]   in the middle of its second batch")
                 os.kill(int(mark.suffix[1:]), signal.SIGKILL)
                 mark.unlink()
@@ -164,12 +164,12 @@ def follow(engine: Any, result: Any, hold: Path) -> None:
     raise SystemExit("The migration did not end in time. Its workers' logs were in a temporary folder.")
 
 
-def tell(engine: Any) -> None:
+def describe(engine: Any) -> None:
     """Print the history as the command line does."""
     from graph_migrator.tasks.cli.history import print_story
 
-    for story in history.history(engine, GRAPH):
-        print_story(story, out if out.record else None)
+    for entry in history.history(engine, GRAPH):
+        print_story(entry, out if out.record else None)
 
 
 def _interrupted(number: int, _frame: object) -> None:

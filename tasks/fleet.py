@@ -30,11 +30,11 @@ def code_digests() -> dict[str, str]:
 def _graph_types(state: Any) -> dict[str, Any]:
     """Asked by `look_at_fleet`: the types that this worker serves, and the queues it takes messages from."""
     consumer = getattr(state.consumer, "task_consumer", None)
-    told: dict[str, Any] = {"queues": [queue.name for queue in getattr(consumer, "queues", ())]}
+    answer: dict[str, Any] = {"queues": [queue.name for queue in getattr(consumer, "queues", ())]}
     try:
-        return told | {"types": code_digests()}
+        return answer | {"types": code_digests()}
     except GraphMigratorError as error:  # it lives, and serves none
-        return told | {"types": {}, "error": str(error)}
+        return answer | {"types": {}, "error": str(error)}
 
 
 def look_at_fleet(timeout: float = 1.0) -> Fleet:

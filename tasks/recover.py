@@ -55,7 +55,7 @@ def sweep_once() -> dict[str, int]:
         "lost": done.lost,
         "redelivered": done.redelivered,
         "settled": done.settled,
-        "given_up": done.given_up,
+        "failed_by_recovery": done.failed_by_recovery,
         "answered": answered,
     }
 

@@ -37,7 +37,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """End the process of a test whose time limit could not end it.
 
-    The limit's alarm rings once, and is heard between two lines of Python: neither in a statement that waits
+    The limit's alarm comes once, and is handled between two lines of Python: neither in a statement that waits
     in the server for ever, nor while what the test has made is taken down.
     """
     marker = item.get_closest_marker("timeout")

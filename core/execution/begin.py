@@ -69,7 +69,7 @@ def begin_migration(
     """Take a graph for a migration.
 
     Waits for writers in flight to finish, then plans, and commits request, migration and claim together.
-    A graph whose last migration to this target failed is taken up again where it stopped.
+    A graph whose last migration to this target failed is resumed where it stopped.
 
     Args:
         executor: The session to do it on; it is left without any lock.
@@ -292,7 +292,7 @@ def _answer_again(executor: Executor, state: BeginState) -> Dispatch | Migration
 
 
 def require_same_code(state: BeginState, steps: tuple[Step, ...]) -> None:
-    """A half-done batched hop goes on only with the code that began it, unless an operator accepts other code.
+    """A partially migrated batched hop goes on only with the code that began it, unless an operator accepts other code.
 
     Raises:
         GraphPartiallyMigrated: The code of the hop that stands half-way has changed.

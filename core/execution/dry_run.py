@@ -81,7 +81,7 @@ def dry_run(engine: Engine, graph: str | UUID, target: int | None = None, *, bat
     return DryRun(
         graph=report.graph,
         graph_type=report.graph_type,
-        from_version=report.version,  # a migration that is taken up again has come further than its beginning
+        from_version=report.version,  # a migration that is resumed has come further than its beginning
         to_version=report.to_version,
         hops=tuple(trials),
         not_tried=tuple(map(_named, untried)),

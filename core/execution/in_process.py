@@ -144,7 +144,7 @@ def execute_migration(
 
     Args:
         connection: A connection of psycopg2 with READ COMMITTED isolation. With an older snapshot the hops would see
-            rows of another version than the one they are told.
+            rows of another version than the one they name.
         graph_id: Id or slug.
         target: The version to reach; None for the newest.
 

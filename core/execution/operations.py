@@ -147,7 +147,7 @@ def retry(
     Raises:
         UnknownGraph, UnknownGraphType: Nothing was changed.
         IllegalTransition: The graph's migration has not failed.
-        GraphPartiallyMigrated: The half-done hop's code has changed.
+        GraphPartiallyMigrated: The code of the partially applied hop has changed.
     """
     caller = caller or Caller()
     state = lock_and_load(executor, graph, caller.task_id)
@@ -203,7 +203,7 @@ def release(
         graph: Id or slug.
         caller: Who asks.
         force: Also where it is live, or half-way through a batched hop; the graph then remembers that hop.
-        terminate: End the session that holds the graph's lock, where it does not give it back in time.
+        terminate: End the session that holds the graph's lock, where that does not release it in time.
         whole: The graph was force-released before and its rows were corrected: declare it whole.
         migration_id: The migration that is meant; the verb is refused where the graph is under another one.
 
@@ -211,7 +211,7 @@ def release(
         UnknownGraph: Nothing has this id or slug.
         IllegalTransition: Nothing to release; or it is live, and not forced.
         GraphPartiallyMigrated: The graph is partially migrated, and the release is not forced.
-        GraphBusy: An executor holds the graph's lock and does not give it back.
+        GraphBusy: An executor holds the graph's lock and does not release it.
     """
     caller = caller or Caller()
     edges = [EDGES["release"], EDGES["force_release"]] if force else [EDGES["release"]]
@@ -242,8 +242,8 @@ def release(
                 )
             )
             publish.ended(executor, state.owner)
-            told = "given back to its writers" + (" half done" if state.checkpoint else "")
-            report = _report(state, Verb.RELEASE, MigrationStatus.RELEASED, f"{told} at v{state.version}")
+            shown = "released to its writers" + (" partially migrated" if state.checkpoint else "")
+            report = _report(state, Verb.RELEASE, MigrationStatus.RELEASED, f"{shown} at v{state.version}")
         _record(executor, caller, graph_id, report)
     return report
 
@@ -261,8 +261,8 @@ def set_read_only(executor: Executor, graph: str, caller: Caller | None = None, 
         if state.known:
             return _answered(state.known_outcome)
         was = executor.call(protocol.SetOwnerReadOnly(graph=graph, on=on)).was
-        told = ("read-only for its owner" if on else "writable again") + (" already" if was == on else "")
-        report = VerbReport(graph=state.slug, verb=verb, migration_id=None, status=None, message=told)
+        shown = ("read-only for its owner" if on else "writable again") + (" already" if was == on else "")
+        report = VerbReport(graph=state.slug, verb=verb, migration_id=None, status=None, message=shown)
         _record(executor, caller, state.graph_id, report)
     return report
 

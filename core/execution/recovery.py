@@ -20,8 +20,8 @@ from graph_migrator.core.decisions import (
     Limits,
     Nothing,
     RecoveryDecision,
+    Redeliver,
     Redispatch,
-    RingAgain,
     Settle,
     decide_recovery,
 )
@@ -51,14 +51,14 @@ class Sweep:
     lost: int = 0
     redelivered: int = 0
     settled: int = 0
-    given_up: int = 0
+    failed_by_recovery: int = 0
     stamped: int = 0
     errors: list[Exception] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
         """Whether there was nothing to do."""
-        return not (self.to_send or self.lost or self.redelivered or self.settled or self.given_up)
+        return not (self.to_send or self.lost or self.redelivered or self.settled or self.failed_by_recovery)
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def sweep(executor: Executor, *, limits: Limits | None = None, most: int = 500) 
     Args:
         executor: A session that may sweep; see `sweeping`.
         limits: How often a hop may go wrong; from the settings by default.
-        most: How many overdue migrations to ring for at most.
+        most: How many overdue migrations to redeliver at most.
 
     Returns:
         What was done; its `to_send` are chains to send now.
@@ -111,7 +111,7 @@ def recover_one(executor: Executor, migration_id: UUID, done: Sweep, limits: Lim
     failpoints.hit("recovery_committed")
     if isinstance(decision, Settle | CrashLimitReached):
         publish.ended(executor, migration_id, lost_id=state.running_id, found_by="recovery")
-    if isinstance(decision, Redispatch | RingAgain):
+    if isinstance(decision, Redispatch | Redeliver):
         try:
             dispatch = load_dispatch(executor, migration_id)
         except LookupError:  # it ended meanwhile
@@ -161,7 +161,7 @@ def _write(
                     args=json_args(error),
                 )
             )
-            done.given_up += 1
+            done.failed_by_recovery += 1
         case Redispatch():
             executor.call(
                 protocol.Redispatch(
@@ -169,7 +169,7 @@ def _write(
                 )
             )
             done.lost += 1
-        case RingAgain():
+        case Redeliver():
             executor.call(
                 protocol.Redeliver(
                     migration=migration_id, deadline=s.deadline_seconds, most=s.deadline_max_seconds
@@ -182,7 +182,7 @@ def _write(
 
 @dataclass(frozen=True)
 class SettledCall:
-    """A call that has an outcome, and whose caller may not have been told."""
+    """A call that has an outcome, and whose caller may have no answer yet."""
 
     task_id: str
     succeeded: bool
@@ -197,11 +197,11 @@ Outcome = MigrationReport | dict[str, Any] | Exception
 
 
 def unanswered(executor: Executor, *, grace: float = 2.0, most: int = 500) -> list[SettledCall]:
-    """The settled calls whose callers may not have been told.
+    """The settled calls whose callers may have no answer yet.
 
     Args:
         executor: Any session.
-        grace: Seconds that the worker which settled it has, to tell the caller itself.
+        grace: Seconds that the worker which settled it has, to answer the caller itself.
         most: How many at most.
     """
     with executor.cursor() as cursor:
@@ -210,22 +210,22 @@ def unanswered(executor: Executor, *, grace: float = 2.0, most: int = 500) -> li
 
 
 def outcome_of(executor: Executor, call: SettledCall) -> Outcome | None:
-    """What a caller is to be told; None where the migration was taken up again since: its end is still to come."""
+    """The answer for a caller; None where the migration was resumed since: its end is still to come."""
     if call.recorded is None:
         assert call.migration_id is not None  # noqa: S101 - one of the two settles a call
         report = load_report(executor, call.migration_id)
         return (report.error() or report) if report.finished_at == call.ended else None
     if "error" in call.recorded:
         return own_error(call.recorded["error"]["type"], call.recorded["error"]["args"])
-    told: dict[str, Any] = call.recorded.get("report", call.recorded)  # a verb's report is recorded as it is
-    return told
+    shown: dict[str, Any] = call.recorded.get("report", call.recorded)  # a verb's report is recorded as it is
+    return shown
 
 
 def mark_answered(executor: Executor, calls: list[SettledCall]) -> None:
     """Remember that these callers have their result."""
-    told = [call.task_id for call in calls], [call.ended for call in calls]
+    shown = [call.task_id for call in calls], [call.ended for call in calls]
     with executor.cursor() as cursor:
-        cursor.execute("SELECT graph_migrator.mark_answered(%s, %s::timestamptz[])", told)
+        cursor.execute("SELECT graph_migrator.mark_answered(%s, %s::timestamptz[])", shown)
 
 
 def answers_failed(executor: Executor, failed: dict[str, str], *, most_seconds: float) -> None:

@@ -67,7 +67,7 @@ def explain(state: GraphState, sessions: list[LockSession], ask_workers: AskWork
             f"`graph-migrator release {slug} --whole`."
         )
         what = "It was released by force in the middle of a batched hop: it is partially migrated."
-        return [Reason(kind="half-done", what=what, way_out=way_out)]
+        return [Reason(kind="partially-migrated", what=what, way_out=way_out)]
     waiting = _waiting_begin(sessions)
     if migration is None or (migration.status.is_settled and migration.status is not MigrationStatus.FAILED):
         return [*waiting, *_idle_graph(state, ask_workers)]
@@ -144,7 +144,7 @@ def _waiting_begin(sessions: list[LockSession]) -> list[Reason]:
     writers = "; ".join(each.describe() for each in sessions if each.holds) or "writers that are just ending"
     return [
         Reason(
-            kind="writers-not-drained",
+            kind="open-write-transactions",
             what=f"A migration wants to begin ({waiters[0].describe()}) and waits for open write transactions: "
             f"{writers}.",
             way_out="Let them finish, or end those sessions; it is refused after "

@@ -126,7 +126,7 @@ def pooling(connect: Callable[[], Any]) -> Finding:
 
 
 def guards(connection: Connection, types: dict[str, GraphType]) -> Iterator[Finding]:
-    """Whether the write guard is whole on every table that has it, or that a hop walks."""
+    """Whether the write guard is whole on every table that has it, or that a hop processes."""
     found = list_guards(connection)
     for each in found:
         if each.complete:
@@ -147,7 +147,7 @@ def guards(connection: Connection, types: dict[str, GraphType]) -> Iterator[Find
         yield _ok("guard", f"in place on {', '.join(whole)}")
     covered = {each.table for each in found}
     for kind in types.values():
-        for table, column in sorted(_walked(kind)):
+        for table, column in sorted(_processed(kind)):
             name = connection.execute(
                 text(
                     "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c "
@@ -156,11 +156,11 @@ def guards(connection: Connection, types: dict[str, GraphType]) -> Iterator[Find
                 {"table": table},
             ).scalar()
             if name is not None and name not in covered:
-                told = f"{name}, which hops of {kind.name!r} walk, has no guard: writers are not kept off"
-                yield _warning("guard", told, f"`graph-migrator guard install {name} --column {column}`")
+                shown = f"{name}, which hops of {kind.name!r} process, has no guard: writers are not kept off"
+                yield _warning("guard", shown, f"`graph-migrator guard install {name} --column {column}`")
 
 
-def _walked(kind: GraphType) -> set[tuple[str, str]]:
+def _processed(kind: GraphType) -> set[tuple[str, str]]:
     overs = (way.over for hop in kind.hops for way in hop.directions.values())
     return {(over.table, over.graph_id) for over in overs if isinstance(over, Rows)}
 
@@ -253,7 +253,9 @@ def graphs(connection: Connection, *, overdue: int = OVERDUE) -> Iterator[Findin
         yield _warning("graphs", found, "`graph-migrator failures`, then retry or release them.")
     if row.partially_migrated:
         found = f"{count(row.partially_migrated, 'graph')} released by force in the middle of a hop"
-        yield _warning("graphs", found, "`graph-migrator graphs --state half-done`, then retry them.")
+        yield _warning(
+            "graphs", found, "`graph-migrator graphs --state partially-migrated`, then retry them."
+        )
     if not (row.overdue or row.failed or row.partially_migrated):
         yield _ok("graphs", "none is stuck")
 

@@ -34,7 +34,7 @@ class GraphSummary(BaseModel):
     graph_type: str
     version: int
     read_only: ReadOnlyReason | None = Field(description="Why writers are refused; None where they are not.")
-    partially_migrated: bool = Field(description="Forced loose half-way through a batched hop.")
+    partially_migrated: bool = Field(description="Force-released inside a batched hop.")
     migration_id: UUID | None = Field(description="The migration that owns the graph.")
     status: MigrationStatus | None = Field(description="Of that migration.")
     to_version: int | None = Field(description="Where that migration goes.")
@@ -169,7 +169,7 @@ def list_graphs(
         oldest: With `behind`: the oldest version that each type knows. Graphs below it are unreachable, not behind.
         unreachable: Only graphs whose version is outside of what their type knows: by type, its oldest and newest
             version. Graphs of other types are not among them.
-        state: Only graphs whose migration has this status; `idle`, `owner` or `half-done` for those without.
+        state: Only graphs whose migration has this status; `idle`, `owner` or `partially-migrated` for those without.
         after: The slug of the last graph of the page before.
         limit: How many at most.
 
@@ -189,7 +189,7 @@ def list_graphs(
             )
         case "owner":
             conditions.append("g.migration_id IS NULL AND g.owner_read_only")
-        case "half-done":
+        case "partially-migrated":
             conditions.append("g.partially_migrated IS NOT NULL")
         case _:
             conditions.append("m.status = :state")

@@ -54,12 +54,12 @@ class LockSession(BaseModel):
             return f"prepared transaction {self.prepared!r} of {self.user}{since}"
         who = self.application or "no application_name"
         whose = "@".join(part for part in (self.user, self.host) if part)
-        told = f"pid {self.pid} ({who}{', ' if whose else ''}{whose}){since}"
+        shown = f"pid {self.pid} ({who}{', ' if whose else ''}{whose}){since}"
         if self.state:
-            told += f", {self.state}"
+            shown += f", {self.state}"
         if self.statement:
-            told += f": {self.statement}" if self.state == "active" else f", last ran: {self.statement}"
-        return told
+            shown += f": {self.statement}" if self.state == "active" else f", last ran: {self.statement}"
+        return shown
 
 
 def lock_sessions(source: Engine | Connection, graph_id: UUID) -> list[LockSession]:

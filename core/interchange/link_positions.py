@@ -1,7 +1,7 @@
 """Links that name their ends by position, as NetworkX 1 and D3 3 wrote them.
 
 Such a link says ``"source": 0`` and means the first node. Where the nodes' ids are numbers too, it would pass
-for an id and lead to another node. NetworkX 2 and later write ids; the two can be told apart by what the
+for an id and lead to another node. NetworkX 2 and later write ids; the two differ in what the
 numbers are, and by the order in which NetworkX writes: links sorted by the position of their source.
 """
 

@@ -127,7 +127,7 @@ class Loader:
     def _load_by_key(self, keyed: EdgesAside) -> bool:
         """Take keys for ids, if no two edges share one.
 
-        In a NetworkX multigraph they do: there a key only tells parallel edges apart, it names none.
+        In a NetworkX multigraph they do: there a key only distinguishes parallel edges, it names none.
 
         Returns:
             Whether the edges are loaded. If not, nothing of them is.

@@ -73,7 +73,7 @@ class GraphRows:
         for row, id_ in zip(self._given, self._ids, strict=True):
             if row.id != id_:
                 raise ValueError(
-                    f"a hop must not change the id of a row it walks ({id_!r} became {row.id!r})"
+                    f"a hop must not change the id of a row it processes ({id_!r} became {row.id!r})"
                 )
         self._after = [dumps(row.properties) for row in self._given]
         return list(zip(self._given, self._after, strict=True))

@@ -1,7 +1,7 @@
 """JSON between Postgres and Python: fast, and without losing a digit.
 
 A jsonb number is exact: ``1.10`` is not ``1.1``, and an integer has no end. A float would round them. So
-rows whose text holds a number that a float or a 64-bit integer may not give back as it was are read with
+rows whose text holds a number that a float or a 64-bit integer may not preserve are read with
 `ExactFloat` and whole integers; all others, nearly all, go through orjson at full speed.
 """
 
@@ -44,7 +44,7 @@ class ExactFloat(float):
 
 
 def loads(text: str) -> Any:
-    """Read one JSON value, every number so that `dumps` gives it back as it was."""
+    """Read one JSON value, every number so that `dumps` writes it unchanged."""
     return _read_exactly(text) if _RISKY.search(text) else orjson.loads(text)
 
 

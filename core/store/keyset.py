@@ -18,7 +18,7 @@ _FIRST_FETCH, _MOST_FETCHED = 200, 2_000
 
 
 class Keyset:
-    """One selector on one graph: its table, its key and the SQL that walks it.
+    """One selector on one graph: its table, its key and the SQL that reads it.
 
     No statement here is run with parameters of the driver's, so a per cent sign in `where` is just that.
     """

@@ -58,7 +58,7 @@ _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL graph_migra
 """The setting ends with the transaction: by it `finish_hop` knows that nobody has ended it in between."""
 
 _OVERRIDDEN = ("search_path", "synchronous_commit", "statement_timeout")
-"""What a migration in a caller's transaction sets otherwise, and puts back."""
+"""What a migration in a caller's transaction sets otherwise, and restores."""
 
 _PREPARED: tuple[type[Call[Any]], ...] = (
     protocol.LockAndLoad,
@@ -258,7 +258,7 @@ class Executor:
 
     @property
     def transaction_was_ended(self) -> bool:
-        """Whether the hop's code ended the open transaction, as far as this side can tell; see `finish_hop`."""
+        """Whether the hop's code ended the open transaction, as far as this side knows; see `finish_hop`."""
         if self._owned:
             return self._is_idle or not self._is_intact
         theirs = self.connection.get_transaction()

@@ -83,7 +83,9 @@ class OwnRows:
                 groups[columns].append(place)
         fixed = {*self._keyset.key, self._keyset.graph_column}
         if any(fixed & set(columns) for columns in groups):
-            raise ValueError(f"a hop must not change the key of a row it walks ({', '.join(sorted(fixed))})")
+            raise ValueError(
+                f"a hop must not change the key of a row it processes ({', '.join(sorted(fixed))})"
+            )
         return sum(self._update(cursor, columns, places) for columns, places in groups.items())
 
     def _update(self, cursor: Any, columns: tuple[str, ...], places: list[int]) -> int:

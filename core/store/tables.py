@@ -164,7 +164,7 @@ class Migration(_Base):
     error_message: Mapped[str | None]
     error_args: Mapped[list[Any] | None]
     deadline: Mapped[datetime]
-    rings: Mapped[int] = mapped_column(server_default=text("0"))
+    redeliveries: Mapped[int] = mapped_column(server_default=text("0"))
     code_mismatches: Mapped[int] = mapped_column(server_default=text("0"))
     code_mismatch_since: Mapped[datetime | None]
     retries_reset_after_id: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))

@@ -79,8 +79,8 @@ def validate_labels(ctx: HopContext, hop: DirectedHop, *, except_for: Nodes | Ed
     _require_valid(ctx, hop, _stored(ctx, hop, "edge", types))
 
 
-def _others(models: Iterable[str], walked: str | None) -> list[str]:
-    return [] if walked is None else [name for name in models if name != walked]
+def _others(models: Iterable[str], processed: str | None) -> list[str]:
+    return [] if processed is None else [name for name in models if name != processed]
 
 
 def _with_models(hop: DirectedHop, rows: Iterable[tuple[Any, str]]) -> Iterator[_Row]:

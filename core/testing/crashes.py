@@ -32,14 +32,14 @@ class Crash(BaseException):
 def assert_survives_crash(
     graph_type: GraphType, graph: SampleGraph, target: int | None = None, *, batch_size: int = 2
 ) -> None:
-    """Let the executor die once at every boundary of the way to `target`, each time on a copy of the graph.
+    """Let the executor die once at every boundary on the way to `target`, each time on a copy of the graph.
 
     Its connection is closed there; recovery finds what it left and the migration goes on. In the end the
     data must be what it is without a crash. That shows what a hop does outside of its transaction, or
     twice to the same row.
 
     Args:
-        graph_type: The type whose hops are walked.
+        graph_type: The type whose hops are run.
         graph: The graph to copy.
         target: The version to reach; None for the newest.
         batch_size: Rows of the first batch of batched hops, so that a small graph has several.
@@ -78,7 +78,7 @@ def _crash_and_recover(graph: SampleGraph, goal: int, number: int) -> None:
 
 
 def _recover(executors: Executors, begun: Dispatch) -> None:
-    """What a worker does about it, at once: sweep, and where nothing was running, ring without waiting."""
+    """What a worker does about it, at once: sweep, and where nothing was running, redeliver without waiting."""
     with sweeping(executors) as sweeper:
         if sweeper is not None:
             sweep(sweeper)

@@ -111,7 +111,7 @@ def shoot(browser: str, folder: Path, flower: Flower, path: str, name: str, widt
         ],
         check=True, timeout=120, capture_output=True,
     )  # fmt: skip
-    print(picture.relative_to(Path.cwd()))  # noqa: T201 - what `make screenshots` tells
+    print(picture.relative_to(Path.cwd()))  # noqa: T201 - what `make screenshots` prints
 
 
 if __name__ == "__main__":

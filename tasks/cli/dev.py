@@ -112,6 +112,6 @@ def env(folder: Path) -> None:
     with ExitStack() as looking:
         # One that was killed has left its variables behind.
         if not found.exists() or looking.enter_context(_only_one(folder)):
-            told = f"no `graph-migrator dev` runs in {folder}. Start one there, or name its --folder."
-            raise _Unavailable(told)
+            shown = f"no `graph-migrator dev` runs in {folder}. Start one there, or name its --folder."
+            raise _Unavailable(shown)
     click.echo(found.read_text(), nl=False)

@@ -70,8 +70,8 @@ def _of_the_database(types: dict[str, GraphType]) -> Iterator[Finding]:
             yield Finding(check="database", level=Level.OK, found=f"{where} answers")
         yield from checks.examine(engine(), types)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
-        told = as_ours(error)
-        found = str(told) if told is not None else f"{where}: {safe_message(error)}"
+        shown = as_ours(error)
+        found = str(shown) if shown is not None else f"{where}: {safe_message(error)}"
         yield _wrong("database", found, "Check DATABASE_URL, and that this role may read our tables.")
 
 
@@ -99,8 +99,8 @@ def _of_the_results() -> Finding:
         return Finding(check="results", level=Level.WARNING, found=found, remedy=instead)
     get = getattr(app.backend, "get", None)
     if get is None or "://" not in settings().result_backend:
-        told = f"{where}: this kind cannot be asked without a result to read"
-        return Finding(check="results", level=Level.WARNING, found=told, remedy=remedy)
+        shown = f"{where}: this kind cannot be asked without a result to read"
+        return Finding(check="results", level=Level.WARNING, found=shown, remedy=remedy)
     outcome: list[Any] = []
 
     def ask() -> None:
@@ -151,8 +151,8 @@ def _of_a_type(name: str, here: str | None, fleet: Fleet) -> Finding:
             check=check, level=Level.WARNING, found=found, remedy="Give all workers the same types."
         )
     if len(set(served.values()) | ({here} if here else set())) > 1:
-        told = ", ".join(f"{worker} {digest}" for worker, digest in sorted(served.items()))
-        found = f"{name!r} differs: {told}{f', here {here}' if here else ''}"
+        shown = ", ".join(f"{worker} {digest}" for worker, digest in sorted(served.items()))
+        found = f"{name!r} differs: {shown}{f', here {here}' if here else ''}"
         return Finding(check=check, level=Level.WARNING, found=found, remedy="Finish the deploy.")
     return Finding(check=check, level=Level.OK, found=f"{name!r}, the same code everywhere")
 

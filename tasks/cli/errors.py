@@ -38,22 +38,22 @@ _URLS = {
 
 def report(error: Exception) -> int:
     """Print an error to standard error; the exit code that it means."""
-    told = as_ours(error)
+    shown = as_ours(error)
     Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/] ", end="")
-    if told is None:
+    if shown is None:
         click.echo(f"{name_of(error)}: {safe_message(error)} (--debug shows where)", err=True)
         return 1
-    click.echo(str(told), err=True)
-    if isinstance(told, DatabaseUnreachable | BrokerUnreachable | ResultsUnreachable):
+    click.echo(str(shown), err=True)
+    if isinstance(shown, DatabaseUnreachable | BrokerUnreachable | ResultsUnreachable):
         unset = sorted(name for field, name in _URLS.items() if field not in settings().model_fields_set)
         if unset:
             way = 'eval "$(graph-migrator env)"'
             click.echo(f"Not set: {', '.join(unset)}. While `graph-migrator dev` runs: {way}", err=True)
-    return told.exit_code
+    return shown.exit_code
 
 
 def as_ours(error: Exception) -> GraphMigratorError | None:
-    """What to tell of an error: ours as it is, the services' by what is out of reach; None for the unexpected."""
+    """What to say of an error: ours as it is, the services' by what is out of reach; None for the unexpected."""
     if isinstance(error, GraphMigratorError):
         return error
     if isinstance(error, ValidationError) and error.title == "Settings":
@@ -87,7 +87,7 @@ def _is_of_results(error: BaseException | None) -> bool:
 
 
 def of_a_hop(error: Exception, slug: str, hop: str) -> GraphMigratorError:
-    """A hop's error told as one, so that its ConnectionError is not taken for the broker's."""
+    """A hop's error marked as one, so that its ConnectionError is not taken for the broker's."""
     if isinstance(error, GraphMigratorError):
         return error
     return HopFailed(slug, hop, name_of(error), safe_message(error))

@@ -24,7 +24,7 @@ from graph_migrator.tasks.runtime import engine
 @click.option("--unreachable", is_flag=True, help="Only graphs at a version that their type does not know.")
 @click.option(
     "--state",
-    type=click.Choice([*(status.value for status in MigrationStatus), "idle", "owner", "half-done"]),
+    type=click.Choice([*(status.value for status in MigrationStatus), "idle", "owner", "partially-migrated"]),
     help="Only graphs whose migration is in this state.",
 )
 @click.option(

@@ -78,14 +78,14 @@ def migrate(
             found = reading.find_graph(engine(), graph)
             if not wait:  # nobody would see the worker's refusal
                 _refuse_what_cannot_be(found, target)
-            told = _latest_attempt(found.slug)
+            latest = _latest_attempt(found.slug)
             target = _resolved(found, target)
             result = _send(found.id, target, requested_by, reason)
             if not wait:
                 _print_sent(found.slug, result.id, as_json=as_json)
                 return
             try:
-                report = _wait_for(found.slug, result, after=told, quiet=as_json)
+                report = _wait_for(found.slug, result, after=latest, quiet=as_json)
             except UnknownTarget as error:
                 _name_both_sides(error)
                 raise
@@ -109,7 +109,7 @@ def _inline(graph: str, target: int | None, caller: Caller, *, quiet: bool) -> M
     names = {step.to_version: step.name for step in begun.steps}
     failed: list[str] = []
 
-    def told(message: HopMessage, outcome: HopOutcome) -> None:
+    def shown(message: HopMessage, outcome: HopOutcome) -> None:
         name = names.get(message.to_version, "?")
         if isinstance(outcome, Failed):
             failed.append(name)
@@ -118,7 +118,7 @@ def _inline(graph: str, target: int | None, caller: Caller, *, quiet: bool) -> M
             out.print(f"  v{message.from_version}→v{message.to_version} {escape(name)}: {how}")
 
     try:
-        return follow(executors(), begun, on_hop=told)
+        return follow(executors(), begun, on_hop=shown)
     except Exception as error:
         if failed:
             raise of_a_hop(error, begun.graph, failed[0]) from error
@@ -224,7 +224,7 @@ class _Following:
         if not self.hinted and (is_paused or (self.hop == "?" and time.monotonic() > self.hint_at)):
             self.hinted = True
             why = "it is paused" if is_paused else "nothing has happened yet"
-            hint = f"{self.slug}: {why}, still waiting; `graph-migrator status {self.slug}` tells more."
+            hint = f"{self.slug}: {why}, still waiting; `graph-migrator status {self.slug}` says more."
             click.echo(hint, err=True)
 
     def _print_ended(self, migration: UUID) -> None:

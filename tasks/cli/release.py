@@ -16,7 +16,9 @@ from graph_migrator.tasks.runtime import engine
 @click.argument("graph")
 @click.option("--force", is_flag=True, help="Also where it is live, or half-way through a batched hop.")
 @click.option("--terminate", is_flag=True, help="With --force: end the session that holds the graph's lock.")
-@click.option("--whole", is_flag=True, help="Its rows were mended by hand: declare a half-done graph whole.")
+@click.option(
+    "--whole", is_flag=True, help="Its rows were mended by hand: declare a partially migrated graph whole."
+)
 @yes_option
 @json_option
 def release(graph: str, force: bool, terminate: bool, whole: bool, yes: bool, as_json: bool) -> None:
@@ -35,7 +37,7 @@ def release(graph: str, force: bool, terminate: bool, whole: bool, yes: bool, as
         ended = " The session that holds its lock is ended." if terminate else ""
         ask(
             f"Release {state.graph.slug} at v{state.graph.version}{half}? Its migration "
-            f"({state.graph.status or 'none'}) is given up and writers get in.{ended}",
+            f"({state.graph.status or 'none'}) is abandoned and writers get in.{ended}",
             yes=yes,
         )
     report = carry_out(

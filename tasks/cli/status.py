@@ -34,13 +34,13 @@ def status(graph: str | None, as_json: bool) -> None:
     refused = reading.refusals(engine(), state.graph.id)
     reasons = explain(state, sessions, _ask_workers)
     if as_json:
-        told = {
+        shown = {
             **state.model_dump(mode="json"),
             "lock_sessions": [each.model_dump(mode="json") for each in sessions],
             "refusals": [each.model_dump(mode="json") for each in refused],
             "reasons": [each.model_dump(mode="json") for each in reasons],
         }
-        print_json(told)
+        print_json(shown)
         return
     _print_state(state, reasons)
     print_refusals(refused)
@@ -80,10 +80,10 @@ def _print_state(state: GraphState, reasons: list[Reason]) -> None:
 
 
 def _progress(attempt: Attempt) -> str:
-    told = (
+    shown = (
         f"v{attempt.from_version}→v{attempt.to_version} {attempt.hop_name}, attempt {attempt.attempt}, "
         f"on {attempt.worker} (pid {attempt.pid}) for {duration(attempt.seconds)}"
     )
     if attempt.total:
-        told += f", {attempt.done:,} of {count(attempt.total, 'row')}"
-    return ", ".join(filter(None, (told, pace(attempt.rows_per_second, attempt.seconds_left))))
+        shown += f", {attempt.done:,} of {count(attempt.total, 'row')}"
+    return ", ".join(filter(None, (shown, pace(attempt.rows_per_second, attempt.seconds_left))))

@@ -78,13 +78,13 @@ def watch(graph: tuple[str, ...], interval: float, once: bool, as_json: bool) ->
 
 
 def _print_changes(watched: _Watched, interval: float, *, once: bool, as_json: bool) -> None:
-    told: dict[str, tuple[object, ...]] = {}
+    shown: dict[str, tuple[object, ...]] = {}
     while True:
         for name, state in watched.states.items():
             row = _row(state)
-            if told.get(name) == row[:4]:
+            if shown.get(name) == row[:4]:
                 continue
-            told[name] = row[:4]
+            shown[name] = row[:4]
             click.echo(state.model_dump_json() if as_json else "  ".join(str(cell) for cell in row if cell))
         if once or watched.is_over:
             return

@@ -112,7 +112,7 @@ class Cluster:
     """Servers and workers of one test.
 
     Args:
-        folder: For logs, and for what tests tell hops (see `tests.acceptance.types_for_tests`).
+        folder: For logs, and for what tests ask of hops (see `tests.acceptance.types_for_tests`).
         database_url: A database with our schema; by default a Postgres of the cluster's own.
         redis: A running Redis; by default one of the cluster's own. It is emptied at the start.
         types: What ``GRAPH_MIGRATOR_TYPES`` names.
@@ -187,7 +187,7 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What every process of ours is told, apart from what this process was told."""
+        """The settings of every process of ours, apart from this process's own."""
         return {
             "DATABASE_URL": self.database_url,
             "CELERY_BROKER_URL": self.broker_url,
@@ -296,14 +296,14 @@ class Cluster:
         for worker in self.workers:
             worker.kill()
 
-    # ── what tests tell hops, and read ──────────────────────────────────────────────────────────────
+    # ── what tests ask of hops, and read ────────────────────────────────────────────────────────────
 
     def add_graph(self, slug: str, graph_type: str, version: int = 1, **options: Any) -> UUID:
         """Insert a graph; see `tests.rows.add_graph`."""
         return add_graph(self.engine, slug, graph_type, version, **options)
 
-    def tell(self, what: str, slug: str, hop: str, text: str = "") -> Path:
-        """Tell a hop to hold, fail or kill its process; taken back by removing the file."""
+    def steer(self, what: str, slug: str, hop: str, text: str = "") -> Path:
+        """Make a hop hold, fail or kill its process; undone by removing the file."""
         path = self.folder / f"{what}-{slug}-{hop}"
         path.write_text(text)
         return path
@@ -328,6 +328,6 @@ class Cluster:
 
 
 def _inherited() -> dict[str, str]:
-    """This process's environment without any setting of ours: a worker knows what the cluster tells it."""
+    """This process's environment without any setting of ours: a worker has the cluster's settings alone."""
     ours = {"DATABASE_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"}
     return {k: v for k, v in os.environ.items() if k not in ours and not k.startswith("GRAPH_MIGRATOR_")}

@@ -55,7 +55,7 @@ def load(variables: Mapping[str, str]) -> dict[str, Any]:
 
 
 class Running:
-    """One service's command as a local process, told what the service is told.
+    """One service's command as a local process, with the service's settings.
 
     Args:
         name: The service.

@@ -69,7 +69,7 @@ def a_chain_ends_in_a_report(stage: Stage) -> None:
 
 def a_failing_hop_is_raised(stage: Stage) -> None:
     stage.add_graph("failing", "trail")
-    stage.tell("fail", "failing", "second", "no luck")
+    stage.steer("fail", "failing", "second", "no luck")
     result = migrate_graph.delay("failing", 4)
     with pytest.raises(Exception, match="no luck"):
         wait_for(result, SOON)
@@ -81,7 +81,7 @@ def a_failing_hop_is_raised(stage: Stage) -> None:
 
 def a_killed_workers_hop_is_run_by_another(stage: Stage) -> None:
     stage.add_graph("killed", "trail")
-    held = stage.tell("hold", "killed", "second")
+    held = stage.steer("hold", "killed", "second")
     result = migrate_graph.delay("killed", 4)
     stage.worker_of(stage.pid_in("killed", "second")).kill()
     until(lambda: stage.started("killed")["second"] == 2, "another worker in the hop", seconds=SOON)
@@ -103,7 +103,7 @@ def migrate_wait_ends_with_the_migration(stage: Stage) -> None:
     assert (outcome.exit_code, outcome.err) == (0, "")
     assert "second: succeeded" in outcome.out
     assert "waited: succeeded, v1→v3" in outcome.out
-    stage.tell("fail", "waited", "third", "no luck")
+    stage.steer("fail", "waited", "third", "no luck")
     outcome = call("migrate", "waited", "--to", "4", "--wait")
     assert outcome.exit_code == 1
     assert "no luck" in outcome.err

@@ -235,15 +235,15 @@ def test_the_main_job_succeeds_through_every_services_command(
         service = up.services["postgres"]
         options = dict(option.split("=", 1) for option in service["command"][2::2])
         postgres = stack.enter_context(Postgres(durable=False, settings=options))
-        told = service["environment"]
+        shown = service["environment"]
         with psycopg2.connect(postgres.url) as connection, connection.cursor() as cursor:
             cursor.execute(
-                f"CREATE ROLE {told['POSTGRES_USER']} SUPERUSER LOGIN PASSWORD %s",
-                (told["POSTGRES_PASSWORD"],),
+                f"CREATE ROLE {shown['POSTGRES_USER']} SUPERUSER LOGIN PASSWORD %s",
+                (shown["POSTGRES_PASSWORD"],),
             )
         connection.autocommit = True
         with connection.cursor() as cursor:
-            cursor.execute(f"CREATE DATABASE {told['POSTGRES_DB']} OWNER {told['POSTGRES_USER']}")
+            cursor.execute(f"CREATE DATABASE {shown['POSTGRES_DB']} OWNER {shown['POSTGRES_USER']}")
         connection.close()
 
         up.moved = {

@@ -52,12 +52,12 @@ def test_the_demo_survives_its_kill_and_leaves_nothing_behind(tmp_path: Path) ->
         return demo.poll() is not None
 
     until(ended, "the demo's end", seconds=150)
-    told = (tmp_path / "log").read_text()
-    assert demo.returncode == 0, told
-    assert re.search(r"kill -9 \d+", told)
-    assert "name_characters, attempt 1: worker-" in told
-    assert "succeeded, v1→v4, dispatch 2" in told
-    assert '"title": "Mme"' in told
+    shown = (tmp_path / "log").read_text()
+    assert demo.returncode == 0, shown
+    assert re.search(r"kill -9 \d+", shown)
+    assert "name_characters, attempt 1: worker-" in shown
+    assert "succeeded, v1→v4, dispatch 2" in shown
+    assert '"title": "Mme"' in shown
     until(lambda: nobody_is_left(seen), "every process of the demo to end")
 
 

@@ -1,4 +1,4 @@
-"""Workers are told to end while a hop runs, and workers with other hop code stand beside each other."""
+"""Workers are asked to end while a hop runs, and workers with other hop code stand beside each other."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_worker_with_other_code_leaves_the_hop_to_one_that_has_the_planned_cod
     stage.keep(0)
 
 
-def test_a_hop_whose_planned_code_nobody_has_is_given_up_and_a_retry_takes_the_new_code(stage: Stage) -> None:
+def test_a_hop_whose_planned_code_nobody_has_fails_and_a_retry_takes_the_new_code(stage: Stage) -> None:
     slug, result = plan_with_the_old_code(stage)
     planned = migration_of(stage.engine, slug).plan[0]["fingerprint"]
 

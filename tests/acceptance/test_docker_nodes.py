@@ -53,8 +53,8 @@ def assert_each_node_was_rewritten_once(nodes: Fleet) -> None:
 def test_another_service_migrates_a_graph_through_the_nodes(nodes: Fleet) -> None:
     add_graph(nodes.engine, "novel", "knowledge", nodes=NODES)
     result = nodes.app.send_task("tasks.migrate_graph", args=["novel", 3], queue="migrations")
-    told = result.get(timeout=PATIENT)
-    assert (told["graph"], told["status"], told["version"]) == ("novel", "succeeded", 3)
+    shown = result.get(timeout=PATIENT)
+    assert (shown["graph"], shown["status"], shown["version"]) == ("novel", "succeeded", 3)
     assert_each_node_was_rewritten_once(nodes)
 
 
@@ -79,7 +79,7 @@ def test_nodes_and_broker_are_killed_and_one_node_comes_back(nodes: Fleet) -> No
     assert_each_node_was_rewritten_once(nodes)
 
 
-def test_a_node_that_is_told_to_stop_loses_nothing(nodes: Fleet) -> None:
+def test_a_node_that_is_asked_to_stop_loses_nothing(nodes: Fleet) -> None:
     result, executing, _ = half_way(nodes)
     executing.kill(signal="SIGTERM")
     assert result.get(timeout=PATIENT)["status"] == "succeeded"

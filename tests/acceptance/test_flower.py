@@ -130,7 +130,7 @@ def test_rows_explain_themselves_and_are_linked(cluster: Cluster, api: Api) -> N
 
 def test_a_failed_migration_is_failed_on_the_row_of_its_call(cluster: Cluster, api: Api) -> None:
     cluster.add_graph("novel", "trail")
-    fail = cluster.tell("fail", "novel", "second", "no second today")
+    fail = cluster.steer("fail", "novel", "second", "no second today")
     result = migrate_graph.delay("novel", 4)
     with pytest.raises(Exception, match="no second today"):
         result.get(timeout=SOON)
@@ -150,9 +150,9 @@ def test_a_failed_migration_is_failed_on_the_row_of_its_call(cluster: Cluster, a
 
 
 def test_a_hop_that_kills_its_workers_is_failed_on_the_row_of_its_call(cluster: Cluster, api: Api) -> None:
-    """Nobody lives to tell it: recovery does."""
+    """No process is left to report it: recovery does."""
     cluster.add_graph("novel", "trail")
-    cluster.tell("kill", "novel", "second")
+    cluster.steer("kill", "novel", "second")
     result = migrate_graph.delay("novel", 4)
     with pytest.raises(Exception, match="second"):
         result.get(timeout=SOON)
@@ -165,7 +165,7 @@ def test_a_migration_that_ends_with_nobody_at_work_is_failed_on_the_row_of_its_c
 ) -> None:
     """Recovery answers its caller, and Flower."""
     cluster.add_graph("novel", "trail")
-    hold = cluster.tell("hold", "novel", "first")
+    hold = cluster.steer("hold", "novel", "first")
     result = migrate_graph.delay("novel", 4)
     cluster.pid_in("novel", "first")
     pause_migration.delay("novel").get(timeout=SOON)
@@ -182,18 +182,18 @@ def test_a_migration_that_ends_with_nobody_at_work_is_failed_on_the_row_of_its_c
 def test_a_batched_hop_shows_how_far_it_is(cluster: Cluster, api: Api) -> None:
     cluster.add_graph("big", "batched_trail", nodes=5_000)
     result = migrate_graph.delay("big", 3)
-    until(lambda: cluster.started("big")["walk"] > 2, "a few batches", seconds=SOON)
-    hold = cluster.tell("hold", "big", "walk")
-    row = api.row_of("big v1→v2 walk", "PROGRESS")
+    until(lambda: cluster.started("big")["visit"] > 2, "a few batches", seconds=SOON)
+    hold = cluster.steer("hold", "big", "visit")
+    row = api.row_of("big v1→v2 visit", "PROGRESS")
     assert re.fullmatch(r"[\d,]+ of 5,000 rows \(\d+%\)", row["result"])
     hold.unlink()
     result.get(timeout=SOON)
-    assert api.row_of("big v1→v2 walk", "SUCCESS")["uuid"] == row["uuid"]
+    assert api.row_of("big v1→v2 visit", "SUCCESS")["uuid"] == row["uuid"]
 
 
 def test_operators_verbs_and_paused_hops_explain_themselves(cluster: Cluster, api: Api) -> None:
     cluster.add_graph("novel", "trail")
-    hold = cluster.tell("hold", "novel", "first")
+    hold = cluster.steer("hold", "novel", "first")
     result = migrate_graph.delay("novel", 3)
     cluster.pid_in("novel", "first")
     verb = pause_migration.delay("novel", requested_by="op")

@@ -37,13 +37,13 @@ def scraped(port: int) -> dict[tuple[str, tuple[str, ...]], float]:
     }
 
 
-def test_a_worker_tells_what_happened_to_all(cluster: Cluster) -> None:
+def test_a_worker_exports_what_happened_to_all(cluster: Cluster) -> None:
     port = free_port()
     worker = cluster.start_worker(arguments=("--metrics-port", str(port)))
     cluster.add_graph("good", "trail")
     cluster.add_graph("bad", "trail")
-    cluster.tell("fail", "bad", "second", "not today")
-    kill = cluster.tell("kill", "good", "second")
+    cluster.steer("fail", "bad", "second", "not today")
+    kill = cluster.steer("kill", "good", "second")
     good, bad = migrate_graph.delay("good", 3), migrate_graph.delay("bad", 5)
     until(lambda: cluster.started("good")["second"] == 2, "killed once, started again", seconds=SOON)
     kill.unlink(missing_ok=True)
@@ -61,7 +61,7 @@ def test_a_worker_tells_what_happened_to_all(cluster: Cluster) -> None:
     assert found["graph_migrator_graphs_behind", ("trail",)] == 2  # at 3 and 2, of 5
     assert found["graph_migrator_queue_age_seconds", ()] == 0
 
-    # Another worker tells the same, and on a port that is taken a worker works all the same.
+    # Another worker exports the same, and on a port that is taken a worker works all the same.
     other = free_port()
     cluster.start_worker("w2", env={"GRAPH_MIGRATOR_METRICS_PORT": str(other)})
     counted = {key: value for key, value in found.items() if key[0].endswith("_total")}

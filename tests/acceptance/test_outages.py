@@ -59,15 +59,15 @@ def hold(stage: Stage, place: str, workers: int = 1) -> tuple[str, AsyncResult]:
 
 
 def outcome(result: AsyncResult) -> MigrationReport:
-    """What the caller is told; it asks again when the result backend was away."""
+    """What the caller gets; it asks again when the result backend was unavailable."""
 
-    def told() -> MigrationReport | None:
+    def shown() -> MigrationReport | None:
         try:
             return result.get(timeout=5)
         except (TimeoutError, RedisError, OSError):
             return None
 
-    return until(told, "the caller told", seconds=PATIENT)
+    return until(shown, "the caller answered", seconds=PATIENT)
 
 
 def away(server: Server, seconds: float, meanwhile: Callable[[], object]) -> None:
@@ -141,7 +141,7 @@ def test_a_commit_whose_answer_is_lost_is_believed(stage: Stage, place: str) -> 
 
 @contextmanager
 def no_commit_is_answered(stage: Stage) -> Iterator[None]:
-    """Commits wait for a standby that never comes: they are written, and nobody is told.
+    """Commits wait for a standby that never comes: they are written, and nobody gets an answer.
 
     Not even a test's own are answered, so the server is put right again whatever happens inside.
     """

@@ -74,7 +74,7 @@ def test_workers_without_a_pool_take_over_from_one_another(
     """With the solo pool the process that runs hops is the worker: killed, it takes its message with it."""
     with Cluster(tmp_path, database_url=database_url, redis=redis_server) as cluster:
         cluster.add_graph("novel", "trail")
-        hold = cluster.tell("hold", "novel", "second")
+        hold = cluster.steer("hold", "novel", "second")
         workers = [cluster.start_worker(name, arguments=("-P", "solo")) for name in ("w1", "w2")]
         result = migrate_graph.delay("novel", 3)
         pid = cluster.pid_in("novel", "second")
@@ -111,7 +111,7 @@ class Gate:
 
     @contextmanager
     def closed_to(self, question: bytes) -> Iterator[threading.Event]:
-        """Hold back whoever asks this; the event tells that somebody did."""
+        """Hold back whoever asks this; the event says that somebody did."""
         self._held_back = question
         try:
             yield self._met

@@ -95,7 +95,7 @@ def test_consumer_timeout_does_not_end_a_hop(tmp_path: Path, database_url: str, 
         stage.keep(1)
         (worker,) = stage.alive
         stage.add_graph("long", "trail")
-        held = stage.tell("hold", "long", "second")
+        held = stage.steer("hold", "long", "second")
         result = migrate_graph.delay("long", 4)
         stage.pid_in("long", "second")
         until(lambda: "PRECONDITION_FAILED" in worker.text(), "the channel closed", seconds=PATIENT)

@@ -81,11 +81,11 @@ def test_two_thousand_that_wait_behind_a_busy_worker_get_no_second_message_withi
         connection.exec_driver_sql(
             "UPDATE migrations SET deadline = clock_timestamp() WHERE status = 'queued'"
         )
-    until(lambda: stage.queue_length() == sent + QUEUED, "one ring for each", seconds=PATIENT)
+    until(lambda: stage.queue_length() == sent + QUEUED, "one redelivery for each", seconds=PATIENT)
     assert after_each_sweep(stage, 5) == [sent + QUEUED] * 5
     redelivered = one(
         stage.engine,
-        "SELECT min(rings) AS least, max(rings) AS most, max(dispatch) AS dispatch, "
+        "SELECT min(redeliveries) AS least, max(redeliveries) AS most, max(dispatch) AS dispatch, "
         "min(deadline) > clock_timestamp() + interval '30 s' AS backed_off FROM migrations WHERE status = 'queued'",
     )
     assert redelivered == (1, 1, 1, True)
@@ -97,7 +97,7 @@ def test_two_thousand_that_wait_behind_a_busy_worker_get_no_second_message_withi
 def queue_migrations(stage: Stage, count: int) -> None:
     """So many migrations, begun and their first messages sent as `migrate_graph` does it, none started.
 
-    Their deadlines leave a slow machine time for this test; what comes after the first ring is the setting's.
+    Their deadlines leave a slow machine time for this test; what comes after the first redelivery is the setting's.
     """
     with stage.engine.begin() as connection:
         connection.execute(

@@ -1,4 +1,4 @@
-"""Graph types for tests with real workers. What a hop does can be told from outside, by files.
+"""Graph types for tests with real workers. What a hop does is controlled from outside, by files.
 
 The folder is named by ``GRAPH_MIGRATOR_TEST_FOLDER``. Each start of a hop's code adds a line to
 ``invocations`` there, which no rollback takes back. Before a hop touches data it looks for
@@ -21,17 +21,17 @@ from graph_migrator import GraphType, HopContext, Node, Nodes
 
 
 class DeliberateError(Exception):
-    """Raised by a hop because a test told it to."""
+    """Raised by a hop because a test asked for it."""
 
 
-def told_folder() -> Path:
-    """Where tests tell hops what to do."""
+def control_folder() -> Path:
+    """Where tests say what hops are to do."""
     return Path(os.environ["GRAPH_MIGRATOR_TEST_FOLDER"])
 
 
 def obey(ctx: HopContext) -> None:
     """Note the start of a hop's code, and do what a test has asked of it."""
-    folder = told_folder()
+    folder = control_folder()
     with (folder / "invocations").open("a") as log:  # one short write in append mode: never torn
         log.write(f"{ctx.graph.slug} {ctx.hop} {os.getpid()}\n")
     name = f"{ctx.graph.slug}-{ctx.hop}"
@@ -56,7 +56,7 @@ def _append(ctx: HopContext) -> None:
 
 
 trail = GraphType("trail")
-"""v1 to v5, each hop one transaction; the last one cannot be walked back."""
+"""v1 to v5, each hop one transaction; the last one has no reverse."""
 
 
 @trail.hop(1, 2)
@@ -103,7 +103,7 @@ batched_trail = GraphType("batched_trail")
 
 
 @batched_trail.hop(1, 2, over=Nodes(), batch_size=10)
-def walk(ctx: HopContext, nodes: list[Node]) -> None:
+def visit(ctx: HopContext, nodes: list[Node]) -> None:
     """Mark the nodes, ten at a time."""
     obey(ctx)
     for node in nodes:

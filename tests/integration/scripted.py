@@ -1,4 +1,4 @@
-"""Graph types whose hops do what a test tells them to, in this process.
+"""Graph types whose hops do what a test asks for, in this process.
 
 Each hop notes that it was invoked (outside of the database: no rollback takes that back), then does what
 `SCRIPT.on` holds for its name, then adds its name to the list ``trail`` of every node it sees, so that a hop
@@ -24,7 +24,7 @@ class Killed(BaseException):
 
 @dataclass
 class Script:
-    """What a test tells the hops, and what they did."""
+    """What a test asks of the hops, and what they did."""
 
     on: dict[str, Callable[[HopContext], Any]] = field(default_factory=dict)
     invoked: list[str] = field(default_factory=list)
@@ -126,15 +126,15 @@ batched = GraphType("batched")
 
 
 @batched.hop(1, 2, over=Nodes(), batch_size=10, when=_when, check=_check, retry_on=Flaky)
-def walk(ctx: HopContext, nodes: list[Node]) -> None:
+def visit(ctx: HopContext, nodes: list[Node]) -> None:
     SCRIPT.batches.append([node.id for node in nodes])
     SCRIPT.play(ctx)
     for node in nodes:
         node.properties.setdefault("trail", []).append(ctx.hop)
 
 
-@walk.reverse
-def walk_back(ctx: HopContext, nodes: list[Node]) -> None:
+@visit.reverse
+def visit_back(ctx: HopContext, nodes: list[Node]) -> None:
     SCRIPT.play(ctx)
     for node in nodes:
         node.properties["trail"].remove(ctx.hop)
@@ -160,7 +160,7 @@ in_sql.sql_hop(
 )
 
 with_orders = GraphType("with_orders")
-"""A hop that walks the rows of a table of the user's own."""
+"""A hop that processes the rows of a table of the user's own."""
 
 
 @with_orders.hop(1, 2, over=Rows("public.orders", key=("year", "number"), where="total > 0"), batch_size=10)

@@ -216,11 +216,11 @@ def test_memory_is_bounded_by_the_size_of_rows_too(engine: Engine, executors: Ex
 def test_batches_adapt_to_the_time_they_take() -> None:
     kind = GraphType("t")
     kind.sql_hop(1, 2, name="h", forward="SELECT 1", over=Nodes(), batch_size=1_000)
-    walk = BatchWalk(kind.hops[0].forward, GraphFacts(uuid4(), "g", "t", 1), after=None, done=0)
+    visit = BatchWalk(kind.hops[0].forward, GraphFacts(uuid4(), "g", "t", 1), after=None, done=0)
     sizes = []
     for seconds in (0.01, 0.8, 1.0, 4.0, 100.0, *[0.0] * 10):
-        walk.adapt(seconds, 1.0)
-        sizes.append(walk.size)
+        visit.adapt(seconds, 1.0)
+        sizes.append(visit.size)
     assert sizes[:5] == [2_000, 2_500, 2_500, 1_250, 625]
     assert sizes[-1] == 50_000
 
@@ -293,7 +293,7 @@ def test_keys_of_any_type(engine: Engine, executors: Executors, type_: str) -> N
     assert scalar(engine, "SELECT array_agg(DISTINCT n) FROM things WHERE graph_id = :g", g=other) == [0]
 
 
-def test_own_rows_with_a_composite_key_and_a_condition(engine: Engine, executors: Executors) -> None:
+def test_table_rows_with_a_composite_key_and_a_condition(engine: Engine, executors: Executors) -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql(
             'CREATE TABLE public."Lines" ("order" int, line text, g uuid, "per%%cent" text[], doc jsonb, raw json, '
@@ -369,7 +369,7 @@ def broken(kind: GraphType, how: str) -> None:
             kind.sql_hop(
                 1, 2, name="s", forward=SPOIL + " AND id BETWEEN :first AND :last", over=Nodes("Person")
             )
-        case "other":  # another label than the walked one
+        case "other":  # another label than the selected one
             kind.hop(1, 2, over=Nodes("Place"), batch_size=100)(spoil_people)
 
 
@@ -430,7 +430,7 @@ def test_progress_is_seen_from_another_connection(engine: Engine, executors: Exe
     assert seen[:2] == [(0, 40), (10, 40)]
 
 
-def test_a_hop_that_renames_what_it_walks_is_resumed_and_keeps_its_total(
+def test_a_hop_that_renames_what_it_processes_is_resumed_and_keeps_its_total(
     engine: Engine, executors: Executors
 ) -> None:
     calls = 0

@@ -55,9 +55,9 @@ def commands(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[
 def failed(here: Cluster, slug: str = "g", hop: str = "second") -> None:
     """A graph whose migration has failed."""
     here.add_graph(slug, "trail")
-    told = here.tell("fail", slug, hop, "no luck")
+    order = here.steer("fail", slug, hop, "no luck")
     assert call("migrate", slug, "--to", 3, "--inline").exit_code == 1
-    told.unlink()
+    order.unlink()
 
 
 # ── every command ──────────────────────────────────────────────────────────────────────────────────
@@ -109,11 +109,11 @@ def test_every_reading_command_has_its_json_documented() -> None:
         " ".join(path) for path in commands()
         if any(o.name == "as_json" for o in _command(path).params)
     }  # fmt: skip
-    told = set(documented())
+    shown = set(documented())
     same_as_lock = {"retry", "cancel", "pause", "resume", "release", "unlock", "guard install"}
     verbs = ("resume", "promote", "cancel", "retry", "skip", "set", "hold", "unhold")
     same_as_lock |= {f"rollout {verb}" for verb in verbs}
-    assert with_json - same_as_lock == {name for name in told if " --" not in name and "GRAPH" not in name}
+    assert with_json - same_as_lock == {name for name in shown if " --" not in name and "GRAPH" not in name}
 
 
 def _command(path: tuple[str, ...]) -> click.Command:
@@ -140,7 +140,7 @@ def test_0_a_migration_and_its_way_back(here: Cluster) -> None:
 
 def test_1_a_hop_that_raises_is_named_with_its_error(here: Cluster) -> None:
     here.add_graph("g", "trail")
-    here.tell("fail", "g", "second", "no luck")
+    here.steer("fail", "g", "second", "no luck")
     outcome = call("migrate", "g", "--inline", "--json")
     assert outcome.exit_code == 1
     assert "hop 'second' failed" in outcome.err
@@ -246,7 +246,7 @@ def test_4_a_database_out_of_reach_and_its_password_is_not_shown() -> None:
         assert "Traceback" not in outcome.err
 
 
-def test_4_a_broker_out_of_reach_is_told_soon(here: Cluster) -> None:
+def test_4_a_broker_out_of_reach_is_reported_soon(here: Cluster) -> None:
     here.add_graph("g", "trail")
     env = {**here.environment, "CELERY_BROKER_URL": NOWHERE["CELERY_BROKER_URL"]}
     outcome = spawn("migrate", "g", env=env)
@@ -407,7 +407,7 @@ def test_destructive_commands_say_what_they_will_do_and_take_no_for_an_answer(he
     before = dump(here.engine)
     outcome = call("release", "g", answer="n\n")
     assert outcome.exit_code == 1
-    assert "Release g at v2? Its migration (failed) is given up and writers get in." in outcome.err
+    assert "Release g at v2? Its migration (failed) is abandoned and writers get in." in outcome.err
     assert "Nothing was changed." in outcome.err
     silent = spawn("release", "g", env=here.environment)
     assert silent.exit_code == 2
@@ -634,7 +634,7 @@ def test_a_call_that_would_be_refused_is_not_sent(here: Cluster, monkeypatch: py
 
 def test_a_dry_run_of_a_failed_migration_begins_where_it_stopped(here: Cluster) -> None:
     failed(here)
-    here.tell("fail", "g", "second", "no luck again")
+    here.steer("fail", "g", "second", "no luck again")
     outcome = call("migrate", "g", "--dry-run")
     assert outcome.exit_code == 1
     assert "would fail: v2→v3 second: " in outcome.out
@@ -651,7 +651,9 @@ def test_lock_and_unlock(here: Cluster) -> None:
 
 
 def test_recover_sweeps_once(here: Cluster) -> None:
-    assert call("recover").out == "0 sent, 0 lost, 0 redelivered, 0 settled, 0 given_up, 0 answered\n"
+    assert (
+        call("recover").out == "0 sent, 0 lost, 0 redelivered, 0 settled, 0 failed_by_recovery, 0 answered\n"
+    )
 
 
 # ── a worker is there ──────────────────────────────────────────────────────────────────────────────
@@ -676,21 +678,21 @@ def test_a_target_is_resolved_once_and_both_sides_are_named_where_they_differ(
 
 def test_migrate_wait_prints_each_hop_and_ends_with_the_outcome(here: Cluster) -> None:
     here.start_worker(concurrency=1)
-    failed(here)  # an older story, which must not be told again
+    failed(here)  # an older failure, which must not be reported again
     outcome = spawn("migrate", "g", "--to", 3, "--wait", env=here.environment)
     assert outcome.exit_code == 0
     assert re.findall(r"v\d→v\d (\w+): (\w+)", outcome.out) == [("second", "succeeded")]
     assert "g: succeeded, v1→v3" in outcome.out
 
     here.add_graph("h", "trail")
-    here.tell("fail", "h", "second", "no luck")
+    here.steer("fail", "h", "second", "no luck")
     outcome = spawn("migrate", "h", "--wait", "--json", env=here.environment)
     assert outcome.exit_code == 1
     assert outcome.json()["status"] == "failed"
     assert "no luck" in outcome.err
     sent = call("migrate", "h", "--to", 1)
     assert "Follow it with `graph-migrator watch h`" in sent.out
-    until(lambda: graph_row(here.engine, "h").version == 1, "h walked back")
+    until(lambda: graph_row(here.engine, "h").version == 1, "h migrated back")
 
 
 # ── completion, new-type, env ──────────────────────────────────────────────────────────────────────

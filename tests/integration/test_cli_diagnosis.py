@@ -70,9 +70,9 @@ def begin(here: Cluster, slug: str, graph_type: str = "trail", **options: Any) -
 
 def test_no_worker_on_the_queue(here: Cluster) -> None:
     begin(here, "g")
-    told = reasons("g")
-    assert "celery -A graph_migrator worker -Q migrations" in told["no-worker"]
-    assert "Recovery sends it again in" in told["deadline"]
+    seen = reasons("g")
+    assert "celery -A graph_migrator worker -Q migrations" in seen["no-worker"]
+    assert "Recovery sends it again in" in seen["deadline"]
     here.start_worker("other", arguments=("-Q", "elsewhere"))
     assert "(1 serves other queues)" in reasons("g")["no-worker"]
 
@@ -99,11 +99,11 @@ def test_another_session_holds_the_lock(here: Cluster, session: Any) -> None:
     begin(here, "g")
     graph = graph_row(here.engine, "g").id
     execute(session, "SELECT pg_advisory_lock(lock_key(%s)) /* 'hush' */", str(graph))
-    told = reasons("g")["lock-held"]
-    assert f"pid {session.info.backend_pid} (billing, postgres@127.0.0.1) since 20" in told
-    assert "idle in transaction, last ran: SELECT pg_advisory_lock(lock_key('…'))" in told
-    assert "hush" not in told
-    assert str(graph) not in told
+    shown = reasons("g")["lock-held"]
+    assert f"pid {session.info.backend_pid} (billing, postgres@127.0.0.1) since 20" in shown
+    assert "idle in transaction, last ran: SELECT pg_advisory_lock(lock_key('…'))" in shown
+    assert "hush" not in shown
+    assert str(graph) not in shown
 
 
 def test_writers_keep_a_migration_from_beginning(here: Cluster, session: Any) -> None:
@@ -116,9 +116,9 @@ def test_writers_keep_a_migration_from_beginning(here: Cluster, session: Any) ->
         graph = graph_row(here.engine, "g").id
         waiter = Thread(target=execute, args=(waiting, "SELECT pg_advisory_lock(lock_key(%s))", str(graph)))
         waiter.start()
-        told = until(lambda: reasons("g").get("writers-not-drained"), "the waiting begin seen")
-        assert "billing" in told
-        assert "hush" not in told
+        shown = until(lambda: reasons("g").get("open-write-transactions"), "the waiting begin seen")
+        assert "billing" in shown
+        assert "hush" not in shown
         session.rollback()
         waiter.join(20)
     finally:
@@ -128,9 +128,9 @@ def test_writers_keep_a_migration_from_beginning(here: Cluster, session: Any) ->
 def test_a_worker_is_on_it_then_paused_then_failed(here: Cluster) -> None:
     worker = here.start_worker(concurrency=1)
     begin(here, "g")
-    hold = here.tell("hold", "g", "first")
+    hold = here.steer("hold", "g", "first")
     call("recover")
-    with here.engine.begin() as connection:  # ring now, not in half a minute
+    with here.engine.begin() as connection:  # redeliver now, not in half a minute
         connection.execute(text("UPDATE migrations SET deadline = now() - interval '1 s'"))
     here.pid_in("g", "first")
     assert "graph-migrator" in reasons("g")["working"]
@@ -142,8 +142,8 @@ def test_a_worker_is_on_it_then_paused_then_failed(here: Cluster) -> None:
     for slug in ("h", "h"):
         with runtime.executors().borrow() as executor:
             send(load_dispatch(executor, graph_row(here.engine, slug).migration_id))
-    told = until(lambda: reasons("h").get("queue"), "the queue seen")
-    assert "the queue before 1 worker." in told
+    seen = until(lambda: reasons("h").get("queue"), "the queue seen")
+    assert "the queue before 1 worker." in seen
     call("pause", "g")
     hold.unlink()
     until(lambda: call("status", "g", "--json").json()["migration"]["status"] == "paused", "paused")
@@ -201,9 +201,9 @@ def test_paused_half_way_through_a_hop(here: Cluster) -> None:
     running = threading.Thread(target=run)  # it waits for somebody to go on
     running.start()
     until(lambda: "paused" in reasons("g"), "the pause")
-    told = reasons("g")["paused"]
-    assert "in the middle of a hop, after 10 rows" in told
-    assert "cancel" not in told
+    seen = reasons("g")["paused"]
+    assert "in the middle of a hop, after 10 rows" in seen
+    assert "cancel" not in seen
     refused = call("release", "g", "--yes")
     assert refused.exit_code == 3
     assert "a paused migration stands half-way" in refused.err
@@ -228,15 +228,15 @@ def test_a_hop_partially_migrated(here: Cluster) -> None:
             run_graph_migration(here.engine, "g")
     finally:
         failpoints.hook = None
-    told = reasons("g")["failed"]
-    assert "after 10 rows: the graph is partially migrated" in told
-    assert "end the migration with `graph-migrator release g --force`" in told
+    seen = reasons("g")["failed"]
+    assert "after 10 rows: the graph is partially migrated" in seen
+    assert "end the migration with `graph-migrator release g --force`" in seen
     refused = call("release", "g", "--yes")
     assert refused.exit_code == 3
     assert "a failed migration stands half-way through" in refused.err
     assert "`graph-migrator release g --force`" in refused.err
     assert call("release", "g", "--yes", "--force").exit_code == 0
-    assert "graph-migrator retry g" in reasons("g")["half-done"]
+    assert "graph-migrator retry g" in reasons("g")["partially-migrated"]
 
 
 @pytest.mark.parametrize(

@@ -109,22 +109,22 @@ def test_what_is_linked_to_the_call_is_linked_to_the_chain(
 @pytest.fixture
 def delivered(task: Task) -> tuple[MigrateRequest, list[tuple[str, dict[str, Any]]]]:
     """A message as a worker's main process has it, and the events that it sends."""
-    told: list[tuple[str, dict[str, Any]]] = []
+    shown: list[tuple[str, dict[str, Any]]] = []
     request = object.__new__(MigrateRequest)
     request._app, request._task, request.id = app, task, "call"
-    request._eventer = SimpleNamespace(enabled=True, send=lambda kind, **fields: told.append((kind, fields)))
-    return request, told
+    request._eventer = SimpleNamespace(enabled=True, send=lambda kind, **fields: shown.append((kind, fields)))
+    return request, shown
 
 
 def test_a_begun_call_is_not_shown_as_done(
     delivered: tuple[MigrateRequest, list[tuple[str, dict[str, Any]]]],
 ) -> None:
-    request, told = delivered
+    request, shown = delivered
     request.send_event("task-succeeded", result=saferepr(f"{BEGUN} 3 hops"), runtime=0.1)
-    assert told == []
+    assert shown == []
     request.send_event("task-started")
     request.send_event("task-succeeded", result=saferepr({"status": "succeeded"}), runtime=0.1)
-    assert [kind for kind, _ in told] == ["task-started", "task-succeeded"]
+    assert [kind for kind, _ in shown] == ["task-started", "task-succeeded"]
 
 
 def test_the_id_of_a_begun_call_is_not_known_as_done(

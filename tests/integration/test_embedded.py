@@ -97,7 +97,7 @@ def test_redis_answers_by_its_url_and_stops():
     assert not folder.exists()
 
 
-def test_postgres_keeps_fsync_on_unless_told_otherwise():
+def test_postgres_keeps_fsync_on_unless_asked_otherwise():
     with Postgres() as postgres:
         assert ask(postgres.url, "SHOW fsync") == [("on",)]
         assert ask(postgres.url, "SHOW client_connection_check_interval") == [("500ms",)]
@@ -178,7 +178,7 @@ def test_a_first_start_that_was_interrupted_begins_again(tmp_path):
 
 
 @pytest.mark.parametrize(("empty", "found"), [(True, None), (False, b"here")])
-def test_redis_restarts_empty_unless_told_otherwise(tmp_path, empty, found):
+def test_redis_restarts_empty_unless_asked_otherwise(tmp_path, empty, found):
     with Redis(tmp_path / 'with "quotes" and spaces') as server:
         with redis.Redis.from_url(server.url) as client:
             client.set("message", "here")

@@ -1,4 +1,4 @@
-"""Events follow commits: each one is true when it is told, and none is told of what was rolled back."""
+"""Events follow commits: each one is true when it is emitted, and none is emitted for what was rolled back."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from graph_migrator.core.store import protocol
 from graph_migrator.core.store.session import Executors
 from tests.rows import add_graph, one
 
-told: list[events.Event] = []
+emitted: list[events.Event] = []
 
 
 @pytest.fixture(autouse=True)
 def _listening() -> Iterator[None]:
-    told.clear()
-    stop = events.subscribe(told.append)
+    emitted.clear()
+    stop = events.subscribe(emitted.append)
     yield
     stop()
 
@@ -36,7 +36,7 @@ def _listening() -> Iterator[None]:
 def kind(monkeypatch: pytest.MonkeyPatch) -> GraphType:
     monkeypatch.setenv("GRAPH_MIGRATOR_BATCH_TARGET_SECONDS", "0.000001")  # batches stay at two
     settings.cache_clear()
-    kind = GraphType("told")
+    kind = GraphType("emitted")
 
     @kind.hop(1, 2)
     def mark(ctx: HopContext) -> None:
@@ -44,7 +44,7 @@ def kind(monkeypatch: pytest.MonkeyPatch) -> GraphType:
         ctx.execute("UPDATE nodes SET properties = '{\"m\": 1}' WHERE graph_id = :graph_id")
 
     @kind.hop(2, 3, over=Nodes(), batch_size=2)
-    def walk(ctx: HopContext, nodes: list[Node]) -> None:
+    def visit(ctx: HopContext, nodes: list[Node]) -> None:
         """Walk the nodes by twos."""
         for node in nodes:
             node.properties["w"] = 1
@@ -63,16 +63,16 @@ def kind(monkeypatch: pytest.MonkeyPatch) -> GraphType:
 
 
 def names() -> list[str]:
-    return [event.name for event in told]
+    return [event.name for event in emitted]
 
 
 def the(name: str) -> Any:
-    (event,) = (event for event in told if event.name == name)
+    (event,) = (event for event in emitted if event.name == name)
     return event
 
 
-def test_a_migration_tells_its_story_in_order(engine: Engine, kind: GraphType) -> None:
-    graph_id = add_graph(engine, "g", "told", nodes=5)
+def test_a_migration_emits_its_events_in_order(engine: Engine, kind: GraphType) -> None:
+    graph_id = add_graph(engine, "g", "emitted", nodes=5)
     report = run_graph_migration(engine, "g", 4, caller=Caller(requested_by="me", reason="why not"))
     assert names() == [
         "migration_begun",
@@ -91,7 +91,7 @@ def test_a_migration_tells_its_story_in_order(engine: Engine, kind: GraphType) -
         "migration_id": report.migration_id,
         "graph_id": graph_id,
         "graph": "g",
-        "graph_type": "told",
+        "graph_type": "emitted",
         "at": begun.at,
         "from_version": 1,
         "to_version": 4,
@@ -99,21 +99,21 @@ def test_a_migration_tells_its_story_in_order(engine: Engine, kind: GraphType) -
         "requested_by": "me",
         "reason": "why not",
     }
-    succeeded = [event for event in told if isinstance(event, events.HopSucceeded)]
+    succeeded = [event for event in emitted if isinstance(event, events.HopSucceeded)]
     assert [(e.hop, e.rows_changed, e.skipped) for e in succeeded] == [
         ("mark", 5, False),
-        ("walk", 5, False),
+        ("visit", 5, False),
         ("never", 0, True),
     ]
-    progressed = [event for event in told if isinstance(event, events.HopProgressed)]
+    progressed = [event for event in emitted if isinstance(event, events.HopProgressed)]
     assert [(e.done, e.total, e.rows_changed) for e in progressed] == [(2, 5, 2), (4, 5, 2)]
     assert (finished.status, finished.version, finished.hops, finished.attempts) == ("succeeded", 4, 3, 3)
     assert finished.rows_changed == 10
     assert finished.seconds == report.seconds
 
 
-def test_every_event_is_told_after_its_commit(engine: Engine, kind: GraphType) -> None:
-    """Whoever looks when it is told something finds it in Postgres, from a connection of its own."""
+def test_every_event_is_emitted_after_its_commit(engine: Engine, kind: GraphType) -> None:
+    """A subscriber finds what an event says in Postgres, from a connection of its own."""
     seen: list[Any] = []
 
     def look(event: events.Event) -> None:
@@ -126,7 +126,7 @@ def test_every_event_is_told_after_its_commit(engine: Engine, kind: GraphType) -
         seen.append((event.name, *row))
 
     stop = events.subscribe(look)
-    add_graph(engine, "g", "told", version=3)
+    add_graph(engine, "g", "emitted", version=3)
     with pytest.raises(ValueError, match="by design"):
         run_graph_migration(engine, "g", 5)
     stop()
@@ -147,12 +147,12 @@ def test_every_event_is_told_after_its_commit(engine: Engine, kind: GraphType) -
     assert (finished.status, finished.error_type, finished.version) == ("failed", "ValueError", 4)
 
 
-def test_nothing_is_told_in_a_callers_transaction(engine: Engine, kind: GraphType) -> None:
-    add_graph(engine, "g", "told")
+def test_nothing_is_emitted_in_a_callers_transaction(engine: Engine, kind: GraphType) -> None:
+    add_graph(engine, "g", "emitted")
     with engine.connect() as connection, connection.begin() as transaction:
         execute_migration(connection, "g", 3)
         transaction.rollback()
-    assert told == []
+    assert emitted == []
 
 
 def test_a_subscriber_that_raises_breaks_nothing(
@@ -162,12 +162,12 @@ def test_a_subscriber_that_raises_breaks_nothing(
         raise RuntimeError("out of order")
 
     stop = events.subscribe(broken)
-    add_graph(engine, "g", "told", nodes=5)
+    add_graph(engine, "g", "emitted", nodes=5)
     with caplog.at_level(logging.ERROR, "graph_migrator.events"):
         report = run_graph_migration(engine, "g", 3)
     stop()
     assert report.status == "succeeded"
-    assert len(told) == len(caplog.records) > 5
+    assert len(emitted) == len(caplog.records) > 5
     assert "hop_started was not delivered to" in caplog.text
 
 
@@ -180,7 +180,7 @@ def test_nobody_listens_any_more_after_unsubscribing() -> None:
     assert heard == []
 
 
-def test_operators_verbs_are_told_once_they_are_committed(
+def test_operators_verbs_are_emitted_once_they_are_committed(
     engine: Engine, executors: Executors, kind: GraphType
 ) -> None:
     seen: list[tuple[str, str]] = []
@@ -190,7 +190,7 @@ def test_operators_verbs_are_told_once_they_are_committed(
         seen.append((event.name, status))
 
     stop = events.subscribe(look)
-    add_graph(engine, "g", "told", version=3)
+    add_graph(engine, "g", "emitted", version=3)
     with executors.borrow() as executor:
         begun = begin_migration(executor, "g", 5)
         assert isinstance(begun, Dispatch)
@@ -206,48 +206,48 @@ def test_operators_verbs_are_told_once_they_are_committed(
         ("migration_asked", "cancelling"),
         ("migration_finished", "cancelled"),
     ]
-    asked = [event for event in told if isinstance(event, events.MigrationAsked)]
+    asked = [event for event in emitted if isinstance(event, events.MigrationAsked)]
     assert [(e.verb, e.requested_by) for e in asked] == [("pause", "op"), ("cancel", None)]
     assert (the("migration_resumed").verb, the("migration_resumed").dispatch) == ("resume", 2)
     assert (the("migration_finished").status, the("migration_finished").version) == ("cancelled", 3)
 
 
-def test_a_failed_migration_is_told_retried_and_released(
+def test_a_failed_migration_is_emitted_as_retried_and_released(
     engine: Engine, executors: Executors, kind: GraphType
 ) -> None:
-    add_graph(engine, "g", "told", version=4)
+    add_graph(engine, "g", "emitted", version=4)
     for _ in range(2):
         with pytest.raises(ValueError, match="by design"):
             run_graph_migration(engine, "g", 5)
     with executors.borrow() as executor:
         operations.retry(executor, "g", Caller(requested_by="op"))
         operations.release(executor, "g", force=True)
-    resumed = [event for event in told if isinstance(event, events.MigrationResumed)]
+    resumed = [event for event in emitted if isinstance(event, events.MigrationResumed)]
     assert [(e.verb, e.dispatch, e.requested_by) for e in resumed] == [
         ("migrate", 2, None),
         ("retry", 3, "op"),
     ]
-    finished = [event for event in told if isinstance(event, events.MigrationFinished)]
+    finished = [event for event in emitted if isinstance(event, events.MigrationFinished)]
     assert [e.status for e in finished] == ["failed", "failed", "released"]
 
 
-def test_another_target_tells_that_the_failed_migration_is_released(
+def test_another_target_emits_that_the_failed_migration_is_released(
     engine: Engine, executors: Executors, kind: GraphType
 ) -> None:
-    add_graph(engine, "g", "told", version=3)
+    add_graph(engine, "g", "emitted", version=3)
     with pytest.raises(ValueError, match="by design"):
         run_graph_migration(engine, "g", 5)
-    told.clear()
+    emitted.clear()
     with executors.borrow() as executor:
         begin_migration(executor, "g", 4)
     assert names() == ["migration_finished"]  # it stands at 4 already
     assert the("migration_finished").status == "released"
 
 
-def test_a_dead_executor_is_told_by_who_finds_it(
+def test_a_dead_executor_is_emitted_by_who_finds_it(
     engine: Engine, executors: Executors, kind: GraphType
 ) -> None:
-    add_graph(engine, "g", "told", version=3)
+    add_graph(engine, "g", "emitted", version=3)
     with executors.borrow() as executor:
         begun = begin_migration(executor, "g", 4)
     assert isinstance(begun, Dispatch)
@@ -273,7 +273,7 @@ def test_a_dead_executor_is_told_by_who_finds_it(
                 ),
             )
             executor.close()
-        told.clear()
+        emitted.clear()
         with sweeping(Executors(engine)) as sweeper:
             assert sweeper is not None
             sweep(sweeper)

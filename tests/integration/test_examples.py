@@ -31,7 +31,7 @@ def test_characters_get_a_name_and_perhaps_a_title(make_graph: MakeGraph) -> Non
     assert_hop(graph, 2, 3, nodes=expected)
 
 
-def test_the_novel_can_be_walked_back(make_graph: MakeGraph) -> None:
+def test_the_novel_can_be_migrated_back(make_graph: MakeGraph) -> None:
     assert_reversible(knowledge, make_graph(knowledge, nodes=PEOPLE, edges=KNOWN))
 
 
@@ -47,7 +47,7 @@ TERMS = [
 LINES = [Edge(f"line:{n}", "gene:1", "HP:1", "GENE", {"disease": f"OMIM:{n}"}) for n in range(5)]
 
 
-def test_the_ontology_can_be_walked_back_and_survives_a_crash(make_graph: MakeGraph) -> None:
+def test_the_ontology_can_be_migrated_back_and_survives_a_crash(make_graph: MakeGraph) -> None:
     assert_reversible(hpo, make_graph(hpo, nodes=TERMS, edges=LINES))
     assert_survives_crash(hpo, make_graph(hpo, nodes=TERMS, edges=LINES))
 

@@ -51,16 +51,16 @@ def test_the_row_at_which_a_batch_fails_is_named_everywhere(
     finally:
         unsubscribe()
 
-    told = "at node 'n000123'"
-    assert told in caught.value.__notes__
+    shown = "at node 'n000123'"
+    assert shown in caught.value.__notes__
     (story,) = history(engine, graph)
-    assert story.report.error_rows == told
-    assert story.attempts[-1].error_rows == told
+    assert story.report.error_rows == shown
+    assert story.attempts[-1].error_rows == shown
     state = graph_state(engine, graph)
     assert state.migration is not None
-    assert state.migration.error_rows == told
-    assert [e.error_rows for e in seen if isinstance(e, events.HopFailed)] == [told]
-    assert [e.error_rows for e in seen if isinstance(e, events.MigrationFinished)] == [told]
+    assert state.migration.error_rows == shown
+    assert [e.error_rows for e in seen if isinstance(e, events.HopFailed)] == [shown]
+    assert [e.error_rows for e in seen if isinstance(e, events.MigrationFinished)] == [shown]
     assert "hunter2" not in story.model_dump_json()
     # What the search ran has been rolled back: the checkpoint is that of the last good batch.
     assert state.checkpoint_done is not None
@@ -169,20 +169,20 @@ def test_the_rate_of_a_resumed_hop_is_that_of_this_attempt(engine: Engine, execu
 
 def test_events_and_status_show_the_same_rate(engine: Engine, executors: Executors) -> None:
     kind = GraphType("t")
-    told: list[events.HopProgressed] = []
+    seen: list[events.HopProgressed] = []
 
     def compare(ctx: HopContext, rows: list[Node]) -> None:
-        if told:
+        if seen:
             running = graph_state(engine, ctx.graph.slug).running
             assert running is not None
-            assert told[-1].rows_per_second == running.rows_per_second
-            assert told[-1].seconds_left == running.seconds_left
+            assert seen[-1].rows_per_second == running.rows_per_second
+            assert seen[-1].seconds_left == running.seconds_left
             compared.append(running.seconds_left)
 
     compared: list[float | None] = []
     kind.hop(1, 2, over=Nodes(), batch_size=10)(compare)
     registry.register(kind)
-    unsubscribe = events.subscribe(lambda e: told.append(e) if isinstance(e, events.HopProgressed) else None)
+    unsubscribe = events.subscribe(lambda e: seen.append(e) if isinstance(e, events.HopProgressed) else None)
     try:
         run_graph_migration(executors, str(make_graph(engine, "t", 60)))
     finally:

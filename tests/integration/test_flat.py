@@ -124,7 +124,7 @@ LISTS = {
     "a rare state": {"state": "failed"},
     "no such state now": {"state": "paused"},
     "owner": {"state": "owner"},
-    "partially migrated": {"state": "half-done"},
+    "partially migrated": {"state": "partially-migrated"},
 }
 
 

@@ -490,7 +490,9 @@ def test_an_unknown_format_is_not_exported(engine: Engine) -> None:
         edge("z", "a", "a") | {"properties": {"source": 1}},
     ],
 )
-def test_node_link_refuses_a_property_that_it_cannot_tell_from_a_field(engine: Engine, record: Any) -> None:
+def test_node_link_refuses_a_property_that_it_cannot_distinguish_from_a_field(
+    engine: Engine, record: Any
+) -> None:
     load(engine, GOOD + lines(record))
     stream = io.BytesIO()
     with pytest.raises(InvalidRequest, match=r"'z' has a property named .* Use 'jsonl'"):

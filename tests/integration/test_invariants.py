@@ -444,7 +444,7 @@ def test_invariant_5_nobody_settles_an_attempt_while_its_batch_writes(
             except DBAPIError as error:
                 refused.append(sqlstate(error))
 
-    script.on["walk"] = settle
+    script.on["visit"] = settle
     follow(executors, begin(executors, "g", 2))
     assert refused == ["55P03"] * 3
 
@@ -540,10 +540,10 @@ def test_invariant_8_the_state_is_always_named(engine: Engine, executors: Execut
 
     def name_it(graph: str = "g") -> None:
         state = history.graph_state(engine, graph)
-        told = explain(state, [], Fleet)
-        assert told
-        assert all(reason.what for reason in told)
-        named.append((state.graph.read_only, state.graph.status, told[0].kind))
+        shown = explain(state, [], Fleet)
+        assert shown
+        assert all(reason.what for reason in shown)
+        named.append((state.graph.read_only, state.graph.status, shown[0].kind))
 
     name_it()
     dispatch = begin(executors, "g", 3)
@@ -563,7 +563,7 @@ def test_invariant_8_the_state_is_always_named(engine: Engine, executors: Execut
         operations.set_read_only(executor, "g", on=True)
     name_it()
     add_graph(engine, "half", "batched", nodes=25)
-    script.on["walk"] = lambda _: len(script.batches) == 2 and 1 / 0
+    script.on["visit"] = lambda _: len(script.batches) == 2 and 1 / 0
     assert isinstance(run_hop(executors, begin(executors, "half", 2).messages()[0]), Failed)
     with executors.borrow() as executor:
         operations.release(executor, "half", force=True)
@@ -575,5 +575,5 @@ def test_invariant_8_the_state_is_always_named(engine: Engine, executors: Execut
         ("migrating", "paused", "paused"),
         ("error", "failed", "failed"),
         ("owner", None, "owner-locked"),
-        (None, None, "half-done"),
+        (None, None, "partially-migrated"),
     ]

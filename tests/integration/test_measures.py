@@ -224,13 +224,13 @@ def test_the_queue_is_what_could_go_on_and_nobody_executes(engine: Engine) -> No
     assert 50 <= found.queue_age < 120
 
 
-def test_graphs_behind_their_type_are_told_by_type(engine: Engine) -> None:
+def test_graphs_behind_their_type_are_counted_by_type(engine: Engine) -> None:
     for slug, kind, version in (("a", "k", 1), ("b", "k", 2), ("c", "k", 3), ("d", "unknown", 1)):
         add_graph(engine, slug, kind, version, nodes=0)
     found = look(engine)
     assert found.graphs == {("k", 1): 1, ("k", 2): 1, ("k", 3): 1, ("unknown", 1): 1}
-    told = exposed(found, {"k": 3, "empty": 9})
-    assert told["graph_migrator_graphs_behind"] == {(("graph_type", "k"),): 2, (("graph_type", "empty"),): 0}
+    shown = exposed(found, {"k": 3, "empty": 9})
+    assert shown["graph_migrator_graphs_behind"] == {(("graph_type", "k"),): 2, (("graph_type", "empty"),): 0}
 
 
 def exposed(found: Measures, newest: dict[str, int]) -> dict[str, dict[Any, float]]:
@@ -255,13 +255,13 @@ def exposed(found: Measures, newest: dict[str, int]) -> dict[str, dict[Any, floa
 def test_a_histogram_is_exposed_cumulated() -> None:
     found = Measures()
     found.hop_seconds["k", "h", "succeeded"] = Histogram((0.1, 1.0), [2, 1, 4], 9.5)
-    told = exposed(found, {})
+    shown = exposed(found, {})
     buckets = {
-        dict(labels)["le"]: value for labels, value in told["graph_migrator_hop_seconds_bucket"].items()
+        dict(labels)["le"]: value for labels, value in shown["graph_migrator_hop_seconds_bucket"].items()
     }
     assert buckets == {"0.1": 2, "1.0": 3, "+Inf": 7}
-    assert list(told["graph_migrator_hop_seconds_count"].values()) == [7]
-    assert list(told["graph_migrator_hop_seconds_sum"].values()) == [9.5]
+    assert list(shown["graph_migrator_hop_seconds_count"].values()) == [7]
+    assert list(shown["graph_migrator_hop_seconds_sum"].values()) == [9.5]
 
 
 def test_every_metric_is_described_and_documented_and_no_other() -> None:
@@ -289,7 +289,7 @@ def test_the_dashboard_is_generated_and_asks_for_metrics_there_are() -> None:
     for panel in dashboard["panels"]:
         for target in panel["targets"]:
             assert target["expr"].count("(") == target["expr"].count(")"), target["expr"]
-            # Each instance tells the numbers of the whole fleet.
+            # Each instance exports the numbers of the whole fleet.
             assert re.search(r"\b(max|min)\b", target["expr"]), target["expr"]
     # No two panels overlap, and a row is full.
     cells = [

@@ -128,7 +128,7 @@ def test_several_hops_run_in_order_to_the_newest_version(engine: Engine, script:
     assert attempts(engine, "g") == [(name, "succeeded") for name in script.invoked]
 
 
-def test_the_way_back_walks_the_reverses(engine: Engine, script: Script) -> None:
+def test_the_way_back_runs_the_reverses(engine: Engine, script: Script) -> None:
     add_graph(engine, "g", "plain", version=4)
     report = run_graph_migration(engine, "g", 2)
     assert (report.version, script.invoked) == (2, ["three", "two"])
@@ -177,11 +177,11 @@ def test_progress_of_a_hop_is_seen_while_it_runs(engine: Engine, script: Script)
     add_graph(engine, "g", "plain")
     seen = []
 
-    def tell(ctx: HopContext) -> None:
+    def describe(ctx: HopContext) -> None:
         ctx.progress(3, 7)
         seen.append(rows(engine, "SELECT done, total FROM hop_attempts"))
 
-    script.on["one"] = tell
+    script.on["one"] = describe
     run_graph_migration(engine, "g", 2)
     assert seen == [[(3, 7)]]
 
@@ -241,7 +241,9 @@ def test_a_failed_graph_is_read_only_for_error(engine: Engine, script: Script) -
     assert (refusal.value.reason, refusal.value.migration_id) == ("error", str(migration_of(engine, "g").id))
 
 
-def test_an_error_that_cannot_be_rebuilt_is_told_by_type_and_message(engine: Engine, script: Script) -> None:
+def test_an_error_that_cannot_be_rebuilt_is_recorded_by_type_and_message(
+    engine: Engine, script: Script
+) -> None:
     class Local(Exception):
         def __init__(self, code: int) -> None:
             super().__init__(f"code {code}")
@@ -432,11 +434,11 @@ def test_a_batch_that_ends_its_own_transaction_is_refused(
         if len(script.batches) == batch:
             ctx.connection.exec_driver_sql(end)
 
-    script.on["walk"] = end_it
+    script.on["visit"] = end_it
     with pytest.raises(Exception, match="ended its own transaction"):
         run_graph_migration(engine, "g", 3)
     assert (graph_row(engine, "g").version, migration_of(engine, "g").status) == (1, "failed")
-    assert attempts(engine, "g") == [("walk", "failed")]
+    assert attempts(engine, "g") == [("visit", "failed")]
     assert rows(engine, "SELECT coalesce(sum(done), 0) FROM checkpoints") == [(10 * (batch - 1),)]
 
 
@@ -549,9 +551,9 @@ def test_a_sessions_commit_is_refused_also_where_the_hop_catches_that(engine: En
 
 
 def partially_migrated(engine: Engine, executors: Executors, script: Script, slug: str) -> None:
-    """A graph forced loose half-way through a batched hop."""
+    """A graph that was force-released inside a batched hop."""
     add_graph(engine, slug, "batched", nodes=25)
-    script.on["walk"] = lambda ctx: len(script.batches) == 2 and fails_now()
+    script.on["visit"] = lambda ctx: len(script.batches) == 2 and fails_now()
     with pytest.raises(ValueError, match="half-way"):
         run_graph_migration(engine, slug)
     script.clear()
@@ -584,7 +586,7 @@ def test_each_refusal_has_an_error_of_its_own_and_changes_not_one_row(
         ("high", 3, IrreversibleHop, "no_way_back"),
         ("busy", 3, MigrationInFlight, str(busy.migration_id)),
         ("busy", 4, MigrationInFlight, str(busy.migration_id)),
-        ("half", 3, GraphPartiallyMigrated, "walk"),
+        ("half", 3, GraphPartiallyMigrated, "visit"),
         ("half", 1, GraphPartiallyMigrated, "10 rows done"),
     ]:
         with pytest.raises(expected, match=says):
@@ -710,7 +712,7 @@ def test_a_skipped_batched_hop_moves_the_version_too(engine: Engine, script: Scr
     add_graph(engine, "g", "batched", nodes=15)
     script.on["when"] = lambda _: False
     assert run_graph_migration(engine, "g").version == 3
-    assert attempts(engine, "g") == [("walk", "skipped"), ("arrive", "succeeded")]
+    assert attempts(engine, "g") == [("visit", "skipped"), ("arrive", "succeeded")]
 
 
 @pytest.mark.parametrize(
@@ -883,21 +885,21 @@ def on_batch(script: Script, number: int, act: Callable[[HopContext], object]) -
         if len(script.batches) == number:
             act(ctx)
 
-    script.on["walk"] = play
+    script.on["visit"] = play
 
 
-def test_a_batched_hop_walks_every_row_once_in_batches(engine: Engine, script: Script) -> None:
+def test_a_batched_hop_processes_every_row_once_in_batches(engine: Engine, script: Script) -> None:
     add_graph(engine, "g", "batched", nodes=25)
     report = run_graph_migration(engine, "g", 2)
     assert script.batches == [ids(0, 10), ids(10, 20), ids(20, 25)]
-    assert trails(engine, "g") == {"walk"}
+    assert trails(engine, "g") == {"visit"}
     assert (report.version, report.hops[0].rows_changed) == (2, 25)
     attempt = one(engine, "SELECT done, total, batches FROM hop_attempts")
     assert tuple(attempt) == (25, 25, 2)
     assert rows(engine, "SELECT * FROM checkpoints") == []
 
 
-def test_a_batched_hop_walks_an_exact_multiple_and_an_empty_graph(engine: Engine, script: Script) -> None:
+def test_a_batched_hop_processes_an_exact_multiple_and_an_empty_graph(engine: Engine, script: Script) -> None:
     for slug, nodes in (("exact", 20), ("empty", 0)):
         add_graph(engine, slug, "batched", nodes=nodes)
         assert run_graph_migration(engine, slug).version == 3
@@ -913,7 +915,7 @@ def test_a_finished_batch_is_seen_while_the_next_one_runs(engine: Engine, script
         lambda _: seen.append((trails(engine, "g"), rows(engine, "SELECT cursor, done FROM checkpoints"))),
     )
     run_graph_migration(engine, "g", 2)
-    assert seen == [({"walk", ""}, [(["n0019"], 20)])]
+    assert seen == [({"visit", ""}, [(["n0019"], 20)])]
 
 
 def test_a_failed_batch_is_resumed_from_its_checkpoint(engine: Engine, script: Script) -> None:
@@ -921,12 +923,12 @@ def test_a_failed_batch_is_resumed_from_its_checkpoint(engine: Engine, script: S
     on_batch(script, 2, lambda _: fails_now())
     with pytest.raises(ValueError, match="half-way"):
         run_graph_migration(engine, "g")
-    assert (graph_row(engine, "g").version, trails(engine, "g")) == (1, {"walk", ""})
+    assert (graph_row(engine, "g").version, trails(engine, "g")) == (1, {"visit", ""})
     script.on.clear()
     del script.batches[2:]  # halves of the failed batch, tried to name the row and rolled back
     report = run_graph_migration(engine, "g")
     assert script.batches == [ids(0, 10), ids(10, 20), ids(10, 20), ids(20, 25)]
-    assert trails(engine, "g") == {"walk arrive"}
+    assert trails(engine, "g") == {"visit arrive"}
     assert (report.version, report.hops[0].rows_changed) == (3, 25)
 
 
@@ -937,7 +939,7 @@ def test_a_batched_hop_whose_connection_dies_goes_on_without_repeating_a_batch(
     on_batch(script, 2, lambda ctx: ctx.execute("SELECT pg_terminate_backend(pg_backend_pid())"))
     assert run_graph_migration(engine, "g").version == 3
     assert script.batches == [ids(0, 10), ids(10, 20), ids(10, 20), ids(20, 25)]
-    assert trails(engine, "g") == {"walk arrive"}
+    assert trails(engine, "g") == {"visit arrive"}
 
 
 def dies(_: HopContext) -> NoReturn:
@@ -951,14 +953,14 @@ def test_a_batched_hop_whose_executor_dies_is_found_and_finished(
     on_batch(script, 2, dies)
     with pytest.raises(Killed):
         run_graph_migration(executors, "g")
-    assert attempts(engine, "g") == [("walk", "running")]
+    assert attempts(engine, "g") == [("visit", "running")]
     script.on.clear()
     with executors.borrow() as executor:
         done = sweep(executor)
     assert (done.lost, [dispatch.number for dispatch in done.to_send]) == (1, [2])
     assert follow(executors, done.to_send[0]).version == 3
-    assert attempts(engine, "g") == [("walk", "lost"), ("walk", "succeeded"), ("arrive", "succeeded")]
-    assert trails(engine, "g") == {"walk arrive"}
+    assert attempts(engine, "g") == [("visit", "lost"), ("visit", "succeeded"), ("arrive", "succeeded")]
+    assert trails(engine, "g") == {"visit arrive"}
 
 
 def test_a_hop_whose_executor_dies_is_found_and_run_again(
@@ -997,13 +999,13 @@ def test_pause_takes_effect_between_two_batches_and_resume_goes_on(
     # The last batch commits the hop; the boundary after it is the next hop's.
     assert len(script.batches) == batch
     assert report.version == (1 if batch < 3 else 2)
-    assert attempts(engine, "g") == [("walk", "stopped" if batch < 3 else "succeeded")]
+    assert attempts(engine, "g") == [("visit", "stopped" if batch < 3 else "succeeded")]
     script.on.clear()
     with executors.borrow() as executor:
         _, dispatch = operations.resume(executor, "g")
     assert dispatch is not None
     assert follow(executors, dispatch).version == 3
-    assert trails(engine, "g") == {"walk arrive"}
+    assert trails(engine, "g") == {"visit arrive"}
     assert list(chain.from_iterable(script.batches)) == ids(0, 25)
 
 
@@ -1019,10 +1021,10 @@ def test_cancel_between_two_batches_fails_partially_migrated_and_a_retry_finishe
     on_batch(script, 2, ask)
     with pytest.raises(PartiallyMigrated) as error:
         run_graph_migration(executors, "g")
-    assert error.value.args == ("g", "walk", 20)
+    assert error.value.args == ("g", "visit", 20)
     assert (graph_row(engine, "g").version, migration_of(engine, "g").status) == (1, "failed")
     assert graph_row(engine, "g").migration_id is not None
-    with pytest.raises(GraphPartiallyMigrated, match="walk"):
+    with pytest.raises(GraphPartiallyMigrated, match="visit"):
         run_graph_migration(executors, "g", 2)
     script.on.clear()
     with executors.borrow() as executor:
@@ -1071,10 +1073,10 @@ def test_a_check_of_a_batched_hop_speaks_at_its_end_and_leaves_finished_batches(
     assert rows(engine, "SELECT cursor, done FROM checkpoints") == [(["n0019"], 20)]
     script.on.clear()
     assert run_graph_migration(engine, "g").version == 3
-    assert trails(engine, "g") == {"walk arrive"}
+    assert trails(engine, "g") == {"visit arrive"}
 
 
-def test_a_batched_sql_hop_touches_its_own_rows_once(engine: Engine) -> None:
+def test_a_batched_sql_hop_touches_each_row_once(engine: Engine) -> None:
     graph_id = add_graph(engine, "g", "in_sql", nodes=25, label="Counted")
     with engine.begin() as connection:
         connection.execute(
@@ -1089,7 +1091,7 @@ def test_a_batched_sql_hop_touches_its_own_rows_once(engine: Engine) -> None:
     assert set(map(json.dumps, properties(engine, "g").values())) == {"{}"}
 
 
-def test_a_hop_walks_the_rows_of_a_table_of_ones_own(engine: Engine, script: Script) -> None:
+def test_a_hop_processes_the_rows_of_a_table_of_ones_own(engine: Engine, script: Script) -> None:
     graph_id, other = add_graph(engine, "g", "with_orders"), add_graph(engine, "other", "with_orders")
     with engine.begin() as connection:
         connection.execute(

@@ -86,7 +86,7 @@ LEGAL: dict[tuple[str, str], str] = {
     ("release --force", "failed"): "released",
     ("release --force", "paused"): "released",
 }
-# A lock that is held has to be given back first; see test_a_forced_release_waits_for_the_lock.
+# A lock that is held has to be released first; see test_a_forced_release_waits_for_the_lock.
 BUSY = {("release --force", "pausing"), ("release --force", "cancelling")}
 
 
@@ -194,10 +194,10 @@ def test_each_verb_follows_its_edge_or_is_refused_with_the_present_state(
 
 
 @pytest.mark.parametrize("state", [state for state in STATES if state not in {"free", "queued", "running"}])
-def test_recovery_neither_gives_up_nor_sends_again_what_is_no_longer_under_way(
+def test_recovery_neither_fails_nor_sends_again_what_is_no_longer_under_way(
     engine: Engine, executors: Executors, script: Script, state: str
 ) -> None:
-    """Poison never overrides an operator's word, nor an end."""
+    """The limit of crashes never overrides an operator's request, nor an end."""
     with in_state(engine, executors, script, state):
         found, before = migration_of(engine, "g"), dump(engine)
         with executors.borrow() as executor:
@@ -321,14 +321,14 @@ def test_an_id_that_a_call_of_migrate_graph_bears_is_refused(
         do(executors, verb, "g", task_id="call-1")
 
 
-def test_every_edge_of_the_table_is_walked(engine: Engine, executors: Executors, script: Script) -> None:
+def test_every_edge_of_the_table_is_taken(engine: Engine, executors: Executors, script: Script) -> None:
     """No edge is there for nothing: each one is followed by a verb, a hop, or a sweep."""
     with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE public.walked (old text, new text)"))
+        connection.execute(text("CREATE TABLE public.taken (old text, new text)"))
         connection.execute(
             text(
                 "CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS "
-                "'BEGIN INSERT INTO public.walked VALUES (OLD.status, NEW.status); RETURN NULL; END'"
+                "'BEGIN INSERT INTO public.taken VALUES (OLD.status, NEW.status); RETURN NULL; END'"
             )
         )
         connection.execute(
@@ -372,8 +372,8 @@ def test_every_edge_of_the_table_is_walked(engine: Engine, executors: Executors,
     outcome = run_hop(executors, dispatch.messages()[0], limits=Limits(deploy_seconds=0))
     assert isinstance(outcome, Failed)
     assert isinstance(outcome.error, HopCodeChanged)
-    walked = {(old, new) for old, new in rows(engine, "SELECT * FROM public.walked")}
-    assert walked == {(str(old), str(new)) for old, new in edge_pairs()}
+    taken = {(old, new) for old, new in rows(engine, "SELECT * FROM public.taken")}
+    assert taken == {(str(old), str(new)) for old, new in edge_pairs()}
 
 
 # ── what comes of it ────────────────────────────────────────────────────────────────────────────────
@@ -466,14 +466,14 @@ def test_a_retry_plans_anew_with_the_code_that_is_there_now(
     assert follow(executors, dispatch).version == 4
 
 
-# ── force, whole, half done ─────────────────────────────────────────────────────────────────────────
+# ── force, whole, partial ───────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
 def half_way(engine: Engine, executors: Executors, script: Script) -> Iterator[None]:
     """A failed migration that stands half-way through a batched hop of 25 rows."""
     add_graph(engine, "g", "batched", nodes=25)
-    script.on["walk"] = lambda ctx: len(script.batches) == 2 and fail(ctx)
+    script.on["visit"] = lambda ctx: len(script.batches) == 2 and fail(ctx)
     with pytest.raises(ValueError, match="half-way"):
         run_graph_migration(executors, "g")
     script.clear()
@@ -487,17 +487,17 @@ def test_a_partially_migrated_graph_is_released_by_force_only_and_remembers_it(
         before = dump(engine)
         with pytest.raises(GraphPartiallyMigrated) as refusal:
             do(executors, "release", "g")
-        assert refusal.value.args == ("g", "walk", 1, 2, 10, False, False, False)
+        assert refusal.value.args == ("g", "visit", 1, 2, 10, False, False, False)
         assert "release g --force" in refusal.value.message
         assert dump(engine) == before
         report = do(executors, "release --force", "g")
-    assert "half done" in report.message
+    assert "partially migrated" in report.message
     half = graph_row(engine, "g").partially_migrated
-    assert (half["hop"], half["cursor"], half["done"], half["target"]) == ("walk", ["n0009"], 10, 3)
+    assert (half["hop"], half["cursor"], half["done"], half["target"]) == ("visit", ["n0009"], 10, 3)
     assert (migration_of(engine, "g").status, graph_row(engine, "g").migration_id) == ("released", None)
 
 
-def test_a_graph_forced_loose_partially_migrated_is_finished_by_a_retry(
+def test_a_force_released_partially_migrated_graph_is_finished_by_a_retry(
     engine: Engine, executors: Executors, script: Script
 ) -> None:
     with half_way(engine, executors, script):
@@ -509,12 +509,12 @@ def test_a_graph_forced_loose_partially_migrated_is_finished_by_a_retry(
     assert dispatch is not None
     assert dispatch.task_id is None  # the verb's own answer is its report, not the migration's
     assert follow(executors, dispatch).version == 3
-    assert [values["trail"] for values in properties(engine, "g").values()] == [["walk", "arrive"]] * 25
+    assert [values["trail"] for values in properties(engine, "g").values()] == [["visit", "arrive"]] * 25
     assert graph_row(engine, "g").partially_migrated is None
     assert len(rows(engine, "SELECT * FROM migrations")) == 2
 
 
-def test_a_graph_forced_loose_partially_migrated_is_declared_whole_by_an_operator(
+def test_a_force_released_partially_migrated_graph_is_declared_whole_by_an_operator(
     engine: Engine, executors: Executors, script: Script
 ) -> None:
     with half_way(engine, executors, script):
@@ -552,7 +552,7 @@ def test_a_partially_migrated_hop_that_is_batched_no_more_leaves_no_checkpoint(
 ) -> None:
     with half_way(engine, executors, script):
         mended = GraphType("batched")
-        mended.sql_hop(1, 2, name="walk", forward="SELECT :graph_id")
+        mended.sql_hop(1, 2, name="visit", forward="SELECT :graph_id")
         mended.sql_hop(2, 3, name="arrive", forward="SELECT :graph_id")
         registry.register(mended)
         with executors.borrow() as executor:
@@ -562,7 +562,7 @@ def test_a_partially_migrated_hop_that_is_batched_no_more_leaves_no_checkpoint(
     assert rows(engine, "SELECT 1 FROM checkpoints") == []
 
 
-def test_a_graph_forced_loose_partially_migrated_goes_on_with_other_code_only_where_the_operator_says_so(
+def test_a_force_released_partially_migrated_graph_goes_on_with_other_code_only_where_the_operator_says_so(
     engine: Engine, executors: Executors, script: Script
 ) -> None:
     with half_way(engine, executors, script):
@@ -586,7 +586,7 @@ def test_a_graph_forced_loose_partially_migrated_goes_on_with_other_code_only_wh
     assert follow(executors, dispatch).version == 3
 
 
-def test_a_forced_release_waits_for_the_lock_and_ends_its_holder_only_when_told_to(
+def test_a_forced_release_waits_for_the_lock_and_ends_its_holder_only_when_asked_to(
     engine: Engine, executors: Executors, script: Script
 ) -> None:
     add_graph(engine, "g", "plain")

@@ -218,7 +218,7 @@ def test_after_a_release_it_stays_released(engine: Engine, executors: Executors,
     assert dump(engine) == before
 
 
-def test_what_a_call_was_told_first_stands(engine: Engine, executors: Executors) -> None:
+def test_the_first_answer_of_a_call_stands(engine: Engine, executors: Executors) -> None:
     graph = add_graph(engine, "g", "plain")
     begun = dispatched(executors, "call-1")
     verb(executors, operations.pause, caller=Caller("pause-1"))
@@ -252,7 +252,7 @@ def test_an_id_that_was_used_for_another_verb_begins_nothing(engine: Engine, exe
 
 
 def test_every_call_is_answered_in_the_end(engine: Engine, executors: Executors, script: Script) -> None:
-    """What recovery has to tell callers whose worker died before it could."""
+    """The answers that recovery owes to callers whose worker died before it could."""
     add_graph(engine, "g", "plain")
     script.on["two"] = fail
     with pytest.raises(ValueError, match="no name"):

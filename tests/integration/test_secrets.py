@@ -70,7 +70,7 @@ def _property(ctx: HopContext) -> str:
 
 @of("constraint")
 def _constraint(ctx: HopContext) -> None:
-    """Postgres tells the whole failing row in its DETAIL."""
+    """Postgres shows the whole failing row in its DETAIL."""
     ctx.execute(
         "INSERT INTO nodes (graph_id, label, properties) SELECT graph_id, label, properties FROM nodes "
         "WHERE graph_id = :graph_id"
@@ -198,7 +198,7 @@ def here(tmp_path: Path, database_url: str, redis_server: Redis) -> Iterator[Clu
 
 
 def everything_recorded(here: Cluster) -> str:
-    """Every row that tells of migrations, tracebacks among them."""
+    """Every row about migrations, tracebacks among them."""
     tables = [table for table in TABLES if table not in {"nodes", "edges", "graphs"}]
     return "\n".join(
         row for table in tables for (row,) in rows(here.engine, f"SELECT t::text FROM {table} t")
@@ -206,7 +206,7 @@ def everything_recorded(here: Cluster) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_failing_hop_tells_no_values(here: Cluster, name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_hop_shows_no_values(here: Cluster, name: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     add_graph(here.engine, name, "leaky", nodes={"a": {"v": SECRET}, "b": {"v": SECRET}})
     dry = call("migrate", name, "--dry-run")
@@ -227,7 +227,7 @@ def test_a_failing_hop_tells_no_values(here: Cluster, name: str, caplog: pytest.
     assert SECRET not in caplog.text
 
 
-def test_results_and_requests_of_a_worker_tell_no_values(here: Cluster) -> None:
+def test_results_and_requests_of_a_worker_show_no_values(here: Cluster) -> None:
     from graph_migrator import migrate_graph
 
     worker = here.start_worker(concurrency=1)
@@ -248,7 +248,7 @@ def test_results_and_requests_of_a_worker_tell_no_values(here: Cluster) -> None:
     assert SECRET not in worker.text()
 
 
-def test_what_hinders_a_hop_from_opening_is_told_without_the_row(here: Cluster) -> None:
+def test_what_hinders_a_hop_from_opening_is_recorded_without_the_row(here: Cluster) -> None:
     from graph_migrator.tasks.migrate import run_hop
 
     add_graph(here.engine, "g", "leaky", nodes={})
@@ -259,12 +259,12 @@ def test_what_hinders_a_hop_from_opening_is_told_without_the_row(here: Cluster) 
             text("ALTER TABLE hop_attempts ADD CONSTRAINT no_leaks CHECK (hop_name <> 'leak')")
         )
     arguments = [str(message.migration_id), message.from_version, message.to_version, message.dispatch]
-    told = run_hop.apply(args=arguments)
-    assert "no_leaks" in str(told.result)
-    assert "DETAIL" not in f"{told.result} {told.traceback}"
+    shown = run_hop.apply(args=arguments)
+    assert "no_leaks" in str(shown.result)
+    assert "DETAIL" not in f"{shown.result} {shown.traceback}"
 
 
-def test_an_authors_own_words_are_told(here: Cluster) -> None:
+def test_an_authors_own_words_are_recorded(here: Cluster) -> None:
     add_graph(here.engine, "cause", "leaky", nodes={"a": {"v": SECRET}})
     registry.register(leaky)
     with pytest.raises(Authored, match="the rows were not as they should be"):

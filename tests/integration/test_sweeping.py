@@ -156,8 +156,8 @@ def test_a_caller_that_cannot_be_answered_hinders_no_other_and_is_tried_ever_mor
         with here.engine.begin() as connection:
             connection.execute(text("UPDATE requests SET next_answer_at = now() WHERE task_id = 'poison'"))
         recover.sweep_once()
-    told = "answer_failures, unanswered_because, round(extract(epoch FROM next_answer_at - now())) > 4"
-    assert rows(here.engine, f"SELECT {told} FROM requests WHERE task_id = 'poison'") == [
+    shown = "answer_failures, unanswered_because, round(extract(epoch FROM next_answer_at - now())) > 4"
+    assert rows(here.engine, f"SELECT {shown} FROM requests WHERE task_id = 'poison'") == [
         (4, "ValueError: this one cannot be stored", True)
     ]
 

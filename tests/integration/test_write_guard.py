@@ -55,7 +55,7 @@ def migration(database_url: str, graph: UUID) -> Iterator[HandDriven]:
 
 
 @pytest.mark.parametrize("by", ["id", "text of the id", "slug"])
-def test_a_writer_is_let_in_and_told_what_it_writes_to(engine: Engine, graph: UUID, by: str) -> None:
+def test_a_writer_is_let_in_and_gets_what_it_writes_to(engine: Engine, graph: UUID, by: str) -> None:
     name = {"id": graph, "text of the id": str(graph).upper(), "slug": "people"}[by]
     with Session(engine) as session, graph_writer(session, name, version=1) as found:
         session.add(NodeRow(graph_id=found.id, id="new", label="Person"))
@@ -124,7 +124,7 @@ def test_a_claimed_graph_refuses_writers_and_names_its_migration(
     assert caught.value.since is not None
 
 
-def test_a_writer_is_told_at_once_while_a_hop_runs(
+def test_a_writer_is_refused_at_once_while_a_hop_runs(
     engine: Engine, graph: UUID, migration: HandDriven
 ) -> None:
     migration.begin()
@@ -218,7 +218,7 @@ def test_a_writer_waits_no_longer_than_its_lock_timeout(
     assert translate_guard_error(caught.value) is None
 
 
-# ── begin and writers in flight ─────────────────────────────────────────────────────────────────────
+# ── begin and open write transactions───────────────────────────────────────────────────────────────────
 
 
 def test_begin_waits_for_writers_in_flight(
@@ -236,7 +236,7 @@ def test_begin_waits_for_writers_in_flight(
     observer.close()
 
 
-def test_begin_gives_up_on_a_writer_that_does_not_finish_and_changes_nothing(
+def test_begin_is_refused_by_a_writer_that_does_not_finish_and_changes_nothing(
     app: Client, graph: UUID, migration: HandDriven
 ) -> None:
     app.run(RENAME, graph)

@@ -150,7 +150,7 @@ def test_no_write_of_the_old_shape_lands_after_begin_and_none_of_before_after_th
     assert reader.misfits == 0
     assert reader.looks > MIGRATIONS
     outcomes = sum((writer.outcomes for writer in writers), Counter())
-    # All of it happened: writes went through, were refused, and were told to repeat.
+    # All of it happened: writes went through, were refused, and had to be repeated.
     assert min(outcomes["written"], outcomes["55006"], outcomes["40001"]) > 5, outcomes
     assert set(outcomes) <= {"written", "55006", "40001", "40P01"}, outcomes
     app.close()

@@ -38,8 +38,8 @@ class Message:
         if self.task == "run_hop":
             hop = self.chain[0]
             return f"run_hop {hop.from_version}→{hop.to_version} of dispatch {self.dispatch} [{self.id}]"
-        told = " ".join(f"{key}={value}" for key, value in self.arguments.items() if value)
-        return f"{self.task} {told} [{self.id}]"
+        shown = " ".join(f"{key}={value}" for key, value in self.arguments.items() if value)
+        return f"{self.task} {shown} [{self.id}]"
 
 
 class Results:

@@ -70,7 +70,7 @@ def _check_claim(now: dict[str, Any]) -> None:
     claim = now["graph"]["claim"]
     statuses = [(m["id"][:4], m["status"]) for m in now["migrations"]]
     _require(owners == ([claim] if claim else []), f"the claim is {claim}, the migrations are {statuses}")
-    _require(not (claim and now["graph"]["half"]), "claimed, and yet said to be loose half done")
+    _require(not (claim and now["graph"]["half"]), "claimed, and yet marked as partially migrated")
 
 
 def _check_data(now: dict[str, Any], *, mended: bool) -> None:
@@ -89,7 +89,7 @@ def _check_data(now: dict[str, Any], *, mended: bool) -> None:
             expected.append(half[1])
         _require(
             trail == expected or (mended and half is not None and trail == applied),
-            f"node {node} has {trail} instead of {expected} at v{version} (half done: {half})",
+            f"node {node} has {trail} instead of {expected} at v{version} (partially migrated: {half})",
         )
 
 
@@ -143,17 +143,17 @@ def check_end(now: dict[str, Any], locks: list[Any], requests: list[Any], result
     _require(not locks, f"advisory locks are left: {locks}")
     for task_id, verb, migration_id, outcome, status, latest, answered in requests:
         state = results.state(task_id)
-        told = f"{verb} request {task_id} ({outcome or status})"
+        shown = f"{verb} request {task_id} ({outcome or status})"
         if verb != "migrate" or migration_id is None:
             expected = "FAILURE" if "error" in (outcome or {}) else "SUCCESS"
-            _require(state == expected, f"{told} was answered with {state}")
+            _require(state == expected, f"{shown} was answered with {state}")
         elif MigrationStatus(status).is_settled:
             expected = "SUCCESS" if status == "succeeded" else "FAILURE"
             # A caller whose migration failed has its answer; that another call took it up again is no news to it.
             allowed = {expected} if task_id == latest else {expected, "FAILURE"}
-            _require(state in allowed, f"{told} was answered with {state}")
+            _require(state in allowed, f"{shown} was answered with {state}")
             if state == "SUCCESS":
-                _require(results.value(task_id) == "succeeded", f"{told} got {results.value(task_id)}")
+                _require(results.value(task_id) == "succeeded", f"{shown} got {results.value(task_id)}")
         else:
             continue
-        _require(answered, f"{told} is not marked as answered: recovery looks it up for ever")
+        _require(answered, f"{shown} is not marked as answered: recovery looks it up for ever")

@@ -33,7 +33,7 @@ class Script:
 
 
 class Story(World):
-    """A world that does what it is told."""
+    """A world that takes the steps that a test names."""
 
     def __init__(self, platform: Platform, kind: str = "plain") -> None:
         self.script = Script()

@@ -37,11 +37,11 @@ def platform(postgres: Postgres) -> Iterator[Platform]:
 
 @pytest.fixture
 def stories(platform: Platform) -> Iterator[list[Story]]:
-    told: list[Story] = []
+    shown: list[Story] = []
     with platform.running():
         platform.clean()
-        yield told
-        for story in told:
+        yield shown
+        for story in shown:
             print("\n".join(story.trace))
             story.tear_down()
 
@@ -176,9 +176,9 @@ def test_late_hop_message_on_a_released_migration(plain: Story) -> None:
     plain.script.raises.append("error")
     plain.take()
     plain.do("release")
-    told = plain.take(late).outcome
-    assert isinstance(told, Failed)
-    assert isinstance(told.error, MigrationReleased)
+    shown = plain.take(late).outcome
+    assert isinstance(shown, Failed)
+    assert isinstance(shown.error, MigrationReleased)
     second = plain.begun()
     assert isinstance(plain.take(late).outcome, Failed), "another migration owns the graph"
     plain.rest()
@@ -330,9 +330,9 @@ def test_release_force_between_two_batches(batched: Story) -> None:
     batched.do("release", force=True)
     assert (batched.status, batched.attempts) == ("released", ["1>2 lost"])
     assert batched.partially_migrated["done"] == 2
-    told = batched.goes_to_its_end(stale)
-    assert isinstance(told, Failed)
-    assert isinstance(told.error, MigrationReleased)
+    shown = batched.goes_to_its_end(stale)
+    assert isinstance(shown, Failed)
+    assert isinstance(shown.error, MigrationReleased)
     assert isinstance(batched.begun().arguments, dict)
     assert isinstance(batched.results.value(batched.last_call.id), GraphPartiallyMigrated)
     batched.do("retry")
@@ -341,7 +341,7 @@ def test_release_force_between_two_batches(batched: Story) -> None:
     assert batched.answer(call) == "FAILURE"
 
 
-def test_release_force_ends_a_holder_that_hangs_only_when_told_to(
+def test_release_force_ends_a_holder_that_hangs_only_when_asked_to(
     batched: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRAPH_MIGRATOR_WRITER_DRAIN_SECONDS", "0.05")
@@ -356,8 +356,8 @@ def test_release_force_ends_a_holder_that_hangs_only_when_told_to(
     batched.go(done)
     _until_done(batched, done)
     assert batched.status == "released"
-    told = batched.goes_to_its_end(hung)
-    assert isinstance(told, Failed)
+    shown = batched.goes_to_its_end(hung)
+    assert isinstance(shown, Failed)
     assert batched.partially_migrated["done"] == 2
     batched.rest()
 
@@ -529,21 +529,21 @@ def test_poison_that_redelivery_hides_from_recovery(plain: Story) -> None:
     for _ in range(settings().max_lost_attempts):
         plain.strike("hop_in_data", "die")
         plain.take()
-    told = plain.take().outcome
-    assert isinstance(told, Failed)
-    assert isinstance(told.error, HopCrashedRepeatedly)
+    shown = plain.take().outcome
+    assert isinstance(shown, Failed)
+    assert isinstance(shown.error, HopCrashedRepeatedly)
     assert plain.attempts == ["1>2 lost"] * 3
     assert plain.answer(call) == "FAILURE"
     plain.rest()
 
 
-def test_poison_is_given_up_by_recovery_too(plain: Story) -> None:
+def test_poison_is_failed_by_recovery_too(plain: Story) -> None:
     call = plain.begun()
     for _ in range(settings().max_lost_attempts):
         plain.strike("hop_in_data", "die")
         plain.take()
         swept: Sweep = plain.swept().outcome[0]
-    assert swept.given_up == 1
+    assert swept.failed_by_recovery == 1
     assert plain.attempts == ["1>2 lost"] * 3
     plain.rest()
     assert (plain.status, plain.answer(call)) == ("failed", "FAILURE")
@@ -623,9 +623,9 @@ def test_cancel_half_way_through_a_batched_hop(batched: Story) -> None:
     call = batched.begun()
     executor = batched.take(until="batch_committed")
     batched.do("cancel")
-    told = batched.goes_to_its_end(executor)
-    assert isinstance(told, Failed)
-    assert isinstance(told.error, PartiallyMigrated)
+    shown = batched.goes_to_its_end(executor)
+    assert isinstance(shown, Failed)
+    assert isinstance(shown.error, PartiallyMigrated)
     assert (batched.status, batched.attempts) == ("failed", ["1>2 stopped"])
     assert batched.snapshot()["graph"]["claim"] is not None
     assert isinstance(batched.do("release"), GraphPartiallyMigrated)
@@ -681,11 +681,11 @@ def test_a_verb_that_another_worker_carries_out_meanwhile_is_answered_alike(plai
     asked = plain.call(verb)
     late = plain.take(asked, until="before take_lock", keep=True)
     plain.take(asked)
-    told, state = plain.results.value(asked.id), plain.snapshot()
+    shown, state = plain.results.value(asked.id), plain.snapshot()
     assert plain.answer(asked) == "SUCCESS"
     plain.goes_to_its_end(late)
-    assert (plain.answer(asked), plain.results.value(asked.id)) == ("SUCCESS", told)
-    assert late.outcome == told
+    assert (plain.answer(asked), plain.results.value(asked.id)) == ("SUCCESS", shown)
+    assert late.outcome == shown
     assert plain.snapshot() == state
     plain.rest()
 
@@ -738,12 +738,12 @@ def test_two_callers_waiting_on_one_migration(plain: Story) -> None:
     plain.take()
     assert (plain.status, plain.answer(first)) == ("failed", "PENDING")
     second = plain.begun()
-    assert len(plain.snapshot()["migrations"]) == 1, "taken up again"
+    assert len(plain.snapshot()["migrations"]) == 1, "retried"
     plain.rest()
     assert (plain.answer(first), plain.answer(second)) == ("SUCCESS", "SUCCESS")
 
 
-def test_a_retry_between_finding_a_failure_and_telling_it(plain: Story) -> None:
+def test_a_retry_between_finding_a_failure_and_answering_it(plain: Story) -> None:
     call = plain.begun(2)
     late = plain.find()
     plain.script.raises.append("error")

@@ -1,7 +1,7 @@
-"""The simulated world: processes that run the real core, a broker, a clock that only moves when told to.
+"""The simulated world: processes that run the real core, a broker, a clock that only moves on request.
 
 Everything between Celery and the core that `tasks/` does is done here in the same order: what is published,
-what is stored in the result store, what is put back.
+what is stored in the result store, what is requeued.
 """
 
 from __future__ import annotations
@@ -400,7 +400,7 @@ class World:
             failpoints.hit("begin_dispatched")
         elif isinstance(begun, MigrationReport):
             self.results.store(message.id, "SUCCESS", begun.status)
-        self.note(f"{process.name}: {_told(begun)}")
+        self.note(f"{process.name}: {_described(begun)}")
         return begun
 
     def _ended_with(self, process: Process, message: Message, error: Exception) -> Any:
@@ -423,7 +423,7 @@ class World:
             HopMessage(message.migration_id, hop.from_version, hop.to_version, message.dispatch),
             worker=Worker(process.name, 1, message.id),
         )
-        self.note(f"{process.name}: {_told(outcome)}")
+        self.note(f"{process.name}: {_described(outcome)}")
         match outcome:
             case Applied(report):
                 following = message.next
@@ -435,7 +435,7 @@ class World:
                     failpoints.hit("hop_result_stored")
             case Failed(error):
                 if not {(str(message.migration_id), end) for end in _FAILED} & self.ends:
-                    raise Violation(f"{message} told of a failure that is none: {error}")
+                    raise Violation(f"{message} reported a failure that is none: {error}")
                 for step in message.chain:
                     self.results.store(step.id, "FAILURE", error)
             case Later():
@@ -502,7 +502,7 @@ class World:
         return self.start(process, f"{process.name} ({verb})", act)
 
     def _mend(self) -> None:
-        """People undo the half of a hop that a graph was forced loose with."""
+        """People undo the part of a hop that a force-released graph has."""
         self.mended = True
         try:
             self.server.query("SET lock_timeout = '20ms'")
@@ -552,8 +552,8 @@ class World:
         for dispatch in done.to_send:
             self.note(f"{process.name} sends dispatch {dispatch.number}")
             self.send(dispatch)
-        if done.settled or done.given_up:
-            self.note(f"{process.name} settled {done.settled}, gave up {done.given_up}")
+        if done.settled or done.failed_by_recovery:
+            self.note(f"{process.name} settled {done.settled}, failed {done.failed_by_recovery}")
         for call in calls:
             state = "SUCCESS" if call.succeeded else "FAILURE"
             if self.results.state(call.task_id) != state:
@@ -561,8 +561,8 @@ class World:
                     value = recovery.outcome_of(executor, call)
                 if value is not None:
                     self.note(f"{process.name} answers {call.task_id} with {state}")
-                    told = value.status if isinstance(value, MigrationReport) else _status_in(value)
-                    self.results.store(call.task_id, state, told)
+                    shown = value.status if isinstance(value, MigrationReport) else _status_in(value)
+                    self.results.store(call.task_id, state, shown)
         if calls:
             with process.executors.borrow() as executor:
                 recovery.mark_answered(executor, calls)
@@ -625,7 +625,7 @@ def _status_in(value: Any) -> Any:
     return value.get("status") if isinstance(value, dict) else value
 
 
-def _told(outcome: Any) -> str:
+def _described(outcome: Any) -> str:
     match outcome:
         case Applied(report):
             return "applied" if report is None else f"the end: {report.status}"

@@ -27,10 +27,10 @@ from graph_migrator.core.decisions import (
     Nothing,
     PassOn,
     RecoveryDecision,
+    Redeliver,
     Redispatch,
     Requeue,
     ResumeFailed,
-    RingAgain,
     Run,
     Settle,
     decide_begin,
@@ -334,7 +334,7 @@ def test_recovery_gives_a_poison_hop_up(status: str) -> None:
 @pytest.mark.parametrize("status", ["queued", "running"])
 def test_recovery_redelivers_a_waiting_migration_past_its_deadline_only(status: str) -> None:
     assert recovery(status) == Nothing()
-    assert recovery(status, overdue=True) == RingAgain()
+    assert recovery(status, overdue=True) == Redeliver()
 
 
 @pytest.mark.parametrize("status", ["paused", "succeeded", "failed", "cancelled", "released"])

@@ -6,7 +6,7 @@ from graph_migrator import GraphType, HopContext, Node, Nodes
 from graph_migrator.core.execution import failpoints
 
 NODES = 6
-HOPS = ["open_account", "walk_accounts", "close_account"]
+HOPS = ["open_account", "visit_accounts", "close_account"]
 FIRST_HALF, SECOND_HALF = "id < 'n0003'", "id >= 'n0003'"
 
 
@@ -36,7 +36,7 @@ def open_account(ctx: HopContext) -> None:
 
 
 @ledger.hop(2, 3, over=Nodes(), batch_size=2)
-def walk_accounts(ctx: HopContext, nodes: list[Node]) -> None:
+def visit_accounts(ctx: HopContext, nodes: list[Node]) -> None:
     """The second entry, two nodes at a time."""
     for node in nodes:
         node.properties.setdefault("entries", []).append(ctx.hop)

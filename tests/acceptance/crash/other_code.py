@@ -15,7 +15,7 @@ def open_account(ctx: HopContext) -> None:
 
 
 @ledger.hop(2, 3, over=Nodes(), batch_size=2)
-def walk_accounts(ctx: HopContext, nodes: list[Node]) -> None:
+def visit_accounts(ctx: HopContext, nodes: list[Node]) -> None:
     for node in nodes:
         node.properties.setdefault("entries", []).append(ctx.hop)
 

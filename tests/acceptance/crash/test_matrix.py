@@ -51,7 +51,7 @@ def test_a_migration_survives_any_death(stage: Stage, succeeding_case: Case) -> 
     strike(stage, death)
 
     if place.point in {"begin_locked", "begin_before_commit"}:
-        result = bring_the_call_back(stage, slug, result, death)
+        result = redeliver_the_call(stage, slug, result, death)
     assert result.get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
     stage.assert_exactly_once(slug, stumbles_of(place, death))
 
@@ -65,7 +65,7 @@ def test_a_failing_hop_fails_its_migration_whatever_dies(stage: Stage, failing_c
 
     strike(stage, death)
 
-    # Where recovery tells the caller, it does so from a process that has not loaded the hop's module.
+    # Where recovery answers the caller, it does so from a process that has not loaded the hop's module.
     with pytest.raises((BadData, HopFailed), match="a node without a name"):
         result.get(timeout=PATIENT)
     ends = [status for _, status in attempts(stage.engine, slug)]
@@ -120,7 +120,7 @@ def strike(stage: Stage, death: Death) -> None:
             stage.start_another()
 
 
-def bring_the_call_back(stage: Stage, slug: str, result: AsyncResult, death: Death) -> AsyncResult:
+def redeliver_the_call(stage: Stage, slug: str, result: AsyncResult, death: Death) -> AsyncResult:
     """Before begin commits, the call is in the broker and nowhere else. Returns the result to wait for."""
     if death in {Death.GROUP, Death.ONLY}:
         stage.an_hour_passes()

@@ -1,4 +1,4 @@
-"""Crashes of whole nodes, told in pytest-celery's words: the same assertions hold for Docker nodes."""
+"""Crashes of whole nodes, in pytest-celery's terms: the same assertions hold for Docker nodes."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_all_nodes_are_killed_with_their_broker_and_one_comes_back(
     stage.assert_exactly_once(slug, {FIRST: {"lost"}})
 
 
-def test_a_node_that_is_told_to_end_finishes_its_hop(stage: Stage, celery_setup: CeleryTestSetup) -> None:
+def test_a_node_that_is_asked_to_end_finishes_its_hop(stage: Stage, celery_setup: CeleryTestSetup) -> None:
     slug, result, executing, _ = hold_a_hop(stage, celery_setup)
 
     executing.kill(signal="SIGTERM")

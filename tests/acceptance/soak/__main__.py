@@ -125,7 +125,7 @@ def _report(stage: Stage, killer: Killer, callers: Callers, wrong: list[str]) ->
         print(f"  {kind:<20} {count}")
     print(f"attempts lost   {ends.get('lost', 0)}, failed and tried again {ends.get('failed', 0)}")
     print(
-        f"recoveries      {log.count('(Redispatch)')} dispatched anew, {log.count('(RingAgain)')} redelivered for"
+        f"recoveries      {log.count('(Redispatch)')} dispatched anew, {log.count('(Redeliver)')} redelivered for"
     )
     seconds = _seconds_to_next_attempt(stage, killer)
     if len(seconds) > 1:

@@ -76,7 +76,7 @@ CREATE TABLE migrations (
     error_message   text,
     error_args      jsonb,
     deadline        timestamptz NOT NULL,
-    rings           integer NOT NULL DEFAULT 0,
+    redeliveries           integer NOT NULL DEFAULT 0,
     code_mismatches integer NOT NULL DEFAULT 0,
     code_mismatch_since timestamptz,
     retries_reset_after_id    bigint NOT NULL DEFAULT 0,
@@ -92,7 +92,7 @@ CREATE TABLE migrations (
         (status IN ('cancelled', 'failed', 'succeeded', 'released')) = (finished_at IS NOT NULL))
 );
 COMMENT ON COLUMN migrations.task_id IS 'The id of the latest migrate_graph call; the last task of every chain bears it.';
-COMMENT ON COLUMN migrations.rings IS 'How often recovery has redelivered since the last progress; the deadline backs off with it.';
+COMMENT ON COLUMN migrations.redeliveries IS 'How often recovery has redelivered since the last progress; the deadline backs off with it.';
 COMMENT ON COLUMN migrations.retries_reset_after_id IS 'Attempts up to this id are forgiven: they came before an operator''s retry.';
 COMMENT ON COLUMN migrations.code_mismatch_since IS 'Since when workers with other code have requeued its next hop.';
 CREATE UNIQUE INDEX migrations_one_live_per_graph ON migrations (graph_id)

@@ -132,7 +132,7 @@ DECLARE
     is_ahead boolean;
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
-    SELECT m.status = 'running' AND m.rings = 0 AND m.code_mismatches = 0
+    SELECT m.status = 'running' AND m.redeliveries = 0 AND m.code_mismatches = 0
            AND m.deadline > clock_timestamp() + make_interval(secs => p_deadline * 0.75) INTO is_ahead
         FROM migrations m WHERE m.id = p_migration AND m.status = p_status AND m.dispatch = p_dispatch
         FOR NO KEY UPDATE;
@@ -143,7 +143,7 @@ BEGIN
     -- A deadline that was pushed a moment ago need not be pushed again.
     IF NOT is_ahead THEN
         UPDATE migrations m SET status = 'running', started_at = coalesce(m.started_at, clock_timestamp()),
-               deadline = clock_timestamp() + make_interval(secs => p_deadline), rings = 0, code_mismatches = 0,
+               deadline = clock_timestamp() + make_interval(secs => p_deadline), redeliveries = 0, code_mismatches = 0,
                code_mismatch_since = NULL
             WHERE m.id = p_migration;
     END IF;
@@ -224,7 +224,7 @@ BEGIN
     ELSE
         IF started < clock_timestamp() - make_interval(secs => p_deadline * 0.25) THEN
             -- After a long hop the deadline lies behind; the next hop has the full time to be taken.
-            UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), rings = 0
+            UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), redeliveries = 0
                 WHERE id = p_migration;
         END IF;
         IF NOT p_callers THEN
@@ -243,7 +243,7 @@ END $$;
 
 -- Releases the lock. p_stamp dates the last change *after* its commit: a writer whose transaction began
 -- between the change and its commit has read old rows and must not write them into the new version.
--- Brings back what is to be told of p_migration, if that is asked for.
+-- Returns the report of p_migration, if that is asked for.
 CREATE FUNCTION release_lock(p_graph uuid, p_stamp boolean, p_migration uuid DEFAULT NULL, OUT report jsonb)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
@@ -269,7 +269,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- A duplicate of the same message was refused while this one took the graph, and the caller has been told.
+-- A duplicate of the same message was refused while this one took the graph, and the caller has its answer.
 -- Transient: the next look finds the request known, and answers as the first one did.
 CREATE FUNCTION answered_meanwhile(p_request text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
@@ -330,7 +330,7 @@ LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = 
 BEGIN
     UPDATE migrations m SET status = 'running', dispatch = m.dispatch + 1, plan = p_plan,
            error_type = NULL, error_message = NULL, error_args = NULL, finished_at = NULL,
-           rings = 0, code_mismatches = 0, code_mismatch_since = NULL, deadline = clock_timestamp() + make_interval(secs => p_deadline),
+           redeliveries = 0, code_mismatches = 0, code_mismatch_since = NULL, deadline = clock_timestamp() + make_interval(secs => p_deadline),
            retries_reset_after_id = coalesce((SELECT max(a.id) FROM hop_attempts a WHERE a.migration_id = m.id), 0),
            task_id = CASE WHEN p_verb = 'migrate' AND p_request IS NOT NULL THEN p_request ELSE m.task_id END
         WHERE m.id = p_migration AND m.status = 'failed'
@@ -374,7 +374,7 @@ BEGIN
             RAISE EXCEPTION 'migration % cannot fail', p_migration USING ERRCODE = 'GM001';
         END IF;
     ELSE
-        UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), rings = 0
+        UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), redeliveries = 0
             WHERE id = p_migration;
     END IF;
     PERFORM notify_waiters(p_migration);

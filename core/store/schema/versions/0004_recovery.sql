@@ -44,7 +44,7 @@ LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = 
 BEGIN
     UPDATE hop_attempts SET status = 'lost', finished_at = clock_timestamp()
         WHERE id = p_running AND status = 'running';
-    UPDATE migrations SET dispatch = dispatch + 1, rings = 0,
+    UPDATE migrations SET dispatch = dispatch + 1, redeliveries = 0,
            deadline = clock_timestamp() + make_interval(secs => p_deadline)
         WHERE id = p_migration AND status IN ('queued', 'running');
 END $$;
@@ -52,12 +52,12 @@ END $$;
 -- The same dispatch, and a deadline twice as far away, up to p_most seconds.
 CREATE FUNCTION redeliver(p_migration uuid, p_deadline double precision, p_most double precision)
 RETURNS void LANGUAGE sql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
-    UPDATE migrations SET rings = rings + 1, deadline = clock_timestamp()
-           + make_interval(secs => least(p_deadline * 2 ^ least(rings + 1, 30), p_most))
+    UPDATE migrations SET redeliveries = redeliveries + 1, deadline = clock_timestamp()
+           + make_interval(secs => least(p_deadline * 2 ^ least(redeliveries + 1, 30), p_most))
         WHERE id = p_migration
 $$;
 
--- One migration as its callers are told of it. NULL where there is none.
+-- One migration as its callers see it. NULL where there is none.
 CREATE FUNCTION report(p_migration uuid) RETURNS jsonb LANGUAGE sql STABLE
 SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     SELECT jsonb_build_object(
@@ -202,7 +202,7 @@ BEGIN
         VALUES (p_migration, p_to, p_cursor, p_done)
         ON CONFLICT (migration_id, to_version) DO UPDATE
             SET cursor = excluded.cursor, done = excluded.done, updated_at = clock_timestamp();
-    UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), rings = 0
+    UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), redeliveries = 0
         WHERE id = p_migration;
 END $$;
 
@@ -261,8 +261,8 @@ BEGIN
     RETURN stamped;
 END $$;
 
--- Requests whose migration is settled, or that began nothing, and whose caller may not have been told.
--- The worker that settled it gets p_grace seconds to tell the caller itself. One that could not be answered comes
+-- Requests whose migration is settled, or that began nothing, and whose caller may have no answer yet.
+-- The worker that settled it gets p_grace seconds to answer the caller itself. One that could not be answered comes
 -- again when its pause is over, so that the oldest are never all that a sweep looks at.
 CREATE FUNCTION unanswered(p_grace double precision, p_most integer)
 RETURNS TABLE (task_id text, succeeded boolean, migration_id uuid, recorded jsonb, ended timestamptz)
@@ -277,15 +277,15 @@ LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp SET enable_seqscan
     ORDER BY r.created_at LIMIT p_most
 $$;
 
--- p_ended: when the migration ended that each caller was told of. One that was taken up again meanwhile has
+-- p_ended: when the migration ended that each caller was answered for. One that was resumed meanwhile has
 -- another answer to come.
 CREATE FUNCTION mark_answered(p_tasks text[], p_ended timestamptz[]) RETURNS void LANGUAGE sql
 SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     UPDATE requests r SET answered_at = clock_timestamp()
-        FROM unnest(p_tasks, p_ended) AS told (task_id, ended)
-        WHERE r.task_id = told.task_id
-          AND (told.ended IS NULL
-               OR EXISTS (SELECT FROM migrations m WHERE m.id = r.migration_id AND m.finished_at = told.ended))
+        FROM unnest(p_tasks, p_ended) AS answered (task_id, ended)
+        WHERE r.task_id = answered.task_id
+          AND (answered.ended IS NULL
+               OR EXISTS (SELECT FROM migrations m WHERE m.id = r.migration_id AND m.finished_at = answered.ended))
 $$;
 
 -- These callers could not be answered: again after a pause that doubles, from one second to ten minutes; no more
@@ -336,7 +336,7 @@ CREATE FUNCTION follow_edge(p_migration uuid, p_from text, p_to text, p_again bo
     p_deadline double precision, OUT dispatch integer)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
-    UPDATE migrations m SET status = p_to, dispatch = m.dispatch + p_again::integer, rings = 0,
+    UPDATE migrations m SET status = p_to, dispatch = m.dispatch + p_again::integer, redeliveries = 0,
            deadline = CASE WHEN p_again THEN clock_timestamp() + make_interval(secs => p_deadline)
                            ELSE m.deadline END
         WHERE m.id = p_migration AND m.status = p_from RETURNING m.dispatch INTO dispatch;
