@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -85,7 +86,8 @@ def carry_out_begin(
     except GraphMigratorError as refusal:
         if not (may_wait and lacks_code(refusal)):
             raise
-        pause = deploy_pause(task.request.retries)
+        # Never in step with the consumers' polling, or the same worker takes it each time.
+        pause = deploy_pause(task.request.retries) * random.uniform(0.6, 1.0)  # noqa: S311 - jitter
         _log.warning("%s: this worker lacks the code; again in %.1f s: %s", graph, pause, refusal)
         raise task.retry(countdown=pause, exc=refusal) from None
     except Exception as error:  # noqa: BLE001 - raised again, without values

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from celery import Task
 from celery.utils.log import get_task_logger
 
@@ -11,7 +13,10 @@ from graph_migrator.core.graph_types.registry import graph_types
 _log = get_task_logger("graph_migrator.tasks")
 
 PAUSE = 5.0
-"""Seconds until a message that came to such a worker is delivered again, perhaps to another one."""
+"""Seconds at most until a message that came to such a worker is delivered again, perhaps to another one.
+
+The pause is never the same twice: in step with the consumers' polling, the same worker would take it each time.
+"""
 
 
 def require_types(task: Task) -> None:
@@ -26,4 +31,4 @@ def require_types(task: Task) -> None:
         graph_types()
     except GraphMigratorError as error:
         _log.error("this worker's graph types cannot be loaded; the message is requeued: %s", error)
-        raise task.retry(countdown=PAUSE, exc=error) from None
+        raise task.retry(countdown=random.uniform(0.2, 1.0) * PAUSE, exc=error) from None  # noqa: S311 - jitter

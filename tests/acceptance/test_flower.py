@@ -185,7 +185,7 @@ def test_a_batched_hop_shows_how_far_it_is(cluster: Cluster, api: Api) -> None:
     until(lambda: cluster.started("big")["visit"] > 2, "a few batches", seconds=SOON)
     hold = cluster.steer("hold", "big", "visit")
     row = api.row_of("big v1→v2 visit", "PROGRESS")
-    assert re.fullmatch(r"[\d,]+ of 5,000 rows \(\d+%\)", row["result"])
+    assert re.fullmatch(r"[\d,]+ of 5,000 rows \(\d+%\)(, [\d,]+ rows/s.*)?", row["result"])
     hold.unlink()
     result.get(timeout=SOON)
     assert api.row_of("big v1→v2 visit", "SUCCESS")["uuid"] == row["uuid"]
