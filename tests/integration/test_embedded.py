@@ -206,7 +206,7 @@ def test_an_error_in_the_owner_stops_the_servers():
 def test_ctrl_c_on_the_owner_leaves_no_process_and_no_folder(owner):
     process, family, folders = owner
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    process.wait(20)
+    process.wait(70)  # each server has 30 seconds to stop before it is killed
     wait_until(lambda: all(map(gone, family)), "all servers gone")
     assert not any(folder.exists() for folder in folders)
 
