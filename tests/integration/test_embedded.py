@@ -65,6 +65,8 @@ def owner():
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell that runs the tests in the background has SIGINT ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     line = process.stdout.readline().split()
     servers = [psutil.Process(int(pid)) for pid in line[:2]]

@@ -237,6 +237,7 @@ def test_code_that_differs_is_requeued_and_then_fails(plain: Story, monkeypatch:
     call = plain.begun()
     for process in plain.workers:
         process.code = "B"
+    monkeypatch.setattr(run_hop, "limits_of_settings", lambda: Limits(deploy_seconds=900))
     for _ in range(9):
         assert isinstance(plain.take().outcome, Later)
     monkeypatch.setattr(run_hop, "limits_of_settings", lambda: Limits(deploy_seconds=0))  # the time is over
