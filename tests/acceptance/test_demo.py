@@ -28,6 +28,8 @@ def start(command: list[str], log: Path, **environment: str) -> subprocess.Popen
             stderr=subprocess.STDOUT,
             start_new_session=True,
             env=os.environ | environment,
+            # A shell that runs the tests in the background has SIGINT ignored, which children inherit.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 
