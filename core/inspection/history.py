@@ -206,7 +206,7 @@ def list_graphs(
         conditions += [page] if after is not None else []
     else:
         pages = _behind(behind, oldest or {}, parameters)
-        tables = f"FROM (SELECT * FROM ({pages}) pages ORDER BY slug LIMIT :limit) g {_OWNER}"  # noqa: S608
+        tables = f"FROM (SELECT * FROM ({pages}) pages ORDER BY slug LIMIT :limit) g {_OWNER}"  # noqa: S608 - own text
     if behind is not None and state is not None:
         conditions.append(
             "g.version < coalesce((CAST(:behind AS jsonb) ->> g.graph_type)::integer, 0) "
@@ -233,7 +233,7 @@ def _behind(newest: dict[str, int], oldest: dict[str, int], parameters: dict[str
             n = len(pages)
             parameters |= {f"type_{n}": kind, f"version_{n}": version}
             pages.append(
-                f"(SELECT * FROM graph_migrator.graphs WHERE graph_type = :type_{n} AND version = :version_{n} "  # noqa: S608
+                f"(SELECT * FROM graph_migrator.graphs WHERE graph_type = :type_{n} AND version = :version_{n} "  # noqa: S608 - own text
                 f"{'' if parameters['after'] is None else 'AND slug > :after'} ORDER BY slug LIMIT :limit)"
             )
     return " UNION ALL ".join(pages) or "SELECT * FROM graph_migrator.graphs WHERE false"

@@ -350,7 +350,7 @@ def _write_members(
     bounds = [sum(s.size for s in waves[:place]) for place in range(1, len(waves) + 1)]
     cursor.execute(
         # The order is one of our own texts.
-        "INSERT INTO rollout_members (rollout_id, graph_id, graph, stage, position, status, "  # noqa: S608
+        "INSERT INTO rollout_members (rollout_id, graph_id, graph, stage, position, status, "  # noqa: S608 - own names
         "from_version, row_count, "
         "shape, note, settled_at) "
         "SELECT %(rollout)s, c.graph_id, c.slug, CASE WHEN c.note IS NOT NULL THEN %(last)s WHEN c.is_canary THEN 1 "
