@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-from graph_migrator.core.states import BeginState, HopState, RecoveryState
+from graph_migrator.core.decision_inputs import BeginState, HopState, RecoveryState
 from graph_migrator.core.statuses import SETTLED, MigrationStatus
 
 # ── a call of migrate_graph ─────────────────────────────────────────────────────────────────────────
@@ -133,7 +133,7 @@ class PassOn:
 
 
 @dataclass(frozen=True)
-class Settle:
+class StopAtBoundary:
     """A pause or cancel was asked for and this is a boundary."""
 
 
@@ -164,7 +164,9 @@ class Run:
     lost_id: int | None
 
 
-HopDecision = Answer | Ignored | Later | PassOn | Settle | CrashLimitReached | Requeue | CodeDiffers | Run
+HopDecision = (
+    Answer | Ignored | Later | PassOn | StopAtBoundary | CrashLimitReached | Requeue | CodeDiffers | Run
+)
 
 
 def decide_hop(facts: HopState, message: HopMessage, fingerprint: str | None, limits: Limits) -> HopDecision:
@@ -202,7 +204,7 @@ def decide_hop(facts: HopState, message: HopMessage, fingerprint: str | None, li
         MigrationStatus.PAUSING,
         MigrationStatus.CANCELLING,
     }:  # 9: the crash limit never overrides it
-        return Settle()
+        return StopAtBoundary()
     if lost >= limits.lost_attempts:  # 10
         return CrashLimitReached(lost, facts.running_id)
     if facts.hop is None or fingerprint != facts.hop["fingerprint"]:  # 11
@@ -249,14 +251,14 @@ class Redeliver:
     """It only waits. The same dispatch: a new number would kill the message that still queues."""
 
 
-RecoveryDecision = Nothing | Settle | CrashLimitReached | Redispatch | Redeliver
+RecoveryDecision = Nothing | StopAtBoundary | CrashLimitReached | Redispatch | Redeliver
 
 
 def decide_recovery(facts: RecoveryState, limits: Limits) -> RecoveryDecision:
     """Decide what recovery does with a migration whose lock it holds."""
     status = MigrationStatus(facts.status)
     if status in {MigrationStatus.PAUSING, MigrationStatus.CANCELLING}:
-        return Settle()
+        return StopAtBoundary()
     if status not in {MigrationStatus.QUEUED, MigrationStatus.RUNNING}:
         return Nothing()
     if facts.running_id is not None:  # rows are opened and finished under the lock, so its executor is dead

@@ -52,11 +52,8 @@ result backend stores an exception and builds it again, so type, fields and mess
 
 from __future__ import annotations
 
-import builtins
-import sys
-from contextlib import suppress
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 
 @dataclass(eq=False, repr=False)
@@ -761,83 +758,3 @@ class LostFence(GraphMigratorError):
     @property
     def message(self) -> str:
         return f"no longer the executor: {self.what}"
-
-
-# ── what is noted on an error ───────────────────────────────────────────────────────────────────────
-
-
-def note_rows(error: BaseException, where: str) -> None:
-    """Note on an error which rows it is about, by their ids alone. Python prints it with the traceback."""
-    with suppress(AttributeError):  # a foreign class may refuse attributes
-        error._graph_migrator_rows = where  # type: ignore[attr-defined] # any exception can carry one
-        error.add_note(where)
-
-
-def rows_of(error: BaseException) -> str | None:
-    """Which rows an error is about, as `note_rows` noted it on the error or on its cause."""
-    found = getattr(error, "_graph_migrator_rows", None)
-    if found is None and error.__cause__ is not None:
-        found = getattr(error.__cause__, "_graph_migrator_rows", None)
-    return found if isinstance(found, str) else None
-
-
-# ── carrying an error from one process to another ───────────────────────────────────────────────────
-
-
-CODE_PREFIX: Final = "graph_migrator."
-
-
-def name_of(error: BaseException) -> str:
-    """The error's type as it is stored.
-
-    Our own errors have a code, ``graph_migrator.Name``, that outlives any move of a module; others are stored as
-    ``module.QualifiedName``, built-in types by their bare name.
-    """
-    cls = type(error)
-    if cls.__module__ == __name__:
-        return f"{CODE_PREFIX}{cls.__name__}"
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-
-
-def json_args(error: BaseException) -> list[Any] | None:
-    """The error's arguments, where they are JSON values and build the same error again; else None."""
-    if isinstance(error, GraphMigratorError) or (
-        len(error.args) == 1
-        and isinstance(error.args[0], str)
-        and _rebuilt(type(error), error.args, str(error))
-    ):
-        return list(error.args)
-    return None
-
-
-def revive(error_type: str, message: str, args: list[Any] | None, *, graph: str, hop: str) -> Exception:
-    """Build the error that Postgres recorded.
-
-    Args:
-        error_type: As `name_of` gave it.
-        message: The recorded message.
-        args: As `json_args` gave them.
-        graph: The graph's slug, for `HopFailed`.
-        hop: The hop's name, for `HopFailed`.
-
-    Returns:
-        An error of the recorded type with the same message, or `HopFailed` naming both where the type
-        is not loaded in this process or cannot be built from its message.
-    """
-    module, _, name = error_type.rpartition(".")
-    if error_type.startswith(CODE_PREFIX):
-        module = __name__
-    cls = getattr(sys.modules.get(module) if module else builtins, name, None)
-    if args is not None and isinstance(cls, type) and issubclass(cls, Exception):
-        rebuilt = _rebuilt(cls, tuple(args), message)
-        if rebuilt is not None:
-            return rebuilt
-    return HopFailed(graph, hop, error_type, message)
-
-
-def _rebuilt(cls: type[BaseException], args: tuple[Any, ...], message: str) -> Exception | None:
-    try:
-        error = cls(*args)
-    except Exception:  # noqa: BLE001 - a foreign constructor may raise anything; then HopFailed speaks for it
-        return None
-    return error if isinstance(error, Exception) and str(error) == message else None

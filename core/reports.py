@@ -8,14 +8,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from graph_migrator.core import errors
-from graph_migrator.core.errors import (
-    GraphMigratorError,
-    MigrationCancelled,
-    MigrationReleased,
-    UnreadableOutcome,
-    revive,
-)
+from graph_migrator.core.errors import MigrationCancelled, MigrationReleased
+from graph_migrator.core.recorded_errors import CODE_PREFIX, note_rows, own_error, revive
 from graph_migrator.core.statuses import AttemptStatus, MigrationStatus
 
 
@@ -89,34 +83,11 @@ class MigrationReport(BaseModel):
 
     def _noted(self, error: Exception) -> Exception:
         if self.error_rows is not None:
-            errors.note_rows(error, self.error_rows)
+            note_rows(error, self.error_rows)
         return error
 
     def _recorded_error(self, hop: str) -> Exception:
         error_type, message = self.error_type or "", self.error_message or ""
-        if error_type.startswith(errors.CODE_PREFIX):  # their message follows from their fields
+        if error_type.startswith(CODE_PREFIX):  # their message follows from their fields
             return own_error(error_type, self.error_args or [])
         return revive(error_type, message, self.error_args, graph=self.graph, hop=hop)
-
-
-def own_error(code: str, args: object) -> GraphMigratorError:
-    """One of this project's errors, from its recorded code and fields.
-
-    Args:
-        code: As `core.errors.name_of` gave it.
-        args: As `core.errors.json_args` gave them.
-
-    Returns:
-        That error; or `UnreadableOutcome` with code and fields where this release has no such error or builds it from
-        other fields. It never raises: one outcome that another release recorded must not block the callers behind it.
-    """
-    cls = getattr(errors, code.removeprefix(errors.CODE_PREFIX), None) if isinstance(code, str) else None
-    fields = args if isinstance(args, list) else [args]
-    if isinstance(cls, type) and issubclass(cls, GraphMigratorError):
-        try:
-            error = cls(*fields)
-            str(error)  # fields of another type may build it, and fail when its message is read
-        except Exception:  # noqa: BLE001 - whatever the message does with fields that are not its own
-            return UnreadableOutcome(code, fields)
-        return error
-    return UnreadableOutcome(str(code), fields)

@@ -67,9 +67,6 @@ LIVE: Final = frozenset(
 SETTLED: Final = frozenset(MigrationStatus) - LIVE
 """Has an outcome. `FAILED` keeps its claim; the other three have released the graph."""
 
-EXECUTABLE: Final = LIVE - {MigrationStatus.PAUSED}
-"""A worker or recovery has something to do for it."""
-
 
 class AttemptStatus(StrEnum):
     """How one start of one hop went."""

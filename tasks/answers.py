@@ -14,6 +14,7 @@ from celery.backends.rpc import RPCBackend
 from graph_migrator.core.execution import recovery
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
+from graph_migrator.core.store.protocol import SettledCall
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.core.store.session import Executors
 from graph_migrator.tasks.celery import app
@@ -40,7 +41,7 @@ def backend_answers() -> bool:
     return keeps_results(app.backend)
 
 
-def answer_callers(executors: Executors, calls: list[recovery.SettledCall]) -> int:
+def answer_callers(executors: Executors, calls: list[SettledCall]) -> int:
     """Store the results that settled calls lack, so that every `.get()` resolves.
 
     A caller that cannot be answered hinders no other: it is tried again after a pause that doubles, for as long as
@@ -60,7 +61,7 @@ def answer_callers(executors: Executors, calls: list[recovery.SettledCall]) -> i
         return 0
     state_of = _states([call.task_id for call in calls])
     failed: dict[str, str] = {}
-    answered: list[recovery.SettledCall] = []
+    answered: list[SettledCall] = []
     stored = in_a_row = 0
     for call in calls:
         try:
@@ -87,7 +88,7 @@ def backend_name() -> str:
     return settings().result_backend.partition(":")[0] + "://"
 
 
-def _answer(executors: Executors, call: recovery.SettledCall) -> bool:
+def _answer(executors: Executors, call: SettledCall) -> bool:
     """Answer one caller; whether there was anything to say."""
     with executors.borrow() as executor:
         outcome = recovery.outcome_of(executor, call)

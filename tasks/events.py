@@ -16,7 +16,7 @@ from celery.signals import after_setup_logger, after_setup_task_logger, worker_i
 
 from graph_migrator.core.events import types as events
 from graph_migrator.core.events.log import JsonLines, log_event
-from graph_migrator.core.inspection.phrases import pace
+from graph_migrator.core.inspection.quantities import pace
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.redaction import safe_traceback
 from graph_migrator.tasks.celery import app

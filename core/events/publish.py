@@ -13,12 +13,12 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec
 from uuid import UUID
 
-from graph_migrator.core.errors import name_of, rows_of
+from graph_migrator.core.decision_inputs import BeginState, OperatorState
 from graph_migrator.core.events import types as events
 from graph_migrator.core.execution.model import Attempt, Caller, Dispatch, Done, Worker
 from graph_migrator.core.pace import seconds_left
+from graph_migrator.core.recorded_errors import name_of, rows_of
 from graph_migrator.core.reports import MigrationReport
-from graph_migrator.core.states import BeginState, OperatorState
 from graph_migrator.core.store.protocol import Report
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.core.store.session import Executor

@@ -288,11 +288,10 @@ def _progress_of(executor: Executor, attempt: Attempt) -> Callable[[int, int | N
         if now - last < 0.5 and done != total:
             return
         last = now
+        call = SaveProgress(attempt=attempt.id, done=done, total=total)
         try:
             with engine.connect() as beside, beside.begin():
-                beside.exec_driver_sql(
-                    "SELECT graph_migrator.save_progress(%s, %s, %s)", (attempt.id, done, total)
-                )
+                beside.exec_driver_sql(call.statement(prepared=False), call.arguments())
         except DRIVER_ERRORS as error:  # "too many clients": no reason to roll the hop back
             _log.warning("the progress of %s was not written: %s", attempt.hop.name, safe_message(error))
 

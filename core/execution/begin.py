@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from uuid import UUID, uuid4
 
+from graph_migrator.core.decision_inputs import BeginState, OperatorState
 from graph_migrator.core.decisions import (
     AlreadyThere,
     Begin,
@@ -48,7 +49,6 @@ from graph_migrator.core.graph_types.registry import graph_type
 from graph_migrator.core.planning import Plan, Step, continue_plan, make_plan
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
-from graph_migrator.core.states import BeginState, OperatorState
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store import protocol
 from graph_migrator.core.store.errors import sqlstate

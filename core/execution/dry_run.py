@@ -8,9 +8,9 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Engine
 
-from graph_migrator.core.errors import name_of
 from graph_migrator.core.execution.in_process import StepWithin, migrate_within
 from graph_migrator.core.planning import Step
+from graph_migrator.core.recorded_errors import name_of
 from graph_migrator.core.reports import HopReport
 from graph_migrator.core.store.redaction import safe_message
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from graph_migrator.core.decisions import Ignored, Limits
-from graph_migrator.core.errors import name_of, rows_of
 from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.limits import backoff
 from graph_migrator.core.execution.model import Attempt, AttemptFailed
+from graph_migrator.core.recorded_errors import name_of, rows_of
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store import frames
 from graph_migrator.core.store.errors import DRIVER_ERRORS, Failure, classify
-from graph_migrator.core.store.protocol import FailHop
+from graph_migrator.core.store.protocol import FailAttempt
 from graph_migrator.core.store.redaction import safe_args, safe_message, safe_traceback
 from graph_migrator.core.store.session import Executor
 
@@ -90,7 +90,7 @@ def _write(
     executor: Executor, attempt: Attempt, error: Exception, *, transient: bool, final: bool, pause: float
 ) -> bool:
     return executor.call(
-        FailHop(
+        FailAttempt(
             attempt=attempt.id,
             migration=attempt.message.migration_id,
             graph=attempt.facts.graph_id,

@@ -40,7 +40,7 @@ from graph_migrator.core.planning import Step
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store.connections import require_psycopg2
-from graph_migrator.core.store.protocol import LoadHopState
+from graph_migrator.core.store.protocol import LockAndLoadHop
 from graph_migrator.core.store.session import Executor, Executors
 
 
@@ -215,8 +215,8 @@ def migrate_within(
 def _hop_within(
     executor: Executor, begun: Dispatch, message: HopMessage, most_batches: int | None
 ) -> EnoughSeen | None:
-    # Dispatch 0 is nobody's: `load_hop_state` reads and leaves the lock alone; this transaction has it.
-    state = executor.call(LoadHopState(migration=message.migration_id, to=message.to_version, dispatch=0))
+    # Dispatch 0 is nobody's: `lock_and_load_hop` reads and leaves the lock alone; this transaction has it.
+    state = executor.call(LockAndLoadHop(migration=message.migration_id, to=message.to_version, dispatch=0))
     assert state is not None  # noqa: S101 - it was begun in this transaction
     hop = graph_type(begun.graph_type).directed(message.from_version, message.to_version)
     opened = executor.call(open_call(message, state, hop, None, Worker()))

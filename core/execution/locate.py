@@ -13,9 +13,10 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from graph_migrator.core.errors import HopTimedOut, InvalidGraphData, note_rows
+from graph_migrator.core.errors import HopTimedOut, InvalidGraphData
 from graph_migrator.core.execution.model import Attempt
 from graph_migrator.core.graph_types.context import HopContext
+from graph_migrator.core.recorded_errors import note_rows
 from graph_migrator.core.store.batches import FailedBatch, failed_batch
 from graph_migrator.core.store.errors import Failure, classify, sqlstate
 from graph_migrator.core.store.keyset import Key

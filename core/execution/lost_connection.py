@@ -11,7 +11,7 @@ from graph_migrator.core.execution.recorded import load_report
 from graph_migrator.core.statuses import APPLIED
 from graph_migrator.core.store.errors import DRIVER_ERRORS, Failure, classify
 from graph_migrator.core.store.locks import taken
-from graph_migrator.core.store.protocol import AttemptStatus, BecomeExecutor
+from graph_migrator.core.store.protocol import BecomeExecutor, LoadAttemptStatus
 from graph_migrator.core.store.session import Executor, Executors
 
 
@@ -38,7 +38,7 @@ def resolve_lost_commit(executors: Executors, attempt: Attempt, limits: Limits) 
 
 
 def _resolve(executor: Executor, attempt: Attempt, limits: Limits) -> HopOutcome | None:
-    status = executor.call(AttemptStatus(attempt=attempt.id))
+    status = executor.call(LoadAttemptStatus(attempt=attempt.id))
     if status in APPLIED:
         end = load_report(executor, attempt.message.migration_id) if attempt.is_last else None
         publish.succeeded(executor, attempt, None, end)

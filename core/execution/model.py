@@ -12,12 +12,12 @@ import time
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from graph_migrator.core.decision_inputs import HopState
 from graph_migrator.core.decisions import HopMessage, Ignored, Later
 from graph_migrator.core.graph_types.context import GraphFacts
 from graph_migrator.core.graph_types.definition import DirectedHop
 from graph_migrator.core.planning import Step
 from graph_migrator.core.reports import MigrationReport
-from graph_migrator.core.states import HopState
 
 HOST = socket.gethostname()
 

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from graph_migrator.core.decision_inputs import BeginState, OperatorState
 from graph_migrator.core.decisions import ResumeFailed, decide_begin
 from graph_migrator.core.errors import GraphBusy, IllegalTransition, UnknownGraph
 from graph_migrator.core.events import publish
@@ -29,7 +30,6 @@ from graph_migrator.core.execution.recovery import settle_now
 from graph_migrator.core.graph_types.registry import graph_type
 from graph_migrator.core.planning import continue_plan, make_plan
 from graph_migrator.core.settings import settings
-from graph_migrator.core.states import BeginState, OperatorState
 from graph_migrator.core.statuses import EDGES, Edge, MigrationStatus, Verb
 from graph_migrator.core.store import protocol
 from graph_migrator.core.store.locks import GraphLock, lock_holders, taken

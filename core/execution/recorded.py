@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from graph_migrator.core.errors import InvalidRequest, json_args, name_of
+from graph_migrator.core.errors import InvalidRequest
 from graph_migrator.core.execution.model import Caller, Dispatch
 from graph_migrator.core.planning import Step
-from graph_migrator.core.reports import MigrationReport, own_error
+from graph_migrator.core.recorded_errors import json_args, name_of, own_error
+from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.statuses import Verb
 from graph_migrator.core.store.protocol import RecordOutcome, Remaining, Report
 from graph_migrator.core.store.session import Executor

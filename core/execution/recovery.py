@@ -11,10 +11,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from graph_migrator.core.decision_inputs import RecoveryState
 from graph_migrator.core.decisions import (
     CrashLimitReached,
     Limits,
@@ -22,21 +22,22 @@ from graph_migrator.core.decisions import (
     RecoveryDecision,
     Redeliver,
     Redispatch,
-    Settle,
+    StopAtBoundary,
     decide_recovery,
 )
-from graph_migrator.core.errors import HopCrashedRepeatedly, json_args, name_of
+from graph_migrator.core.errors import HopCrashedRepeatedly
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.limits import limits_of_settings
 from graph_migrator.core.execution.model import Dispatch
 from graph_migrator.core.execution.recorded import load_dispatch, load_report
-from graph_migrator.core.reports import MigrationReport, own_error
+from graph_migrator.core.recorded_errors import json_args, name_of, own_error
+from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
-from graph_migrator.core.states import RecoveryState
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store import protocol
 from graph_migrator.core.store.errors import Failure, classify
+from graph_migrator.core.store.protocol import SettledCall
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.core.store.session import Executor, Executors
 
@@ -102,14 +103,14 @@ def sweep(executor: Executor, *, limits: Limits | None = None, most: int = 500) 
 def recover_one(executor: Executor, migration_id: UUID, done: Sweep, limits: Limits) -> RecoveryDecision:
     """Decide about one migration and write the decision, in one transaction under its graph's lock."""
     with executor.transaction():
-        state = executor.call(protocol.LoadRecoveryState(migration=migration_id))
+        state = executor.call(protocol.LockAndLoadStalled(migration=migration_id))
         if state is None:  # somebody executes it
             return Nothing()
         decision = decide_recovery(state, limits)
         failpoints.hit("recovery_decided")
         _write(executor, migration_id, state, decision, done)
     failpoints.hit("recovery_committed")
-    if isinstance(decision, Settle | CrashLimitReached):
+    if isinstance(decision, StopAtBoundary | CrashLimitReached):
         publish.ended(executor, migration_id, lost_id=state.running_id, found_by="recovery")
     if isinstance(decision, Redispatch | Redeliver):
         try:
@@ -131,7 +132,7 @@ def settle_now(executor: Executor, migration_id: UUID) -> None:
     Where it has changed again meanwhile, a sweep looks at it: whoever calls this sends no chains.
     """
     with executor.transaction():
-        state = executor.call(protocol.LoadRecoveryState(migration=migration_id))
+        state = executor.call(protocol.LockAndLoadStalled(migration=migration_id))
         if state is None or state.status not in {MigrationStatus.PAUSING, MigrationStatus.CANCELLING}:
             return
         failpoints.hit("recovery_decided")
@@ -145,14 +146,14 @@ def _write(
 ) -> None:
     s = settings()
     match decision:
-        case Settle():
+        case StopAtBoundary():
             executor.call(protocol.Settle(migration=migration_id, attempt_becomes="lost"))
             done.settled += 1
         case CrashLimitReached(lost, running_id):
             graph = load_report(executor, migration_id).graph
             error = HopCrashedRepeatedly(graph, state.hop_name or "?", lost)
             executor.call(
-                protocol.FailMigration(
+                protocol.FailBetweenHops(
                     migration=migration_id,
                     dispatch=state.dispatch,
                     lost=running_id,
@@ -164,33 +165,20 @@ def _write(
             done.failed_by_recovery += 1
         case Redispatch():
             executor.call(
-                protocol.Redispatch(
+                protocol.RecordRedispatch(
                     migration=migration_id, running=state.running_id, deadline=s.deadline_seconds
                 )
             )
             done.lost += 1
         case Redeliver():
             executor.call(
-                protocol.Redeliver(
+                protocol.RecordRedelivery(
                     migration=migration_id, deadline=s.deadline_seconds, most=s.deadline_max_seconds
                 )
             )
             done.redelivered += 1
         case Nothing():
             pass
-
-
-@dataclass(frozen=True)
-class SettledCall:
-    """A call that has an outcome, and whose caller may have no answer yet."""
-
-    task_id: str
-    succeeded: bool
-    migration_id: UUID | None
-    recorded: dict[str, Any] | None
-    """The outcome of a call that began nothing; others have that of their migration."""
-    ended: datetime | None
-    """When the migration ended; None for what no retry can change."""
 
 
 Outcome = MigrationReport | dict[str, Any] | Exception
@@ -204,9 +192,7 @@ def unanswered(executor: Executor, *, grace: float = 2.0, most: int = 500) -> li
         grace: Seconds that the worker which settled it has, to answer the caller itself.
         most: How many at most.
     """
-    with executor.cursor() as cursor:
-        cursor.execute("SELECT * FROM graph_migrator.unanswered(%s, %s)", (grace, most))
-        return [SettledCall(*row) for row in cursor.fetchall()]
+    return executor.call_all(protocol.Unanswered(grace=grace, most=most))
 
 
 def outcome_of(executor: Executor, call: SettledCall) -> Outcome | None:
@@ -223,9 +209,8 @@ def outcome_of(executor: Executor, call: SettledCall) -> Outcome | None:
 
 def mark_answered(executor: Executor, calls: list[SettledCall]) -> None:
     """Remember that these callers have their result."""
-    shown = [call.task_id for call in calls], [call.ended for call in calls]
-    with executor.cursor() as cursor:
-        cursor.execute("SELECT graph_migrator.mark_answered(%s, %s::timestamptz[])", shown)
+    tasks, ended = tuple(call.task_id for call in calls), tuple(call.ended for call in calls)
+    executor.call(protocol.MarkAnswered(tasks=tasks, ended=ended))
 
 
 def answers_failed(executor: Executor, failed: dict[str, str], *, most_seconds: float) -> None:
@@ -236,8 +221,6 @@ def answers_failed(executor: Executor, failed: dict[str, str], *, most_seconds: 
         failed: Why, by task id.
         most_seconds: How long after its outcome a caller is tried; 0 for never again.
     """
-    with executor.cursor() as cursor:
-        cursor.execute(
-            "SELECT graph_migrator.answers_failed(%s, %s, %s)",
-            (list(failed), list(failed.values()), most_seconds),
-        )
+    executor.call(
+        protocol.AnswersFailed(tasks=tuple(failed), reasons=tuple(failed.values()), most=most_seconds)
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from uuid import UUID
 
+from graph_migrator.core.decision_inputs import HopState
 from graph_migrator.core.decisions import (
     Answer,
     CodeDiffers,
@@ -21,16 +22,10 @@ from graph_migrator.core.decisions import (
     PassOn,
     Requeue,
     Run,
-    Settle,
+    StopAtBoundary,
     decide_hop,
 )
-from graph_migrator.core.errors import (
-    HopCodeChanged,
-    HopCrashedRepeatedly,
-    UnknownGraphType,
-    json_args,
-    name_of,
-)
+from graph_migrator.core.errors import HopCodeChanged, HopCrashedRepeatedly, UnknownGraphType
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.apply_hop import apply_hop
@@ -50,8 +45,8 @@ from graph_migrator.core.execution.model import (
 from graph_migrator.core.execution.recorded import load_report
 from graph_migrator.core.graph_types.definition import DirectedHop
 from graph_migrator.core.graph_types.registry import graph_type
+from graph_migrator.core.recorded_errors import json_args, name_of
 from graph_migrator.core.settings import settings
-from graph_migrator.core.states import HopState
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store import frames, protocol
 from graph_migrator.core.store.errors import Failure, classify
@@ -96,7 +91,7 @@ def run_hop(
 def _deliver(executor: Executor, message: HopMessage, worker: Worker, limits: Limits) -> HopOutcome | None:
     """Read once, decide once, and do it. None: the state changed in between, look again."""
     state = executor.call(
-        protocol.LoadHopState(
+        protocol.LockAndLoadHop(
             migration=message.migration_id, to=message.to_version, dispatch=message.dispatch
         )
     )
@@ -138,11 +133,11 @@ def _carry_out(
             return _answer(executor, message.migration_id)
         case PassOn():
             return Applied()
-        case Settle():
+        case StopAtBoundary():
             return _settle(executor, message.migration_id, state.running_id)
         case CrashLimitReached(lost, running_id):
             crashed = HopCrashedRepeatedly(state.slug, state.hop_name, lost)
-            return _fail_before_start(executor, message, running_id, crashed)
+            return _fail_between_hops(executor, message, running_id, crashed)
         case Requeue(seconds):
             executor.call(
                 protocol.CountMismatch(migration=message.migration_id, deadline=settings().deadline_seconds)
@@ -153,7 +148,7 @@ def _carry_out(
         case CodeDiffers():
             found = hop.fingerprint if hop else ""
             changed = HopCodeChanged(state.slug, state.hop_name, state.planned_fingerprint, found)
-            return _fail_before_start(executor, message, state.running_id, changed)
+            return _fail_between_hops(executor, message, state.running_id, changed)
         case Run():
             raise AssertionError("handled by the caller")
 
@@ -166,11 +161,11 @@ def _settle(executor: Executor, migration_id: UUID, running_id: int | None) -> H
     return Ignored("paused") if settled == MigrationStatus.PAUSED else _answer(executor, migration_id)
 
 
-def _fail_before_start(
+def _fail_between_hops(
     executor: Executor, message: HopMessage, running_id: int | None, error: Exception
 ) -> HopOutcome | None:
     failed = executor.call(
-        protocol.FailMigration(
+        protocol.FailBetweenHops(
             migration=message.migration_id,
             dispatch=message.dispatch,
             lost=running_id,

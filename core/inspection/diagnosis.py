@@ -11,7 +11,7 @@ from graph_migrator.core.errors import UnreachableGraph
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection.history import GraphState, GraphSummary
 from graph_migrator.core.inspection.lock_sessions import LockSession
-from graph_migrator.core.inspection.phrases import count, duration
+from graph_migrator.core.inspection.quantities import count, duration
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
 

@@ -15,7 +15,7 @@ from graph_migrator.core.errors import SchemaOutdated
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.graph_types.selectors import Rows
 from graph_migrator.core.inspection.history import UNREACHABLE
-from graph_migrator.core.inspection.phrases import count
+from graph_migrator.core.inspection.quantities import count
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store import schema
 from graph_migrator.core.store.guard import list_guards

@@ -15,7 +15,8 @@ from sqlalchemy import Connection, Engine, RowMapping, text
 
 from graph_migrator.core.errors import UnknownGraph
 from graph_migrator.core.pace import seconds_left
-from graph_migrator.core.reports import MigrationReport, own_error
+from graph_migrator.core.recorded_errors import own_error
+from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.statuses import AttemptStatus, MigrationStatus, ReadOnlyReason
 
 _READ_ONLY = """

@@ -13,7 +13,8 @@ from uuid import UUID
 from sqlalchemy import Engine
 
 from graph_migrator.core.errors import UnknownGraph, WaitTimedOut
-from graph_migrator.core.reports import MigrationReport, own_error
+from graph_migrator.core.recorded_errors import own_error
+from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store.connections import make_engine, require_psycopg2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from uuid import UUID
 
-from graph_migrator.core.errors import name_of
+from graph_migrator.core.recorded_errors import name_of
 from graph_migrator.core.rollouts.decisions import CloseStage, End, Hold, OpenStage, Resume
 from graph_migrator.core.rollouts.rows import PostgresRows, query
 from graph_migrator.core.rollouts.turn import Sending, Turn, take_turn

@@ -91,7 +91,7 @@ class CloseStage:
 
 
 @dataclass(frozen=True)
-class Dispatch:
+class DispatchMembers:
     """Send so many members."""
 
     count: int
@@ -111,7 +111,7 @@ class Nothing:
     why: str
 
 
-RolloutDecision = Hold | Resume | OpenStage | CloseStage | Dispatch | End | Nothing
+RolloutDecision = Hold | Resume | OpenStage | CloseStage | DispatchMembers | End | Nothing
 
 
 def decide_rollout(facts: RolloutFacts) -> RolloutDecision:
@@ -142,7 +142,7 @@ def decide_rollout(facts: RolloutFacts) -> RolloutDecision:
         return OpenStage(facts.stage + 1)
     free = facts.max_in_flight - facts.in_flight
     if facts.pending and free > 0:
-        return Dispatch(min(free, facts.pending))
+        return DispatchMembers(min(free, facts.pending))
     if facts.in_flight and facts.stalled_seconds > facts.stall_limit:
         return Hold(HoldReason.STALL, {"seconds": round(facts.stalled_seconds), "limit": facts.stall_limit})
     return Nothing("graphs are in flight" if facts.in_flight else "a paused graph keeps the stage open")

@@ -17,7 +17,7 @@ from graph_migrator.core.errors import UnknownGraphType
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.graph_types.registry import graph_type
 from graph_migrator.core.planning import Step
-from graph_migrator.core.reports import own_error
+from graph_migrator.core.recorded_errors import own_error
 from graph_migrator.core.rollouts.breaker import LOOK_BACK, FailedGroup, Tripped, breaker
 from graph_migrator.core.rollouts.decisions import GraphFacts, Hold, MemberFacts, RolloutFacts, Settled
 from graph_migrator.core.rollouts.statuses import HoldReason, MemberStatus, RolloutStatus

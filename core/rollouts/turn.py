@@ -13,7 +13,7 @@ from uuid import UUID
 
 from graph_migrator.core.rollouts.decisions import (
     CloseStage,
-    Dispatch,
+    DispatchMembers,
     End,
     GraphFacts,
     Hold,
@@ -129,7 +129,7 @@ def take_turn(rows: Rows) -> Turn:
                 rows.open_stage(number)
             case CloseStage(number):
                 rows.close_stage(number)
-            case Dispatch(count):
+            case DispatchMembers(count):
                 _dispatch(rows, count, turn)
             case End(status):
                 rows.end(status)

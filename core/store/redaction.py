@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from sqlalchemy.exc import DBAPIError, StatementError
 
-from graph_migrator.core.errors import GraphMigratorError, json_args, name_of, rows_of
+from graph_migrator.core.errors import GraphMigratorError
+from graph_migrator.core.recorded_errors import json_args, name_of, rows_of
 from graph_migrator.core.store import frames
 from graph_migrator.core.store.errors import PostgresError, postgres_error
 
@@ -89,7 +90,7 @@ def _storable_arguments(value: Any) -> Any:
 
 
 def safe_args(error: BaseException) -> list[Any] | None:
-    """The arguments from which another process builds the error again, as `core.errors.json_args`.
+    """The arguments from which another process builds the error again, as `core.recorded_errors.json_args`.
 
     None where they may hold what the message must not, and the message alone does not build it.
     """

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 from weakref import WeakSet
 
 from psycopg2.extensions import STATUS_BEGIN, TRANSACTION_STATUS_IDLE
-from psycopg2.extras import Json, register_uuid
+from psycopg2.extras import register_uuid
 from sqlalchemy import Connection, Engine
 
 from graph_migrator.core.store import protocol
@@ -63,7 +63,7 @@ _OVERRIDDEN = ("search_path", "synchronous_commit", "statement_timeout")
 _PREPARED: tuple[type[Call[Any]], ...] = (
     protocol.LockAndLoad,
     protocol.BeginMigration,
-    protocol.LoadHopState,
+    protocol.LockAndLoadHop,
     protocol.OpenHop,
     protocol.FinishHop,
     protocol.ReleaseLock,
@@ -195,9 +195,8 @@ class Executor:
         return call.statement(prepared=self._owned)
 
     def _send(self, statement: str, arguments: tuple[Any, ...] = ()) -> dict[str, Any]:
-        values = [Json(a) if isinstance(a, dict | list) else a for a in arguments]
         with self._raw.cursor() as cursor:
-            cursor.execute(statement, values or None)
+            cursor.execute(statement, arguments or None)
             if cursor.description is None:
                 return {}
             row = cursor.fetchone()

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from graph_migrator.core.audit.archive import archive as archive_rows
-from graph_migrator.core.inspection.phrases import count
+from graph_migrator.core.inspection.quantities import count
 from graph_migrator.tasks.cli.output import json_option, print_json
 from graph_migrator.tasks.runtime import engine
 

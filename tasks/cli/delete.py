@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from graph_migrator.core.inspection import history as reading
-from graph_migrator.core.inspection.phrases import count
+from graph_migrator.core.inspection.quantities import count
 from graph_migrator.core.store.deleting import delete_graph
 from graph_migrator.tasks.cli.output import ask, json_option, print_json
 from graph_migrator.tasks.runtime import engine

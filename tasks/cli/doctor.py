@@ -15,7 +15,7 @@ from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import doctor as checks
 from graph_migrator.core.inspection.diagnosis import Fleet
 from graph_migrator.core.inspection.doctor import Finding, Level
-from graph_migrator.core.inspection.phrases import count
+from graph_migrator.core.inspection.quantities import count
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.tasks.answers import backend_name, keeps_results

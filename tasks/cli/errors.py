@@ -19,8 +19,8 @@ from graph_migrator.core.errors import (
     InvalidRequest,
     ResultsUnreachable,
     SchemaOutdated,
-    name_of,
 )
+from graph_migrator.core.recorded_errors import name_of
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store import schema
 from graph_migrator.core.store.errors import DRIVER_ERRORS, Failure, classify, sqlstate

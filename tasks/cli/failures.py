@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection.failures import FailureGroup, failed_graphs, group_failures
-from graph_migrator.core.inspection.phrases import count
+from graph_migrator.core.inspection.quantities import count
 from graph_migrator.tasks.cli.output import console, json_option, print_json, table
 from graph_migrator.tasks.runtime import engine
 

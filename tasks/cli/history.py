@@ -9,7 +9,7 @@ from rich.markup import escape
 from graph_migrator.core.errors import GraphMigratorError, InvalidRequest
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.history import Attempt, MigrationStory, Refusal
-from graph_migrator.core.inspection.phrases import count, duration, pace
+from graph_migrator.core.inspection.quantities import count, duration, pace
 from graph_migrator.core.statuses import AttemptStatus
 from graph_migrator.tasks.cli.output import coloured, console, json_option, moment, print_json, table
 from graph_migrator.tasks.runtime import engine

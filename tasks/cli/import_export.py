@@ -11,7 +11,7 @@ import click
 
 from graph_migrator.core.errors import InvalidRequest, UnknownTarget
 from graph_migrator.core.graph_types.registry import graph_type as type_named
-from graph_migrator.core.inspection.phrases import count
+from graph_migrator.core.inspection.quantities import count
 from graph_migrator.core.interchange import (
     CheckReport,
     Dialect,

@@ -29,7 +29,7 @@ from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.history import Attempt, GraphSummary
 from graph_migrator.core.inspection.lock_sessions import lock_sessions
-from graph_migrator.core.inspection.phrases import count, duration
+from graph_migrator.core.inspection.quantities import count, duration
 from graph_migrator.core.inspection.waiting import wait_for
 from graph_migrator.core.planning import make_plan
 from graph_migrator.core.reports import MigrationReport

@@ -6,7 +6,7 @@ import click
 
 from graph_migrator.core.execution import operations
 from graph_migrator.core.inspection import history as reading
-from graph_migrator.core.inspection.phrases import count
+from graph_migrator.core.inspection.quantities import count
 from graph_migrator.tasks.cli.output import ask, json_option
 from graph_migrator.tasks.cli.verbs import carry_out, show, yes_option
 from graph_migrator.tasks.runtime import engine

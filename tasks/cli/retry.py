@@ -13,7 +13,7 @@ from graph_migrator.core.execution.model import Caller, Dispatch
 from graph_migrator.core.execution.operations import VerbReport
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection.failures import FailedGraph, failed_graphs
-from graph_migrator.core.inspection.phrases import count
+from graph_migrator.core.inspection.quantities import count
 from graph_migrator.core.store.session import Executor
 from graph_migrator.tasks.cli.output import ask, json_option, print_json
 from graph_migrator.tasks.cli.verbs import carry_out, show, yes_option

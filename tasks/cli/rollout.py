@@ -10,7 +10,7 @@ import click
 from pydantic import BaseModel, ValidationError
 
 from graph_migrator.core.errors import InvalidRequest
-from graph_migrator.core.inspection.phrases import duration
+from graph_migrator.core.inspection.quantities import duration
 from graph_migrator.core.rollouts import inspection, operations
 from graph_migrator.core.rollouts.inspection import Counts, RolloutState
 from graph_migrator.core.rollouts.operations import Operator, RolloutVerbReport

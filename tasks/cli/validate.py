@@ -7,7 +7,7 @@ import click
 from graph_migrator.core.audit.validate import Severity
 from graph_migrator.core.audit.validate import validate as compare
 from graph_migrator.core.graph_types.registry import graph_types
-from graph_migrator.core.inspection.phrases import count
+from graph_migrator.core.inspection.quantities import count
 from graph_migrator.tasks.cli.output import json_option, print_json
 from graph_migrator.tasks.runtime import engine
 

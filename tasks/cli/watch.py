@@ -12,7 +12,7 @@ from rich.table import Table
 
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.history import GraphState
-from graph_migrator.core.inspection.phrases import count, pace
+from graph_migrator.core.inspection.quantities import count, pace
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.tasks.cli.output import coloured, console, json_option, table
 from graph_migrator.tasks.runtime import engine

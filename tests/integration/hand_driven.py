@@ -95,10 +95,10 @@ class HandDriven:
             protocol.LockAndLoad(graph=str(self.graph), request=None, wait_ms=wait_ms, session=True)
         )
 
-    def load_hop_state(self, dispatch: int, to: int | None = None) -> Any:
+    def lock_and_load_hop(self, dispatch: int, to: int | None = None) -> Any:
         """Try the lock, as the delivery of a message does."""
         return self.executor.call(
-            protocol.LoadHopState(migration=self.id, to=to or self.version + 1, dispatch=dispatch)
+            protocol.LockAndLoadHop(migration=self.id, to=to or self.version + 1, dispatch=dispatch)
         )
 
     def claim(self, *, leave: bool = False) -> None:
@@ -133,7 +133,7 @@ class HandDriven:
 
         def look() -> bool:
             nonlocal facts
-            facts = self.load_hop_state(1)
+            facts = self.lock_and_load_hop(1)
             return bool(facts.locked)
 
         wait_until(look)
@@ -197,7 +197,7 @@ class HandDriven:
         self.open_hop()
         assert self._attempt is not None
         assert self.executor.call(
-            protocol.FailHop(
+            protocol.FailAttempt(
                 attempt=self._attempt, migration=self.id, graph=self.graph, transient=False, final=True,
                 type="ValueError", message="no", args=None, traceback="", deadline=30.0,
             )

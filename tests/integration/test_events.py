@@ -253,7 +253,7 @@ def test_a_dead_executor_is_emitted_by_who_finds_it(
     assert isinstance(begun, Dispatch)
     for lost in (1, 2, 3):
         with executors.borrow() as executor:
-            facts = executor.call(protocol.LoadHopState(migration=begun.migration_id, to=4, dispatch=lost))
+            facts = executor.call(protocol.LockAndLoadHop(migration=begun.migration_id, to=4, dispatch=lost))
             executor.call(
                 protocol.OpenHop(
                     migration=begun.migration_id,

@@ -55,7 +55,7 @@ def open_by_hand(
 ) -> tuple[int, UUID]:
     """Open a hop; its attempt and its graph."""
     facts = executor.call(
-        protocol.LoadHopState(
+        protocol.LockAndLoadHop(
             migration=message.migration_id, to=message.to_version, dispatch=message.dispatch
         )
     )
@@ -340,7 +340,7 @@ def test_invariant_5_a_message_of_another_dispatch_does_not_even_take_the_lock(
     message = begin(executors, "g", 3).messages()[0]
     with executors.borrow() as executor:
         assert not executor.call(
-            protocol.LoadHopState(migration=message.migration_id, to=message.to_version, dispatch=2)
+            protocol.LockAndLoadHop(migration=message.migration_id, to=message.to_version, dispatch=2)
         ).locked
         assert advisory_locks(engine) == []
 
@@ -400,13 +400,13 @@ def test_invariant_5_a_write_is_good_for_its_attempt(engine: Engine, executors: 
 def test_invariant_5_an_attempt_fails_with_its_migration_or_not_at_all(
     engine: Engine, executors: Executors
 ) -> None:
-    # Fence: `AND status IN ...` in fail_hop.
+    # Fence: `AND status IN ...` in fail_attempt.
     add_graph(engine, "g", "plain")
     message = begin(executors, "g", 2).messages()[0]
     with executors.borrow() as executor:
         attempt, graph = open_by_hand(executor, message)
         settle_by_hand(engine)
-        end = protocol.FailHop(
+        end = protocol.FailAttempt(
             attempt=attempt,
             migration=message.migration_id,
             graph=graph,

@@ -202,11 +202,11 @@ def test_recovery_neither_fails_nor_sends_again_what_is_no_longer_under_way(
         found, before = migration_of(engine, "g"), dump(engine)
         with executors.borrow() as executor:
             assert not executor.call(
-                protocol.FailMigration(
+                protocol.FailBetweenHops(
                     migration=found.id, dispatch=found.dispatch, lost=None, type="E", message="", args=None
                 )
             )
-            executor.call(protocol.Redispatch(migration=found.id, running=None, deadline=30.0))
+            executor.call(protocol.RecordRedispatch(migration=found.id, running=None, deadline=30.0))
         assert dump(engine) == before
 
 
@@ -217,7 +217,7 @@ def test_recovery_of_an_older_dispatch_or_of_a_finished_attempt_changes_nothing_
         found, before = migration_of(engine, "g"), dump(engine)
         with executors.borrow() as executor:
             assert not executor.call(
-                protocol.FailMigration(
+                protocol.FailBetweenHops(
                     migration=found.id,
                     dispatch=found.dispatch - 1,
                     lost=None,
@@ -228,7 +228,7 @@ def test_recovery_of_an_older_dispatch_or_of_a_finished_attempt_changes_nothing_
             )
             assert dump(engine) == before
             (finished,) = rows(engine, "SELECT id FROM hop_attempts")
-            executor.call(protocol.Redispatch(migration=found.id, running=finished[0], deadline=30.0))
+            executor.call(protocol.RecordRedispatch(migration=found.id, running=finished[0], deadline=30.0))
         assert dump(engine)["hop_attempts"] == before["hop_attempts"]
         assert migration_of(engine, "g").dispatch == found.dispatch + 1
 
@@ -664,7 +664,7 @@ def test_recovery_sees_a_cancel_that_is_just_being_asked_for(
     engine: Engine, executors: Executors, script: Script
 ) -> None:
     with in_state(engine, executors, script, "queued"), executors.borrow() as executor:
-        look = (executor.call, protocol.LoadRecoveryState(migration=migration_of(engine, "g").id))
+        look = (executor.call, protocol.LockAndLoadStalled(migration=migration_of(engine, "g").id))
         with while_the_status_becomes(engine, executor, "cancelling", *look) as looking:
             assert looking.result().status == "cancelling"
 

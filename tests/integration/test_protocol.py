@@ -23,7 +23,8 @@ _TYPES = {
     "boolean": {"bool"},
     "double precision": {"float"},
     "jsonb": {"dict", "list", "Any"},
-    "text[]": {"list"},
+    "text[]": {"list", "tuple"},
+    "timestamp with time zone[]": {"tuple"},
     "timestamp with time zone": {"datetime"},
 }
 

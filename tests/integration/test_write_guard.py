@@ -156,7 +156,7 @@ def test_refused_writers_never_stand_in_an_executors_way(
     with in_background(knock) as knocking:
         for _ in range(1_500):
             assert migration.executor.call(
-                protocol.LoadHopState(migration=migration.id, to=2, dispatch=1)
+                protocol.LockAndLoadHop(migration=migration.id, to=2, dispatch=1)
             ).locked
             migration.release_lock()
         stop = True

@@ -650,7 +650,7 @@ def test_graphs_with_the_same_key_migrate_one_after_the_other(
     migration.begin()
     second.begin()
     migration.open_hop()
-    assert not second.executor.call(protocol.LoadHopState(migration=second.id, to=2, dispatch=1)).locked
+    assert not second.executor.call(protocol.LockAndLoadHop(migration=second.id, to=2, dispatch=1)).locked
     with migration.data() as run:
         run("UPDATE nodes SET label = 'v2' WHERE graph_id = %s", graph)
     migration.release_lock()

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _FUNCTION = re.compile(r'graph_migrator\.(\w+)"?\(')
 _READING = frozenset(
     {
-        "attempt_status", "become_executor", "candidates", "lock_and_load", "lock_holders", "load_hop_state",
-        "load_recovery_state",
+        "load_attempt_status", "become_executor", "candidates", "lock_and_load", "lock_holders", "lock_and_load_hop",
+        "lock_and_load_stalled",
         "remaining", "report", "save_progress", "set_timeout", "take_lock", "try_sweep", "end_sweep",
         "unanswered",
     }

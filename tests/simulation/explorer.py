@@ -53,8 +53,8 @@ _EVENTS = (
 )  # fmt: skip
 _IN_FLIGHT = frozenset(
     {
-        "before finish_hop", "before open_hop", "before fail_hop", "before begin_migration",
-        "before retry_migration", "before fail_migration", "before release_lock", "before settle",
+        "before finish_hop", "before open_hop", "before fail_attempt", "before begin_migration",
+        "before retry_migration", "before fail_between_hops", "before release_lock", "before settle",
     }
 )  # fmt: skip
 _RARE = frozenset(

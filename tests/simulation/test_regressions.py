@@ -369,7 +369,7 @@ def _writes(story: Story) -> dict[str, tuple[Any, ...]]:
     attempt, migration, graph = now["attempts"][-1]["id"], now["graph"]["claim"], str(story.graph_id)
     return {
         "finish_hop": (attempt, migration, graph, 1, 2, "succeeded", 0, None, False, False),
-        "fail_hop": (attempt, migration, graph, False, True, "builtins.ValueError", "", None, "", 30),
+        "fail_attempt": (attempt, migration, graph, False, True, "builtins.ValueError", "", None, "", 30),
         "open_batch": (attempt, migration, graph),
         "save_batch": (attempt, migration, 2, '["n2"]', 2, 2, 30),
     }
@@ -386,7 +386,7 @@ def _call(session: Any, function: str, arguments: tuple[Any, ...], *, schema: st
         return f"{refusal.pgcode}: {refusal}"
 
 
-@pytest.mark.parametrize("function", ["finish_hop", "fail_hop", "open_batch"])
+@pytest.mark.parametrize("function", ["finish_hop", "fail_attempt", "open_batch"])
 def test_each_write_proves_the_lock_however_well_the_session_knows_the_names(
     batched: Story, function: str
 ) -> None:
@@ -403,7 +403,7 @@ def test_each_write_proves_the_lock_however_well_the_session_knows_the_names(
     assert batched.version == 3
 
 
-@pytest.mark.parametrize("function", ["finish_hop", "fail_hop", "open_batch"])
+@pytest.mark.parametrize("function", ["finish_hop", "fail_attempt", "open_batch"])
 def test_each_write_proves_the_name_although_the_lock_is_held(batched: Story, function: str) -> None:
     batched.begun()
     executor = batched.take(until="hop_opened")
@@ -419,7 +419,7 @@ def test_each_write_proves_the_name_although_the_lock_is_held(batched: Story, fu
     assert batched.version == 3
 
 
-@pytest.mark.parametrize("function", ["finish_hop", "fail_hop", "open_batch", "save_batch"])
+@pytest.mark.parametrize("function", ["finish_hop", "fail_attempt", "open_batch", "save_batch"])
 def test_each_write_proves_its_attempt_although_the_lock_is_held(batched: Story, function: str) -> None:
     batched.begun()
     executor = batched.take(until="hop_opened")
@@ -429,7 +429,7 @@ def test_each_write_proves_its_attempt_although_the_lock_is_held(batched: Story,
         "UPDATE hop_attempts SET status = 'lost', finished_at = now() WHERE id = %s", arguments[0]
     )
     refusal = _call(link.real, function, arguments)
-    assert refusal is False if function == "fail_hop" else "no longer running" in refusal
+    assert refusal is False if function == "fail_attempt" else "no longer running" in refusal
     batched.goes_to_its_end(executor)
     batched.rest()
     assert (batched.version, batched.attempts[0]) == (3, "1>2 lost")
@@ -725,7 +725,7 @@ def test_stale_message_does_not_overwrite_failure_with_started(plain: Story) -> 
     assert late.id == call.id, "the last task bears the caller's id"
     plain.script.raises.append("error")
     plain.take()
-    stale = plain.take(late, until="before load_hop_state")
+    stale = plain.take(late, until="before lock_and_load_hop")
     assert plain.answer(call) == "FAILURE"
     plain.goes_to_its_end(stale)
     assert plain.answer(call) == "FAILURE"

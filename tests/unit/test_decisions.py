@@ -32,7 +32,7 @@ from graph_migrator.core.decisions import (
     Requeue,
     ResumeFailed,
     Run,
-    Settle,
+    StopAtBoundary,
     decide_begin,
     decide_hop,
     decide_recovery,
@@ -161,7 +161,7 @@ ROW: dict[int, tuple[dict[str, Any], type]] = {
     6: ({"version": 3}, PassOn),
     7: ({"version": 1}, Ignored),
     8: (RUNNING, Run),
-    9: ({"status": "cancelling"}, Settle),
+    9: ({"status": "cancelling"}, StopAtBoundary),
     10: ({"lost": 3}, CrashLimitReached),
     11: ({"hop": {"name": "second", "fingerprint": "other"}}, Requeue),
     12: ({}, Run),
@@ -241,7 +241,7 @@ def test_8_a_running_row_under_a_free_lock_is_marked_lost_and_the_hop_runs() -> 
 def test_9_pausing_and_cancelling_are_settled_before_poison_and_other_code(
     status: str, found: dict[str, Any]
 ) -> None:
-    assert hop(status=status, **found) == Settle()
+    assert hop(status=status, **found) == StopAtBoundary()
 
 
 def test_10_a_hop_that_lost_its_worker_too_often_is_poison() -> None:
@@ -288,7 +288,7 @@ PRECEDENCE: list[tuple[dict[str, Any], type]] = [
     ({"version": 3, "lost": 3}, PassOn),  # 6 before 10
     ({"version": 3, "hop": None}, PassOn),  # 6 before 11
     ({"version": 1, "status": "cancelling"}, Ignored),  # 7 before 9
-    ({"status": "pausing", "lost": 3, "hop": None}, Settle),  # 9 before 10 and 11
+    ({"status": "pausing", "lost": 3, "hop": None}, StopAtBoundary),  # 9 before 10 and 11
     ({"lost": 3, "hop": None, "mismatch_seconds": 900.0}, CrashLimitReached),  # 10 before 11
 ]
 
@@ -316,7 +316,7 @@ def recovery(status: str, *, overdue: bool = False, running: bool = False, **fou
 @pytest.mark.parametrize("running", [True, False])
 @pytest.mark.parametrize("lost", [0, 9])
 def test_recovery_settles_what_nobody_executes(status: str, running: bool, lost: int) -> None:
-    assert recovery(status, running=running, lost=lost) == Settle()
+    assert recovery(status, running=running, lost=lost) == StopAtBoundary()
 
 
 @pytest.mark.parametrize("status", ["queued", "running"])

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from graph_migrator.core import errors
-from graph_migrator.core.errors import GraphMigratorError, HopFailed, json_args, name_of, revive
-from graph_migrator.core.reports import own_error
+from graph_migrator.core.errors import GraphMigratorError, HopFailed
+from graph_migrator.core.recorded_errors import json_args, name_of, own_error, revive
 
 ALL = sorted(
     (

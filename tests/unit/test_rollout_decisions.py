@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from graph_migrator.core.rollouts.breaker import FailedGroup, Tripped, breaker
 from graph_migrator.core.rollouts.decisions import (
     CloseStage,
-    Dispatch,
+    DispatchMembers,
     End,
     GraphFacts,
     Hold,
@@ -41,11 +41,11 @@ TRIPPED = Tripped("3 graphs failed with one error group", "ab12", ("a", "b", "c"
     ("facts", "decision"),
     [
         (replace(RUNNING, stage=0, pending=0), OpenStage(1)),
-        (RUNNING, Dispatch(4)),
-        (replace(RUNNING, in_flight=3), Dispatch(1)),
+        (RUNNING, DispatchMembers(4)),
+        (replace(RUNNING, in_flight=3), DispatchMembers(1)),
         (replace(RUNNING, in_flight=4), Nothing("graphs are in flight")),
         (replace(RUNNING, in_flight=9), Nothing("graphs are in flight")),  # the limit was lowered meanwhile
-        (replace(RUNNING, pending=2), Dispatch(2)),
+        (replace(RUNNING, pending=2), DispatchMembers(2)),
         (replace(ENDED, stage_closed=False), CloseStage(1)),
         (replace(ENDED, baked=False), Nothing("the stage bakes")),
         (replace(ENDED, gate_open=False), Hold(HoldReason.GATE)),
@@ -114,7 +114,7 @@ def test_a_breaker_names_its_evidence() -> None:
 )
 def test_no_decision_breaks_what_a_rollout_promises(facts: RolloutFacts) -> None:
     decision = decide_rollout(facts)
-    if isinstance(decision, Dispatch):
+    if isinstance(decision, DispatchMembers):
         assert facts.status is RolloutStatus.RUNNING
         assert facts.stage > 0
         assert not facts.fleet_held

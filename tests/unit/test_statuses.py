@@ -8,7 +8,6 @@ from graph_migrator.core.statuses import (
     APPLIED,
     ATTEMPT_EDGES,
     EDGES,
-    EXECUTABLE,
     LIVE,
     MIGRATION_EDGES,
     SETTLED,
@@ -96,7 +95,6 @@ def test_the_events_are_those_of_the_design() -> None:
 def test_named_sets_are_those_of_the_design() -> None:
     assert {"queued", "running", "pausing", "paused", "cancelling"} == LIVE
     assert {"succeeded", "cancelled", "released", "failed"} == SETTLED
-    assert {"queued", "running", "pausing", "cancelling"} == EXECUTABLE
     assert {"succeeded", "skipped"} == APPLIED
     for status in MigrationStatus:
         assert status.is_live is (status in LIVE)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from types import NoneType
 from typing import Any, ClassVar, Generic, TypeVar, get_args
 
+from psycopg2.extras import Json
+
 R = TypeVar("R")
 
 
@@ -13,7 +15,8 @@ R = TypeVar("R")
 class Call(Generic[R]):
     """One function of the schema with its arguments; `Executor.call` returns an `R`.
 
-    A subclass is one function. Its fields are the function's arguments without their `p_`, in the database's order.
+    A subclass is one function. Its fields are the function's arguments without their `p_`, in the database's order:
+    a dict or list is JSON, a tuple an array.
     `R` is what comes back: None for `void`, a plain type for a scalar, a dataclass whose fields are the OUT columns.
     `Row | None` says that there may be nothing: then the first column is NULL.
     """
@@ -60,8 +63,8 @@ class Call(Generic[R]):
         return cls.select(marks)
 
     def arguments(self) -> tuple[Any, ...]:
-        """The arguments' values, in the order of the marks."""
-        return tuple(getattr(self, field.name) for field in fields(self))
+        """The arguments' values for psycopg2, in the order of the marks."""
+        return tuple(_adapted(getattr(self, field.name)) for field in fields(self))
 
     def read(self, columns: dict[str, Any]) -> R:
         """What comes back, from the columns of the function's row."""
@@ -76,3 +79,9 @@ class Call(Generic[R]):
             # After an upgrade of the schema under live workers there may be columns that this release does not know.
             value = self.row(**{field.name: columns[field.name] for field in fields(self.row)})
         return value  # type: ignore[no-any-return] # `R` says it; a test compares it with the database
+
+
+def _adapted(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return Json(value) if isinstance(value, dict | list) else value

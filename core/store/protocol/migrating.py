@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from graph_migrator.core.states import BeginState, HopState
+from graph_migrator.core.decision_inputs import BeginState, HopState
 from graph_migrator.core.store.protocol.call import Call
 
 
 @dataclass(frozen=True, kw_only=True)
 class LockAndLoad(Call[BeginState], function="lock_and_load", prepared=True):
-    """Read all that beginning a migration is decided on, under the graph's lock."""
+    """Wait for the graph's lock and read what beginning a migration is decided on."""
 
     graph: str
     request: str | None
@@ -53,8 +53,8 @@ class RetryMigration(Call[int], function="retry_migration"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadHopState(Call[HopState | None], function="load_hop_state", prepared=True):
-    """Read all that a delivered message is decided on; None where there is no such migration."""
+class LockAndLoadHop(Call[HopState | None], function="lock_and_load_hop", prepared=True):
+    """Try the graph's lock and read what a delivered message is decided on; None where there is no such migration."""
 
     migration: UUID
     to: int
@@ -108,16 +108,7 @@ class FinishHop(Call[None], function="finish_hop", prepared=True):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReleaseLock(Call[dict[str, Any] | None], function="release_lock", prepared=True):
-    """Release the graph's lock, and bring the report of `migration` where one is named."""
-
-    graph: UUID
-    stamp: bool
-    migration: UUID | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class FailHop(Call[bool], function="fail_hop"):
+class FailAttempt(Call[bool], function="fail_attempt"):
     """Record an attempt that raised. False where somebody else has settled it: then nothing is written."""
 
     attempt: int
@@ -135,7 +126,14 @@ class FailHop(Call[bool], function="fail_hop"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FailMigration(Call[bool], function="fail_migration"):
+class LoadAttemptStatus(Call[str | None], function="load_attempt_status"):
+    """An attempt's status."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailBetweenHops(Call[bool], function="fail_between_hops"):
     """Fail a migration between two hops. False where it has changed since it was read: then nothing is written."""
 
     migration: UUID
@@ -144,6 +142,14 @@ class FailMigration(Call[bool], function="fail_migration"):
     type: str
     message: str
     args: list[Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountMismatch(Call[None], function="count_mismatch"):
+    """Count a delivery to a worker with other code."""
+
+    migration: UUID
+    deadline: float
 
 
 @dataclass(frozen=True, kw_only=True)

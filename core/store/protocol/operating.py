@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from graph_migrator.core.states import OperatorState
+from graph_migrator.core.decision_inputs import OperatorState
 from graph_migrator.core.store.protocol.call import Call
 
 
@@ -72,10 +72,3 @@ class SetOwnerReadOnly(Call[OwnerReadOnly], function="set_owner_read_only"):
 
     graph: str
     on: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class TerminateHolders(Call[int], function="terminate_holders"):
-    """End the sessions that hold a graph's lock. Returns how many."""
-
-    graph: UUID

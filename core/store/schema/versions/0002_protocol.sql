@@ -71,7 +71,7 @@ BEGIN
 END $$;
 
 -- Everything that a delivered run_hop decides on. Tries the graph's lock where the message is not stale.
-CREATE FUNCTION load_hop_state(p_migration uuid, p_to integer, p_dispatch integer,
+CREATE FUNCTION lock_and_load_hop(p_migration uuid, p_to integer, p_dispatch integer,
     OUT graph_id uuid, OUT slug text, OUT graph_type text, OUT config jsonb, OUT version integer,
     OUT claim uuid, OUT status text, OUT dispatch integer, OUT from_version integer, OUT to_version integer,
     OUT task_id text, OUT hop jsonb, OUT locked boolean, OUT running_id bigint, OUT running_to integer,
@@ -104,7 +104,7 @@ BEGIN
     SELECT max(a.id) FILTER (WHERE a.status = 'running'), max(a.to_version) FILTER (WHERE a.status = 'running'),
            max(a.dispatch) FILTER (WHERE a.status = 'running'), max(a.batches) FILTER (WHERE a.status = 'running'),
            coalesce(bool_or(a.dispatch = p_dispatch
-                            AND (a.to_version - p_to) * sign(load_hop_state.to_version - load_hop_state.from_version) > 0), false),
+                            AND (a.to_version - p_to) * sign(lock_and_load_hop.to_version - lock_and_load_hop.from_version) > 0), false),
            count(*) FILTER (WHERE a.to_version = p_to AND (a.status = 'lost' OR a.transient))
         INTO running_id, running_to, running_dispatch, running_batches, next_hop_started, lost
         FROM hop_attempts a WHERE a.migration_id = p_migration;
@@ -354,7 +354,7 @@ END $$;
 
 -- The end of an attempt that raised, in a transaction of its own. p_final: the migration fails with it.
 -- False where the attempt or the migration has been settled by somebody else: then nothing is written.
-CREATE FUNCTION fail_hop(p_attempt bigint, p_migration uuid, p_graph uuid, p_transient boolean,
+CREATE FUNCTION fail_attempt(p_attempt bigint, p_migration uuid, p_graph uuid, p_transient boolean,
     p_final boolean, p_type text, p_message text, p_args jsonb, p_traceback text,
     p_deadline double precision, p_rows text DEFAULT NULL, p_line text DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
@@ -382,7 +382,7 @@ BEGIN
 END $$;
 
 -- Fails a migration between two hops: its hop crashed too often, or its code differs. Under the lock, with no hop running.
-CREATE FUNCTION fail_migration(p_migration uuid, p_dispatch integer, p_lost bigint, p_type text, p_message text,
+CREATE FUNCTION fail_between_hops(p_migration uuid, p_dispatch integer, p_lost bigint, p_type text, p_message text,
     p_args jsonb) RETURNS boolean
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN

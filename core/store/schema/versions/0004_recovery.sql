@@ -15,7 +15,7 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 $$;
 
 -- Tries the graph's lock for this transaction and reads what recovery decides on. NULL graph_id: not taken.
-CREATE FUNCTION load_recovery_state(p_migration uuid, OUT graph_id uuid, OUT status text, OUT overdue boolean,
+CREATE FUNCTION lock_and_load_stalled(p_migration uuid, OUT graph_id uuid, OUT status text, OUT overdue boolean,
     OUT dispatch integer, OUT running_id bigint, OUT running_batches integer, OUT hop_name text,
     OUT hop_to integer, OUT lost integer)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
@@ -39,7 +39,7 @@ BEGIN
 END $$;
 
 -- Marks a dead executor's attempt and makes room for the next one.
-CREATE FUNCTION redispatch(p_migration uuid, p_running bigint, p_deadline double precision) RETURNS void
+CREATE FUNCTION record_redispatch(p_migration uuid, p_running bigint, p_deadline double precision) RETURNS void
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     UPDATE hop_attempts SET status = 'lost', finished_at = clock_timestamp()
@@ -50,7 +50,7 @@ BEGIN
 END $$;
 
 -- The same dispatch, and a deadline twice as far away, up to p_most seconds.
-CREATE FUNCTION redeliver(p_migration uuid, p_deadline double precision, p_most double precision)
+CREATE FUNCTION record_redelivery(p_migration uuid, p_deadline double precision, p_most double precision)
 RETURNS void LANGUAGE sql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     UPDATE migrations SET redeliveries = redeliveries + 1, deadline = clock_timestamp()
            + make_interval(secs => least(p_deadline * 2 ^ least(redeliveries + 1, 30), p_most))
@@ -119,7 +119,7 @@ LANGUAGE sql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off 
         WHERE id = p_migration AND status IN ('queued', 'running')
 $$;
 
-CREATE FUNCTION attempt_status(p_attempt bigint) RETURNS text LANGUAGE sql STABLE
+CREATE FUNCTION load_attempt_status(p_attempt bigint) RETURNS text LANGUAGE sql STABLE
 SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$ SELECT status FROM hop_attempts WHERE id = p_attempt $$;
 
 CREATE FUNCTION become_executor(p_migration uuid) RETURNS void LANGUAGE plpgsql AS $$

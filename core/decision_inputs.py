@@ -60,7 +60,7 @@ class BeginState:
 
 @dataclass(frozen=True, kw_only=True)
 class HopState:
-    """What `graph_migrator.load_hop_state` read for a delivered message."""
+    """What `graph_migrator.lock_and_load_hop` read for a delivered message."""
 
     graph_id: UUID
     slug: str
@@ -105,7 +105,7 @@ class HopState:
 
 @dataclass(frozen=True, kw_only=True)
 class RecoveryState:
-    """What `graph_migrator.load_recovery_state` read, with the graph's lock held for the transaction."""
+    """What `graph_migrator.lock_and_load_stalled` read, with the graph's lock held for the transaction."""
 
     graph_id: UUID
     status: str
