@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.pool import NullPool
 
 from graph_migrator.core.store.redaction import redacted, safe_args, safe_message, safe_traceback
 
@@ -157,7 +158,8 @@ def test_the_authors_words_are_known_without_debug_ranges(tmp_path: Path) -> Non
 
 
 def test_an_error_of_another_database_hides_what_it_quotes() -> None:
-    with create_engine("sqlite://").connect() as connection:
+    engine = create_engine("sqlite://", poolclass=NullPool)  # closed with the connection
+    with engine.connect() as connection:
         with pytest.raises(Exception, match=SECRET) as caught:
             connection.execute(text(f'SELECT "{SECRET}" FROM sqlite_master, "{SECRET}"'))
         connection.execute(text("CREATE TABLE t (a text UNIQUE)"))
