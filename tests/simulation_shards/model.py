@@ -302,7 +302,9 @@ def _recover(s: State, rules: Rules) -> Iterator[tuple[str, State]]:
     ]
     for k in dead:
         shard = s.shards[k]
-        found = _with_shard(found, k, shard._replace(status="pending", lost=shard.lost + (shard.status == "running")))
+        found = _with_shard(
+            found, k, shard._replace(status="pending", lost=shard.lost + (shard.status == "running"))
+        )
     if dead and s.status == "running" and not _coordinator_works(s):
         if _lost_too_often(found):
             yield "recover: poison", found._replace(status="failed")
@@ -354,7 +356,9 @@ def check(s: State, rules: Rules) -> None:
     """
     for number, shard in enumerate(s.shards):
         if shard.batches != shard.cursor:
-            raise Violated(f"shard {number}: {shard.batches} batches were applied, its cursor says {shard.cursor}")
+            raise Violated(
+                f"shard {number}: {shard.batches} batches were applied, its cursor says {shard.cursor}"
+            )
         if shard.batches > rules.batches:
             raise Violated(f"shard {number} was processed again after its end")
         if sum(e.shard == number and e.at == "batch" for e in s.executors) > 1:
