@@ -48,6 +48,9 @@ WHERE r.task_id > :after AND r.migration_id IS NULL AND r.answered_at IS NOT NUL
 ORDER BY r.task_id LIMIT :most
 """
 
+CANONICAL = "SET LOCAL timezone = 'UTC'; SET LOCAL extra_float_digits = 1; SET LOCAL bytea_output = 'hex'"
+"""For a transaction: rows have the same text as JSON in every session, that of their hashes."""
+
 Progress = Callable[[str, int], None]
 """Called with ``written`` or ``removed`` and the number of migrations so far."""
 
@@ -111,7 +114,7 @@ def archive(
         ArchiveDamaged: A file is not what its manifest says. Nothing (more) was removed.
     """
     say = on_progress or (lambda _what, _number: None)
-    manifest = _load_manifest(folder)
+    manifest = load_manifest(folder)
     if manifest is None:
         _require_old(before)
         manifest = _write(engine, before, folder, say)
@@ -173,7 +176,12 @@ def _require_old(before: datetime) -> None:
         raise InvalidRequest("before", "it must be a day ago at least: younger calls may still be delivered")
 
 
-def _load_manifest(folder: Path) -> Manifest | None:
+def load_manifest(folder: Path) -> Manifest | None:
+    """The manifest of the archive in a folder; None where there is none yet.
+
+    Raises:
+        InvalidRequest: The folder holds something else.
+    """
     path = folder / "manifest.json"
     if path.exists():
         try:
@@ -194,6 +202,7 @@ def _write(engine: Engine, before: datetime, folder: Path, say: Progress) -> Man
     partial: list[tuple[Path, Path]] = []
     written = 0
     with engine.connect() as connection:
+        connection.execute(text(CANONICAL))
         for lines in _pieces(connection, before):
             name = f"migrations-{len(files) + 1:05}.jsonl.gz"
             path = folder / f"{name}.partial"

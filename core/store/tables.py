@@ -193,6 +193,13 @@ class HopAttempt(_Base):
             postgresql_where=text("status IN ('succeeded', 'skipped')"),
         ),
         Index("hop_attempts_by_graph", "graph_id", "id"),
+        Index(
+            "hop_attempts_chain",
+            "graph_id",
+            "link",
+            unique=True,
+            postgresql_where=text("link IS NOT NULL"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
@@ -224,6 +231,11 @@ class HopAttempt(_Base):
     traceback: Mapped[str | None]
     started_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
     finished_at: Mapped[datetime | None]
+    link: Mapped[int | None]
+    previous: Mapped[bytes | None]
+    hash: Mapped[bytes | None]
+    digest_before: Mapped[str | None]
+    digest_after: Mapped[str | None]
 
 
 class Checkpoint(_Base):
@@ -295,6 +307,21 @@ class ArchivedGraph(_Base):
         ForeignKey("graph_migrator.archives.id", name="archived_graphs_archive_id_fkey"), primary_key=True
     )
     migrations: Mapped[int] = mapped_column(BigInteger)
+
+
+class ArchivedLinks(_Base):
+    """Neighbouring links of a graph's proof chain that an archive holds."""
+
+    __tablename__ = "archived_links"
+
+    graph_id: Mapped[UUID] = mapped_column(primary_key=True)
+    last_link: Mapped[int] = mapped_column(primary_key=True)
+    first_link: Mapped[int]
+    previous: Mapped[bytes | None]
+    hash: Mapped[bytes]
+    archive_id: Mapped[UUID] = mapped_column(
+        ForeignKey("graph_migrator.archives.id", name="archived_links_archive_id_fkey")
+    )
 
 
 class Request(_Base):

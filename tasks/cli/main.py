@@ -50,7 +50,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "doctor": "Check the deployment end to end: database, guard, broker, results, workers.",
         "validate": "Check that what the database holds fits this release, before or after a deploy.",
         "recover": "Run one recovery sweep, as every worker does twice a second.",
-        "audit": "Move old audit rows to files.",
+        "audit": "Prove that the audit rows are as they were written; move old ones to files.",
         "guard": "Manage the write guard, which keeps writers off the rows of a graph that is being migrated.",
         "db": "Manage the tables in the database.",
     },

@@ -435,6 +435,14 @@ BEGIN
     INSERT INTO archived_graphs AS known (graph_id, archive_id, migrations)
         SELECT m.graph_id, p_archive, count(*) FROM migrations m WHERE m.id = ANY (p_migrations) GROUP BY 1
         ON CONFLICT (graph_id, archive_id) DO UPDATE SET migrations = known.migrations + excluded.migrations;
+    -- The attempts' place in the proof chain, a row for each run of neighbouring links.
+    INSERT INTO archived_links (graph_id, last_link, first_link, previous, hash, archive_id)
+        SELECT x.graph_id, max(x.link), min(x.link), (array_agg(x.previous ORDER BY x.link))[1],
+               (array_agg(x.hash ORDER BY x.link DESC))[1], p_archive
+        FROM (SELECT a.graph_id, a.link, a.previous, a.hash,
+                     a.link - row_number() OVER (PARTITION BY a.graph_id ORDER BY a.link) AS run
+              FROM hop_attempts a WHERE a.migration_id = ANY (p_migrations)) x
+        GROUP BY x.graph_id, x.run;
     DELETE FROM requests r WHERE (r.migration_id = ANY (p_migrations) OR r.task_id = ANY (p_requests))
         AND r.answered_at IS NOT NULL AND r.created_at < p_before;
     GET DIAGNOSTICS requests = ROW_COUNT;

@@ -1,0 +1,93 @@
+"""What the proof chain costs: migrations of three small hops with it and without it, in interleaved pairs.
+
+    python -m bench.proof
+
+Run inline, so that Celery's share does not hide it; without it means without triggers, index and constraint. What is
+compared is CPU time, ours and the server's: a shared machine's pauses are in neither.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from bench.database import connect, make_graphs, server
+from bench.results import at_most, table
+from bench.types import TYPES
+from graph_migrator.core.embedded import Postgres
+from graph_migrator.core.execution.in_process import run_graph_migration
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.schema import upgrade
+from graph_migrator.core.store.session import Executors
+
+PAIRS = 20
+A_TURN = 40
+_WITHOUT = """
+DROP TRIGGER hop_attempts_link ON hop_attempts;
+DROP TRIGGER hop_attempts_link_finished ON hop_attempts;
+ALTER TABLE hop_attempts DROP CONSTRAINT hop_attempts_finished_is_linked;
+DROP INDEX hop_attempts_chain;
+"""
+
+
+def run(*, quick: bool = False) -> list[dict[str, Any]]:
+    """Measure on a private server with fsync on.
+
+    Returns:
+        One line: with / without, the median over all pairs of `A_TURN` migrations each.
+    """
+    for each in TYPES:
+        registry.register(each)
+    pairs = 5 if quick else PAIRS
+    with server() as postgres, ExitStack() as stack:
+        sides = [_side(postgres, name, pairs, stack) for name in ("without_proof", "with_proof")]
+        ratios = []
+        for number in range(pairs + 1):
+            took = {}
+            for place in (0, 1) if number % 2 else (1, 0):
+                executors, graphs = sides[place]
+                took[place] = _timed(executors, [next(graphs) for _ in range(A_TURN)])
+            if number:  # the first turn warms the caches
+                ratios.append(took[1] / took[0])
+    return [at_most("proof: an inline migration of three small hops, with the chain", ratios, 1.03)]
+
+
+def _side(postgres: Postgres, name: str, pairs: int, stack: ExitStack) -> tuple[Executors, Iterator[UUID]]:
+    with connect(postgres.url).cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name}")
+    url = postgres.url_of(name)
+    upgrade(url)
+    with connect(url).cursor() as cursor:
+        if name == "without_proof":
+            cursor.execute(f"SET search_path = graph_migrator; {_WITHOUT}")
+        graphs = make_graphs(cursor, "bench-small", (pairs + 1) * A_TURN)
+    executors = Executors(make_engine(url))
+    stack.callback(executors.close)
+    return executors, iter(graphs)
+
+
+def _timed(executors: Executors, graphs: list[UUID]) -> float:
+    gc.disable()
+    start = _cpu(executors)
+    for graph in graphs:
+        run_graph_migration(executors, str(graph))
+    took = _cpu(executors) - start
+    gc.enable()
+    return took
+
+
+def _cpu(executors: Executors) -> float:
+    """Seconds of CPU of this process and of the executor's backend."""
+    with executors.borrow() as executor:
+        backend = executor.connection.connection.dbapi_connection.info.backend_pid
+    return time.process_time() + int(Path(f"/proc/{backend}/schedstat").read_text().split()[0]) / 1e9
+
+
+if __name__ == "__main__":
+    print(table(run()))
