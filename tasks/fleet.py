@@ -65,6 +65,17 @@ def look_at_fleet(timeout: float = 1.0) -> Fleet:
     return fleet
 
 
+def queue_length() -> int | None:
+    """How many messages wait in our queue; None where the broker cannot say.
+
+    Raises:
+        Exception: Whatever the broker's driver raises where it is out of reach.
+    """
+    with app.connection_for_read() as connection:
+        connection.ensure_connection(max_retries=1, timeout=2)
+        return _length_of_queue(connection)
+
+
 def _length_of_queue(connection: Any) -> int | None:
     try:
         found: int = connection.default_channel.queue_declare(settings().queue, passive=True).message_count

@@ -1,10 +1,12 @@
-"""Recovery inside every worker: a thread of its main process that sweeps about twice a second."""
+"""Recovery inside every worker: a thread of its main process that sweeps about twice a second, one worker at a time."""
 
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
+from uuid import uuid4
 
 from celery.signals import worker_ready, worker_shutting_down
 
@@ -16,6 +18,7 @@ from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.tasks.answers import answer_callers
 from graph_migrator.tasks.celery import app
 from graph_migrator.tasks.migrate import send
+from graph_migrator.tasks.queue_room import QueueRoom
 from graph_migrator.tasks.rollouts import send_members
 from graph_migrator.tasks.runtime import engine, executors
 
@@ -32,16 +35,27 @@ def recover_migrations() -> dict[str, int]:
     return sweep_once()
 
 
-def sweep_once() -> dict[str, int]:
+_LEASE = 3
+"""For how many pauses the lease is taken: so long nobody sweeps after the holder was killed, at most."""
+
+
+def sweep_once(*, holder: str | None = None, room: QueueRoom | None = None) -> dict[str, int]:
     """Sweep, send what is to be sent, and answer callers that were left waiting.
+
+    Args:
+        holder: This worker, which sweeps again and again; None for a single sweep, which needs no lease.
+        room: Its look at the queue.
 
     Returns:
         Counts by what was done; empty while another process sweeps.
     """
-    with recovery.sweeping(executors()) as executor:
+    room = room or QueueRoom()
+    lease = _LEASE * settings().sweep_seconds
+    with recovery.sweeping(executors(), holder=holder, lease_seconds=lease) as executor:
         if executor is None:
             return {}
-        done = recovery.sweep(executor)
+        done = recovery.sweep(executor, most=room.left())
+        room.sent(done.redelivered)
         members = move_rollouts_on(executor)
         calls = recovery.unanswered(executor)
     # All is committed and no lock is held any more, the sweep's own neither: where the broker or the results are
@@ -68,9 +82,14 @@ def count_history() -> None:
 
 def _sweep_until_stopped() -> None:
     counted = time.monotonic()
-    while not _stop.wait(settings().sweep_seconds):
+    holder, room = f"{uuid4()}", QueueRoom()
+    pause = settings().sweep_seconds
+    while not _stop.wait(pause):
         try:
-            if sweep_once() and time.monotonic() - counted > _COUNT_SECONDS:
+            swept = sweep_once(holder=holder, room=room)
+            # Who has no lease asks more rarely, and not all at the same moment.
+            pause = settings().sweep_seconds * (1 if swept else random.uniform(1, _LEASE))  # noqa: S311 - no secret
+            if swept and time.monotonic() - counted > _COUNT_SECONDS:
                 counted = time.monotonic()
                 count_history()
         except Exception as error:  # noqa: BLE001 - whatever is away will be back; recovery must be here then

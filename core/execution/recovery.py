@@ -1,6 +1,7 @@
 """Finding what a dead process left behind, and setting it going again.
 
-Every worker sweeps about twice a second; a try-lock lets one sweep at a time. What a sweep decides about a
+One worker of the fleet sweeps about twice a second: it has a lease, and a try-lock lets one sweep at a time whatever
+becomes of the lease. What a sweep decides about a
 migration it decides and writes in one transaction, under the graph's lock; what is to be sent goes out after
 the commit.
 """
@@ -63,10 +64,19 @@ class Sweep:
 
 
 @contextmanager
-def sweeping(executors: Executors) -> Iterator[Executor | None]:
-    """A session for one sweep, or None while another process sweeps."""
+def sweeping(
+    executors: Executors, *, holder: str | None = None, lease_seconds: float = 0
+) -> Iterator[Executor | None]:
+    """A session for one sweep, or None while another process sweeps.
+
+    Args:
+        executors: Where to take the session from.
+        holder: This process, where it sweeps again and again: one of them has a lease, and the others leave the
+            sweeps to it until the lease ends. None for a single sweep, which needs no lease.
+        lease_seconds: For how long the lease is taken or prolonged.
+    """
     with executors.borrow() as executor:
-        if not executor.call(protocol.TrySweep()):
+        if not executor.call(protocol.TrySweep(holder=holder, seconds=lease_seconds)):
             yield None
             return
         yield executor

@@ -6,6 +6,7 @@ The command line, its JSON and any later HTTP surface read through this module.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 from sqlalchemy import Connection, Engine, RowMapping, text
 
 from graph_migrator.core.errors import UnknownGraph
+from graph_migrator.core.inspection.metrics import current_counts
 from graph_migrator.core.pace import seconds_left
 from graph_migrator.core.recorded_errors import own_error
 from graph_migrator.core.reports import MigrationReport
@@ -344,6 +346,32 @@ def history(source: Engine | Connection, graph: str, *, limit: int = 20) -> list
     ]
 
 
+class ArchivedPart(BaseModel):
+    """Migrations of a graph that were moved to files."""
+
+    model_config = ConfigDict(frozen=True)
+
+    location: str = Field(description="The folder of the archive, as it was named when it was written.")
+    migrations: int = Field(description="How many of the graph's migrations it holds.")
+    before: datetime = Field(description="All of them ended before this.")
+    archived_at: datetime
+
+
+def archived_parts(source: Engine | Connection, graph: str) -> list[ArchivedPart]:
+    """Where the older part of a graph's history is, the latest archive first. Also of a deleted graph, by id."""
+    rows = _rows(
+        source,
+        """
+        SELECT a.location, p.migrations, a.before, a.archived_at
+        FROM graph_migrator.archived_graphs p JOIN graph_migrator.archives a ON a.id = p.archive_id
+        WHERE p.graph_id = coalesce(graph_migrator.graph_id_of(:graph), CAST(:deleted AS uuid))
+        ORDER BY a.archived_at DESC
+        """,
+        {"graph": graph, "deleted": _as_id(graph)},
+    )
+    return [ArchivedPart.model_validate(dict(row)) for row in rows]
+
+
 def _as_id(graph: str) -> UUID | None:
     try:
         return UUID(graph)
@@ -367,16 +395,18 @@ def traceback_of(source: Engine | Connection, attempt_id: int) -> str | None:
 
 
 def counts(source: Engine | Connection) -> dict[str, int]:
-    """How many migrations have each status, and how many graphs there are (`graphs`)."""
-    rows = _rows(
-        source,
-        """
-        SELECT status AS name, count(*) AS number FROM graph_migrator.migrations GROUP BY status
-        UNION ALL SELECT 'graphs', count(*) FROM graph_migrator.graphs
-        """,
-        {},
-    )
-    return {row["name"]: row["number"] for row in rows}
+    """How many migrations have each status, and how many graphs there are (`graphs`).
+
+    Where a count takes long, that of the last minutes, as monitoring shows it.
+    """
+    if isinstance(source, Engine):
+        with source.connect() as connection:
+            return counts(connection)
+    found = current_counts(source)
+    totals = Counter({"graphs": sum(number for _, _, number, _ in found["graphs"])})
+    for _, status, number in found["migrations"]:
+        totals[status] += number
+    return dict(totals)
 
 
 def attempts_after(source: Engine | Connection, migration: UUID, after: int) -> list[Attempt]:

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy import Connection, text
 
@@ -197,7 +198,7 @@ def measure(connection: Connection) -> Measures:
     connection.execute(text("SET LOCAL statement_timeout = '30s'"))
     state = connection.execute(
         text(
-            "SELECT counted_up_to, recovery_buckets, recovery_seconds, counts, count_took, "
+            "SELECT counted_up_to, recovery_buckets, recovery_seconds, "
             "(SELECT coalesce(max(id), 0) FROM graph_migrator.hop_attempts) AS newest FROM graph_migrator.metrics_state"
         )
     ).one()
@@ -208,15 +209,24 @@ def measure(connection: Connection) -> Measures:
         found.rows[kind, hop] = found.rows.get((kind, hop), 0) + rows
     found.recovery = Histogram(RECOVERY_BOUNDS, list(state.recovery_buckets), state.recovery_seconds)
     _add_recovery(connection, found.recovery, after=state.counted_up_to, up_to=state.newest)
-    counts = state.counts
-    if counts is None or state.count_took <= _QUICK_SECONDS:
-        counts = connection.execute(text(_COUNTS)).scalar_one()
+    counts = current_counts(connection)
     found.migrations = {(kind, status): number for kind, status, number in counts["migrations"]}
     for kind, version, number, partial in counts["graphs"]:
         found.graphs[kind, version] = number
         found.partially_migrated += partial
     found.running_hops, found.waiting, found.queue_age, found.overdue = counts["queue"]
     return found
+
+
+def current_counts(connection: Connection) -> dict[str, Any]:
+    """Counts of migrations, graphs and the queue: taken now where that is quick, else those of the last sweeps."""
+    state = connection.execute(
+        text("SELECT counts, count_took FROM graph_migrator.metrics_state WHERE count_took > :quick"),
+        {"quick": _QUICK_SECONDS},
+    ).one_or_none()
+    found = state.counts if state is not None and state.counts is not None else None
+    counted: dict[str, Any] = found or connection.execute(text(_COUNTS)).scalar_one()
+    return counted
 
 
 def _load_totals(connection: Connection) -> _Hops:

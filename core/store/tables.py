@@ -280,6 +280,17 @@ class MetricsState(_Base):
     count_took: Mapped[float] = mapped_column(server_default=text("0"))
 
 
+class SweepLease(_Base):
+    """Which process sweeps, and until when the others need not try. One row."""
+
+    __tablename__ = "sweep_lease"
+    __table_args__ = (CheckConstraint("only_row", name="sweep_lease_has_one_row"),)
+
+    only_row: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"))
+    holder: Mapped[str | None]
+    ends_at: Mapped[datetime] = mapped_column(server_default=text("'-infinity'"))
+
+
 class Archive(_Base):
     """A folder of files that holds audit rows which were removed from the tables."""
 
@@ -329,7 +340,11 @@ class Request(_Base):
 
     __tablename__ = "requests"
     __table_args__ = (
-        Index("requests_unanswered", "created_at", postgresql_where=text("answered_at IS NULL")),
+        Index(
+            "requests_to_answer",
+            text("COALESCE(next_answer_at, settled_at, created_at)"),
+            postgresql_where=text("answered_at IS NULL AND (settled_at IS NOT NULL OR outcome IS NOT NULL)"),
+        ),
         Index("requests_by_migration", "migration_id"),
         Index(
             "requests_refused",
@@ -349,6 +364,7 @@ class Request(_Base):
     outcome: Mapped[_Json | None]
     requested_by: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    settled_at: Mapped[datetime | None]
     answered_at: Mapped[datetime | None]
     answer_failures: Mapped[int] = mapped_column(server_default=text("0"))
     next_answer_at: Mapped[datetime | None]

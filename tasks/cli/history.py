@@ -38,10 +38,17 @@ def history(graph: str, limit: int, traceback: int | None, as_json: bool) -> Non
         click.echo(found)
         return
     stories = reading.history(engine(), graph, limit=limit)
+    archived = reading.archived_parts(engine(), graph)
+    for part in archived:
+        click.echo(
+            f"{count(part.migrations, 'migration')} that ended before {moment(part.before)} are in {part.location}, "
+            f"archived {moment(part.archived_at)}",
+            err=as_json,
+        )
     if as_json:
         print_json(stories)
         return
-    if not stories:
+    if not stories and not archived:
         click.echo(f"{graph} has never been migrated.")
     for story in stories:
         print_story(story)

@@ -221,6 +221,11 @@ def test_the_command_archives_and_says_what_it_did(
     done = call("audit", "archive", "--before", day, "--to", tmp_path / "a")
     assert (done.exit_code, done.err) == (0, "")
     assert "1 migration, 2 attempts and 1 request are" in done.out
+    shown = call("history", "g")
+    assert f"1 migration that ended before {day}" in shown.out
+    assert f"{tmp_path / 'a'}" in shown.out
+    assert "never been migrated" not in shown.out
+    assert f"{tmp_path / 'a'}" in call("history", "g", "--json").err
     other_day = f"{BEFORE - timedelta(days=1):%Y-%m-%d}"
     assert call("audit", "archive", "--before", other_day, "--to", tmp_path / "a").exit_code == 2
     (tmp_path / "a" / "migrations-00001.jsonl.gz").write_bytes(b"")

@@ -73,6 +73,40 @@ def test_one_process_sweeps_at_a_time(engine: Engine) -> None:
         assert next_one is not None
 
 
+def test_one_worker_has_the_lease_and_others_leave_the_sweeps_to_it(engine: Engine) -> None:
+    executors = Executors(engine)
+
+    def swept(holder: str, seconds: float = 60) -> bool:
+        with sweeping(executors, holder=holder, lease_seconds=seconds) as session:
+            return session is not None
+
+    assert [swept("a"), swept("b"), swept("a"), swept("b")] == [True, False, True, False]
+    with sweeping(executors) as single:  # an operator's sweep needs no lease
+        assert single is not None
+    assert swept("a", seconds=0)
+    assert swept("b"), "the lease of a worker that died has ended"
+    assert not swept("a")
+
+
+@pytest.mark.usefixtures("script")
+def test_no_more_is_redelivered_than_there_is_room_for_the_most_overdue_first(
+    engine: Engine, executors: Executors
+) -> None:
+    for slug in ("a", "b", "c"):
+        begin_overdue(engine, executors, slug)
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE migrations m SET deadline = now() - interval '1 hour' "
+                "FROM graphs g WHERE g.id = m.graph_id AND g.slug = 'b'"
+            )
+        )
+    with executors.borrow() as executor:
+        assert [dispatch.graph for dispatch in sweep(executor, most=1).to_send] == ["b"]
+        assert sweep(executor, most=0).to_send == []
+        assert sorted(dispatch.graph for dispatch in sweep(executor, most=5).to_send) == ["a", "c"]
+
+
 def test_a_worker_that_waits_for_its_broker_or_results_lets_others_sweep(
     here: Cluster, executors: Executors, monkeypatch: pytest.MonkeyPatch
 ) -> None:

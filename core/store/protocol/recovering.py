@@ -67,7 +67,10 @@ class StampGraphs(Call[int], function="stamp_graphs"):
 
 @dataclass(frozen=True, kw_only=True)
 class TrySweep(Call[bool], function="try_sweep"):
-    """Whether this session may sweep now."""
+    """Whether this session may sweep now; with a holder only while that has the lease, for so many seconds."""
+
+    holder: str | None = None
+    seconds: float = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,6 +168,7 @@ CREATE TABLE requests (
     outcome      jsonb,
     requested_by text,
     created_at   timestamptz NOT NULL DEFAULT now(),
+    settled_at   timestamptz,
     answered_at  timestamptz,
     answer_failures integer NOT NULL DEFAULT 0,
     next_answer_at timestamptz,
@@ -176,10 +177,13 @@ CREATE TABLE requests (
         CHECK (verb IN ('migrate', 'retry', 'cancel', 'pause', 'resume', 'release', 'lock', 'unlock',
             'repair'))
 );
+COMMENT ON COLUMN requests.settled_at IS 'When the migration of a migrate request ended; NULL while it is live. Set by a trigger on migrations.';
 COMMENT ON COLUMN requests.answered_at IS 'When the caller had its result, or when recovery stopped trying; see unanswered_because.';
 COMMENT ON COLUMN requests.next_answer_at IS 'After a failure to store the result: not tried again before.';
 COMMENT ON COLUMN requests.unanswered_because IS 'Why the latest try to store the result failed; NULL where none did.';
-CREATE INDEX requests_unanswered ON requests (created_at) WHERE answered_at IS NULL;
+-- Those with an outcome and no answer, by when they are due: requests of a million waiting migrations are not in it.
+CREATE INDEX requests_to_answer ON requests (coalesce(next_answer_at, settled_at, created_at))
+    WHERE answered_at IS NULL AND (settled_at IS NOT NULL OR outcome IS NOT NULL);
 CREATE INDEX requests_by_migration ON requests (migration_id);
 CREATE INDEX requests_refused ON requests (graph_id, created_at) WHERE migration_id IS NULL AND outcome ? 'error';
 
@@ -207,6 +211,15 @@ CREATE TABLE metrics_state (
 COMMENT ON COLUMN metrics_state.counts IS 'Migrations by type and status, graphs by type and version: counted anew now and then.';
 COMMENT ON COLUMN metrics_state.count_took IS 'Seconds that the last count took; a scrape counts by itself while that is short.';
 INSERT INTO metrics_state DEFAULT VALUES;
+
+-- Which process sweeps, and until when the others need not try. One row.
+CREATE TABLE sweep_lease (
+    only_row boolean PRIMARY KEY DEFAULT true,
+    holder   text,
+    ends_at  timestamptz NOT NULL DEFAULT '-infinity',
+    CONSTRAINT sweep_lease_has_one_row CHECK (only_row)
+);
+INSERT INTO sweep_lease DEFAULT VALUES;
 
 -- Where old audit rows have gone. Written by remove_archived alone (revision 0004).
 CREATE TABLE archives (
@@ -252,6 +265,15 @@ CREATE TRIGGER migrations_are_kept BEFORE DELETE ON migrations
 CREATE TRIGGER migrations_end_once BEFORE UPDATE ON migrations
     FOR EACH ROW WHEN (OLD.status IN ('cancelled', 'succeeded', 'released'))
     EXECUTE FUNCTION refuse_change('changed once ended');
+-- A request is settled when its migration ends, and open again when that is retried.
+CREATE FUNCTION settle_requests() RETURNS trigger LANGUAGE plpgsql
+SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+    UPDATE requests SET settled_at = NEW.finished_at WHERE migration_id = NEW.id AND verb = 'migrate';
+    RETURN NULL;
+END $$;
+CREATE TRIGGER migrations_settle_their_requests AFTER UPDATE OF finished_at ON migrations
+    FOR EACH ROW WHEN (OLD.finished_at IS DISTINCT FROM NEW.finished_at) EXECUTE FUNCTION settle_requests();
 CREATE TRIGGER migrations_are_not_truncated BEFORE TRUNCATE ON migrations
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change('deleted');
 

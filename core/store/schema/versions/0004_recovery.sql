@@ -1,18 +1,40 @@
 -- What recovery reads and writes, and the report that callers get.
 
--- Migrations that may need recovery: a running row whose executor may be dead, a request nobody has
--- carried out yet, or a deadline gone by. Cheap with thousands of waiting ones: only indexes are read.
-CREATE FUNCTION candidates(p_most integer) RETURNS SETOF uuid LANGUAGE sql STABLE
+-- Whether nobody holds a graph's lock at this moment.
+CREATE FUNCTION is_free(p_graph uuid) RETURNS boolean LANGUAGE plpgsql
+SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    RETURN pg_try_advisory_lock(lock_key(p_graph)) AND pg_advisory_unlock(lock_key(p_graph));
+END $$;
+
+-- Migrations that may need recovery and that nobody executes: a running row whose executor is dead, an operator's
+-- request that nobody has carried out yet, or a deadline gone by, of which the oldest p_most. Each costs the sweep
+-- some messages, so those whose executor lives are passed over here. Only indexes are read.
+CREATE FUNCTION candidates(p_most integer) RETURNS SETOF uuid LANGUAGE plpgsql
 SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
-    SELECT a.migration_id FROM hop_attempts a WHERE a.status = 'running'
-    UNION
-    SELECT m.id FROM migrations m WHERE m.status IN ('pausing', 'cancelling')
-    UNION
+DECLARE
+    found uuid[];
+    late record;
+    left_over integer := p_most;
+BEGIN
+    found := ARRAY(SELECT r.id FROM (
+        SELECT a.migration_id AS id, a.graph_id FROM hop_attempts a WHERE a.status = 'running'
+        UNION SELECT m.id, m.graph_id FROM migrations m WHERE m.status IN ('pausing', 'cancelling')) r
+        WHERE is_free(r.graph_id));
+    RETURN QUERY SELECT unnest(found);
     -- statement_timestamp() is stable, so the index ends the scan; clock_timestamp() would filter every waiting one.
-    (SELECT m.id FROM migrations m
-     WHERE m.status IN ('queued', 'running', 'pausing', 'cancelling') AND m.deadline < statement_timestamp()
-     ORDER BY m.deadline LIMIT p_most)
-$$;
+    FOR late IN
+        SELECT m.id, m.graph_id FROM migrations m
+        WHERE m.status IN ('queued', 'running', 'pausing', 'cancelling') AND m.deadline < statement_timestamp()
+        ORDER BY m.deadline
+    LOOP
+        EXIT WHEN left_over <= 0;
+        IF late.id <> ALL (found) AND is_free(late.graph_id) THEN
+            RETURN NEXT late.id;
+            left_over := left_over - 1;
+        END IF;
+    END LOOP;
+END $$;
 
 -- Tries the graph's lock for this transaction and reads what recovery decides on. NULL graph_id: not taken.
 CREATE FUNCTION lock_and_load_stalled(p_migration uuid, OUT graph_id uuid, OUT status text, OUT overdue boolean,
@@ -261,20 +283,20 @@ BEGIN
     RETURN stamped;
 END $$;
 
--- Requests whose migration is settled, or that began nothing, and whose caller may have no answer yet.
+-- Requests that have an outcome, and whose caller may have no answer yet; those due first come first.
 -- The worker that settled it gets p_grace seconds to answer the caller itself. One that could not be answered comes
 -- again when its pause is over, so that the oldest are never all that a sweep looks at.
 CREATE FUNCTION unanswered(p_grace double precision, p_most integer)
 RETURNS TABLE (task_id text, succeeded boolean, migration_id uuid, recorded jsonb, ended timestamptz)
 LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     SELECT r.task_id, CASE WHEN r.outcome IS NULL THEN m.status = 'succeeded' ELSE NOT r.outcome ? 'error' END,
-           r.migration_id, r.outcome, CASE WHEN r.verb = 'migrate' THEN m.finished_at END
+           r.migration_id, r.outcome, r.settled_at
     FROM requests r LEFT JOIN migrations m ON m.id = r.migration_id
-    WHERE r.answered_at IS NULL AND (r.next_answer_at IS NULL OR r.next_answer_at <= clock_timestamp())
-      AND (CASE WHEN r.verb <> 'migrate' OR m.id IS NULL THEN r.outcome IS NOT NULL AND r.created_at
-                     < clock_timestamp() - make_interval(secs => p_grace)
-                ELSE m.finished_at < clock_timestamp() - make_interval(secs => p_grace) END)
-    ORDER BY r.created_at LIMIT p_most
+    WHERE r.answered_at IS NULL AND (r.settled_at IS NOT NULL OR r.outcome IS NOT NULL)
+      AND coalesce(r.next_answer_at, r.settled_at, r.created_at) <= statement_timestamp()
+      AND (r.next_answer_at IS NOT NULL
+           OR coalesce(r.settled_at, r.created_at) < statement_timestamp() - make_interval(secs => p_grace))
+    ORDER BY coalesce(r.next_answer_at, r.settled_at, r.created_at) LIMIT p_most
 $$;
 
 -- p_ended: when the migration ended that each caller was answered for. One that was resumed meanwhile has
@@ -301,9 +323,21 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
         WHERE r.task_id = failed.task_id AND r.answered_at IS NULL
 $$;
 
-CREATE FUNCTION try_sweep() RETURNS boolean LANGUAGE sql AS $$
-    SELECT pg_try_advisory_lock(5716853094183207171)
-$$;
+-- Whether this session may sweep now. With p_holder only while that process has the lease, so that a fleet makes as
+-- many sweeps as one worker; the lease is taken or prolonged for p_seconds. Without it, whenever nobody else sweeps.
+CREATE FUNCTION try_sweep(p_holder text, p_seconds double precision) RETURNS boolean LANGUAGE plpgsql
+SET search_path = graph_migrator, pg_temp AS $$
+BEGIN
+    IF p_holder IS NOT NULL THEN
+        PERFORM set_config('synchronous_commit', 'off', true);  -- a lease that a crash of Postgres takes back is over
+        UPDATE sweep_lease SET holder = p_holder, ends_at = clock_timestamp() + make_interval(secs => p_seconds)
+            WHERE holder = p_holder OR ends_at < clock_timestamp();
+        IF NOT FOUND THEN
+            RETURN false;
+        END IF;
+    END IF;
+    RETURN pg_try_advisory_lock(5716853094183207171);
+END $$;
 
 CREATE FUNCTION end_sweep() RETURNS boolean LANGUAGE sql AS $$
     SELECT pg_advisory_unlock(5716853094183207171)
