@@ -9,6 +9,7 @@ import threading
 import uuid
 from collections.abc import Generator, Iterator
 
+import hypothesis
 import pytest
 from sqlalchemy import Engine
 
@@ -20,6 +21,10 @@ from graph_migrator.core.store.schema import upgrade
 from graph_migrator.core.store.session import Executors
 from tests.acceptance.rabbitmq import rabbitmq_program
 from tests.databases import Databases, administer
+
+# An example's time says how busy the machine is, nothing about the code.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 collect_ignore = [] if rabbitmq_program() else ["acceptance/test_rabbitmq.py"]
 
