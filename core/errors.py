@@ -24,6 +24,7 @@
     │   ├── GraphBeyondTarget       a rollout's graph was moved beyond its target meanwhile
     │   ├── RolloutInFlight         the graph type has a live rollout
     │   ├── RolloutRefused          a verb does not apply to the rollout's status
+    │   ├── NothingToRepair         a finding of `validate` is not there, or cannot be mended safely
     │   └── ArchiveDamaged          a file of an archive is not what its manifest says
     ├── MigrationError              exit 1: the migration ended, not at its target
     │   ├── HopFailed               a hop raised an error that cannot be rebuilt elsewhere
@@ -410,6 +411,21 @@ class GraphBusy(Refused):
     @property
     def message(self) -> str:
         return f"{self.graph}: its lock is held by {self.holder}. Nothing was changed. Try again in a moment."
+
+
+@dataclass(eq=False, repr=False)
+class NothingToRepair(Refused):
+    """A finding of `validate` is not there (any more), or cannot be mended without guessing."""
+
+    check: str
+    subject: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.subject}: there is nothing of {self.check!r} that can be mended safely. Nothing was changed. "
+            "`graph-migrator repair` lists what can be, `graph-migrator validate` says what else is wrong."
+        )
 
 
 @dataclass(eq=False, repr=False)

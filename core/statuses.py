@@ -172,3 +172,4 @@ class Verb(StrEnum):
     LOCK = "lock"
     UNLOCK = "unlock"
     REPAIR = "repair"
+    BASELINE = "baseline"

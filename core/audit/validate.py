@@ -14,8 +14,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, Engine, text
 
+from graph_migrator.core.audit.data import breaking_rows
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.inspection.doctor import Level, guards
+from graph_migrator.core.inspection.history import UNREACHABLE
 from graph_migrator.core.store.schema import require_current
 
 EXAMPLES = 3
@@ -56,12 +58,16 @@ class Validation(BaseModel):
         return all(each.severity is Severity.INFORMATION for each in self.discrepancies)
 
 
-def validate(engine: Engine, types: dict[str, GraphType]) -> Validation:
+def validate(
+    engine: Engine, types: dict[str, GraphType], *, data: bool = False, sample: int | None = None
+) -> Validation:
     """Compare the database with the graph types of this process.
 
     Args:
         engine: The database.
         types: The graph types that this process knows, by name.
+        data: Also hold the properties of nodes and edges against the models of their graph's version. Reads them all.
+        sample: With `data`: only so many graphs of each type and version, chosen at random.
 
     Raises:
         SchemaOutdated: The tables are not those of this release.
@@ -80,20 +86,19 @@ def validate(engine: Engine, types: dict[str, GraphType]) -> Validation:
             *_checkpoints(connection),
             *_contradictions(connection),
             *_guards(connection, types),
+            *(_data(connection, types, sample) if data else ()),
         ]
     return Validation(graphs=count, discrepancies=tuple(found))
 
 
-_BY_VERSION = """
+_BY_VERSION = f"""
 SELECT graph_type, version, number,
-       (SELECT array_agg(slug) FROM (SELECT slug FROM graph_migrator.graphs g WHERE g.graph_type = v.graph_type
-                                     AND g.version = v.version LIMIT :examples) named) AS examples
-FROM (SELECT graph_type, version, count(*) AS number FROM graph_migrator.graphs GROUP BY 1, 2) v
-WHERE NOT CAST(:known AS jsonb) ? graph_type
-   OR version < (CAST(:known AS jsonb) -> graph_type ->> 0)::integer
-   OR version > (CAST(:known AS jsonb) -> graph_type ->> 1)::integer
+       (SELECT array_agg(slug) FROM (SELECT slug FROM graph_migrator.graphs n WHERE n.graph_type = g.graph_type
+                                     AND n.version = g.version LIMIT :examples) named) AS examples
+FROM (SELECT graph_type, version, count(*) AS number FROM graph_migrator.graphs GROUP BY 1, 2) g
+WHERE NOT CAST(:known AS jsonb) ? graph_type OR {UNREACHABLE}
 ORDER BY graph_type, version
-"""
+"""  # noqa: S608 - own text
 
 
 def _versions(connection: Connection, known: dict[str, list[int]]) -> Iterator[Discrepancy]:
@@ -174,7 +179,7 @@ def _claims(connection: Connection) -> Iterator[Discrepancy]:
         _ORPHANED,
         "claims",
         "a graph is claimed by a migration that has ended, or by one of another graph",
-        "Triggers were disabled while this was written. Restore the graph's row from a backup, or report it.",
+        "Triggers were disabled while this was written. `graph-migrator repair` lists what can be mended safely.",
     )
     yield from _named(
         connection,
@@ -195,21 +200,14 @@ def _partially_migrated(connection: Connection) -> Iterator[Discrepancy]:
     )
 
 
-_OWNERLESS = """
-SELECT coalesce(g.slug, m.graph_id::text) FROM graph_migrator.checkpoints c
-JOIN graph_migrator.migrations m ON m.id = c.migration_id LEFT JOIN graph_migrator.graphs g ON g.id = m.graph_id
-WHERE m.status IN ('succeeded', 'cancelled')
-   OR m.status = 'released' AND (g.partially_migrated ->> 'migration_id') IS DISTINCT FROM m.id::text ORDER BY 1
-"""
-
-
 def _checkpoints(connection: Connection) -> Iterator[Discrepancy]:
     yield from _named(
         connection,
-        _OWNERLESS,
+        "SELECT graph FROM graph_migrator.ownerless_checkpoints() ORDER BY 1",
         "checkpoints",
         "a checkpoint belongs to a migration that will not go on",
-        "It is never read again; it goes with its migration when that is archived.",
+        "It is never read again, and goes with its migration when that is archived; "
+        "`graph-migrator repair checkpoints GRAPH` deletes it now.",
         Severity.INFORMATION,
     )
 
@@ -240,6 +238,25 @@ def _guards(connection: Connection, types: dict[str, GraphType]) -> Iterator[Dis
             yield Discrepancy(
                 check="guard", severity=Severity.WRONG, found=finding.found, count=1, remedy=finding.remedy
             )
+
+
+def _data(connection: Connection, types: dict[str, GraphType], sample: int | None) -> Iterator[Discrepancy]:
+    """Rows that the models of their graph's version do not take."""
+    counted: dict[str, int] = {}
+    examples: dict[str, list[str]] = {}
+    for kind, row in breaking_rows(connection, types, sample):
+        counted[kind] = counted.get(kind, 0) + 1
+        if counted[kind] <= EXAMPLES:
+            examples.setdefault(kind, []).append(row)
+    for kind, number in counted.items():
+        yield Discrepancy(
+            check="data",
+            severity=Severity.WRONG,
+            found=f"rows of {kind} do not fit the models of that version",
+            count=number,
+            examples=tuple(examples[kind]),
+            remedy="Correct them with `graph_writer`, or with a hop; the next hop that validates them fails otherwise.",
+        )
 
 
 def _named(

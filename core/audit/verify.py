@@ -29,6 +29,7 @@ from graph_migrator.core.audit.chain import (
     archived_link,
     check_run,
 )
+from graph_migrator.core.audit.digests import DataVerification
 from graph_migrator.core.errors import ArchiveDamaged, InvalidRequest
 from graph_migrator.core.store.schema import require_current
 
@@ -92,6 +93,7 @@ class Verification(BaseModel):
     digest: str = Field(description="Of the heads, as `audit head` prints it.")
     count: int = Field(description="How many places are not as they were written.")
     suspicions: tuple[Suspicion, ...] = Field(description=f"The first {NAMED:,} of them.")
+    data: DataVerification | None = Field(None, description="Whether graphs are what their last hop left.")
 
 
 def heads(engine: Engine, write: Callable[[str], object] | None = None) -> Heads:

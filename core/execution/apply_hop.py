@@ -23,8 +23,11 @@ from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store.batches import BatchWalk
 from graph_migrator.core.store.errors import DRIVER_ERRORS, ENDED, sqlstate
 from graph_migrator.core.store.protocol import (
+    DigestBefore,
     FinishHop,
+    GraphDigest,
     OpenBatch,
+    RecordDigests,
     ReleaseLock,
     SaveBatch,
     SaveProgress,
@@ -113,6 +116,7 @@ def _apply_whole(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done
         _context(connection, attempt, _progress_of(executor, attempt)) as ctx,
     ):
         failpoints.hit("hop_before_data")
+        before = executor.call(GraphDigest(graph=attempt.graph.id)) if hop.digest else None
         with limit.around_code():
             skipped = hop.when is not None and not hop.when(ctx)
             if not skipped:
@@ -121,6 +125,9 @@ def _apply_whole(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done
                 _check(hop, ctx)
             ctx.flush()
         failpoints.hit("hop_after_data")
+        if hop.digest:  # not earlier: others write the progress of a running hop to the same row
+            after = executor.call(GraphDigest(graph=attempt.graph.id))
+            executor.call(RecordDigests(attempt=attempt.id, before=before, after=after))
         report = _commit(executor, attempt, skipped=skipped, rows=ctx.rows_changed)
     return Done(ctx.rows_changed, skipped, report)
 
@@ -161,6 +168,7 @@ class _Batches:
         self.committed = 0
         self._rows = 0
         self._rate: float | None = None
+        self._lacks_digest = attempt.hop.digest
 
     def count(self) -> None:
         """Count what there is to process, for those who watch."""
@@ -204,6 +212,8 @@ class _Batches:
     def _apply(self, ctx: HopContext) -> Done | None:
         hop, walk = self._attempt.hop, self.walk
         failpoints.hit("batch_before_data")
+        if self._lacks_digest:
+            self._record_digest_before()
         with self._limit.around_code():
             skipped = walk.is_at_start and hop.when is not None and not hop.when(ctx)
             if not skipped:
@@ -211,6 +221,9 @@ class _Batches:
             if walk.is_at_end:
                 _check(hop, ctx)
             ctx.flush()
+        if hop.digest and (skipped or walk.is_at_end):
+            after = self._executor.call(GraphDigest(graph=self._attempt.graph.id))
+            self._executor.call(RecordDigests(attempt=self._attempt.id, after=after))
         if skipped:
             return Done(0, True, _commit(self._executor, self._attempt, skipped=True, rows=0))
         rows = ctx.rows_changed
@@ -231,6 +244,18 @@ class _Batches:
             )
         failpoints.hit("batch_before_commit")
         return None
+
+    def _record_digest_before(self) -> None:
+        """In the transaction of the attempt's first batch: later ones find the graph changed already."""
+        attempt = self._attempt
+        call = DigestBefore(
+            attempt=attempt.id,
+            graph=attempt.graph.id,
+            to=attempt.message.to_version,
+            resumed=not self.walk.is_at_start,
+        )
+        self._executor.call(RecordDigests(attempt=attempt.id, before=self._executor.call(call)))
+        self._lacks_digest = False
 
 
 def _check(hop: DirectedHop, ctx: HopContext) -> None:

@@ -41,6 +41,8 @@ def problems_of(graph_type: GraphType) -> Iterator[str]:
         for directed in hop.directions.values():
             yield from _in_a_hop(directed)
     yield from _in_the_models(graph_type)
+    if graph_type.detector is not None:
+        yield from _in_a_function("detect", graph_type.detector, ["ctx"])
     if _imports_alembic(graph_type):
         yield "its module imports alembic: hops change data, tables are changed by schema migrations"
 

@@ -36,11 +36,15 @@ from graph_migrator.core.graph_types.directed_hop import (
 )
 
 if TYPE_CHECKING:
+    from graph_migrator.core.graph_types.context import HopContext
     from graph_migrator.core.graph_types.selectors import Selector
 
 __all__ = ["DirectedHop", "Direction", "GraphType", "Hop"]
 
 _F = TypeVar("_F", bound=HopFunction)
+
+Detect = Callable[["HopContext"], int | None]
+"""Sees in a graph's data which version it is of; None where it cannot say."""
 
 
 @dataclass(eq=False)
@@ -152,6 +156,7 @@ class Hop:
                 versions=(start, end),
                 direction=direction,
                 models=(kind.nodes.get(end, {}), kind.edges.get(end, {})),
+                digest=kind.digest,
                 description=description,
             )
         except OSError as error:
@@ -176,6 +181,8 @@ class GraphType:
         name: Lower-case letters, digits, ``_`` and ``-``, at most 63.
         nodes: Models of node properties by version and label.
         edges: Models of edge properties by version and type.
+        digest: Whether each hop records digests of the graph's nodes and edges before and after it.
+        detector: Sees in a graph's data which version it is of; None where none is declared.
         module: The name of the module that defines the type.
     """
 
@@ -185,14 +192,19 @@ class GraphType:
         *,
         nodes: Mapping[int, Models] | None = None,
         edges: Mapping[int, Models] | None = None,
+        digest: bool = False,
     ) -> None:
         """Name the type; its hops are declared with `hop` and `sql_hop`.
 
-        A version without models, or a label without a model in its version, is not validated.
+        A version without models, or a label without a model in its version, is not validated. With `digest`, each hop
+        reads all nodes and edges of its graph twice more, and `audit verify --data` says later whether the graph still
+        is what its last hop left. Tables of your own are not in the digest.
         """
         self.name = name
         self.nodes = dict(nodes or {})
         self.edges = dict(edges or {})
+        self.digest = digest
+        self.detector: Detect | None = None
         self._hops: list[Hop] = []
         self.module: str = sys._getframe(1).f_globals.get("__name__", "")
 
@@ -296,6 +308,20 @@ class GraphType:
             hop.add(Direction.REVERSE, reverse, way_back, doc)
         self._hops.append(hop)
         return hop
+
+    def detect(self, function: Detect) -> Detect:
+        """Declare how a graph's version is seen in its data, as ``@knowledge.detect``.
+
+        `graph-migrator baseline --detect` asks it about graphs that were migrated by other means.
+
+        Args:
+            function: Takes ``(ctx)`` in a read-only transaction; returns the version, or None where it cannot be seen.
+
+        Returns:
+            The function as it was.
+        """
+        self.detector = function
+        return function
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────
 

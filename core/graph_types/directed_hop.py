@@ -100,6 +100,7 @@ class DirectedHop(HopOptions):
         fingerprint: Of its code and options, see `core.graph_types.fingerprint`.
         node_models: What the properties of nodes must fit afterwards, by label.
         edge_models: What the properties of edges must fit afterwards, by type.
+        digest: Whether each attempt records digests of the data before and after it.
     """
 
     name: str
@@ -112,6 +113,7 @@ class DirectedHop(HopOptions):
     fingerprint: str
     node_models: Models
     edge_models: Models
+    digest: bool
 
     @classmethod
     def declare(
@@ -123,6 +125,7 @@ class DirectedHop(HopOptions):
         versions: tuple[int, int],
         direction: Direction,
         models: tuple[Models, Models],
+        digest: bool = False,
         description: str | None = None,
     ) -> DirectedHop:
         """Make one way of a hop from what its author wrote.
@@ -136,6 +139,7 @@ class DirectedHop(HopOptions):
             versions: The version before and the one afterwards.
             direction: Which way it is.
             models: Of nodes and of edges, as they are afterwards.
+            digest: Whether its attempts record digests of the data.
             description: One line; None for the first line of the function's docstring.
 
         Raises:
@@ -156,4 +160,5 @@ class DirectedHop(HopOptions):
             fingerprint=options.fingerprint_of(code),
             node_models=models[0],
             edge_models=models[1],
+            digest=digest,
         )

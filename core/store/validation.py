@@ -123,12 +123,13 @@ def _require_valid(ctx: HopContext, hop: DirectedHop, rows: Iterable[_Row]) -> N
         except ValidationError as error:
             count += 1
             if len(named) < _NAMED:
-                named.append(_describe(what, id_, error))
+                named.append(describe(what, id_, error))
     if count:
         raise InvalidGraphData(ctx.graph.slug, hop.name, ctx.to_version, count, named)
 
 
-def _describe(what: str, id_: str, error: ValidationError) -> str:
+def describe(what: str, id_: str, error: ValidationError) -> str:
+    """A row that does not fit its model, by its id and its fields; never their values."""
     fields = ", ".join(
         f"{'.'.join(map(str, item['loc'])) or 'properties'} ({item['type']})"
         for item in error.errors(include_input=False, include_url=False, include_context=False)

@@ -11,6 +11,7 @@ import click
 
 from graph_migrator.core.audit.archive import archive as archive_rows
 from graph_migrator.core.audit.chain import Suspicion
+from graph_migrator.core.audit.digests import DataVerification, verify_data
 from graph_migrator.core.audit.verify import Verification, heads, verify_chains
 from graph_migrator.core.inspection.quantities import count
 from graph_migrator.tasks.cli.output import json_option, print_json
@@ -98,20 +99,40 @@ def head(file: TextIO | None, as_json: bool) -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Also check the rows in this archive's files; can be repeated.",
 )
+@click.option(
+    "--data",
+    is_flag=True,
+    help="Also compare nodes and edges with the digest after the last hop, of types with digest=True: reads all rows.",
+)
+@click.option(
+    "--graph", "graphs", multiple=True, help="With --data: only the data of this graph; can be repeated."
+)
 @json_option
 @click.pass_context
-def verify(ctx: click.Context, kept: TextIO | None, archives: tuple[Path, ...], as_json: bool) -> None:
+def verify(
+    ctx: click.Context,
+    kept: TextIO | None,
+    archives: tuple[Path, ...],
+    data: bool,
+    graphs: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Check that every finished attempt is as it was written, and name what was changed, removed or inserted.
 
     Rows that were archived are known by number and hash; --archive checks their contents, too. Rows missing at the end
-    of a graph's audit are certain to be found only with --head. Exit code 1: something is not as it was written.
+    of a graph's audit are certain to be found only with --head. With --data a graph differs, too, where its writers
+    have changed it since. Exit code 1: something is not as it was written, or as its last hop left it.
     """
+    if graphs and not data:
+        raise click.UsageError("--graph goes with --data")
     found = verify_chains(engine(), kept=kept, archives=archives)
+    if data:
+        found = found.model_copy(update={"data": verify_data(engine(), graphs)})
     if as_json:
         print_json(found)
     else:
         _show(found)
-    if found.count:
+    if found.count or (found.data is not None and found.data.differences):
         ctx.exit(1)
 
 
@@ -128,6 +149,23 @@ def _show(found: Verification) -> None:
         click.echo(
             f"{count(found.archived_unread, 'archived attempt')} known by hash alone; --archive FOLDER checks files."
         )
+    if found.data is not None:
+        _show_data(found.data)
+
+
+def _show_data(data: DataVerification) -> None:
+    for each in data.differences:
+        then, now = (digest.split(":")[0] for digest in (each.then, each.now))
+        rows = f"{then} rows then, {now} now" if then != now else f"{now} rows as then, with other contents"
+        click.echo(
+            f"✗ {each.graph}: not what attempt {each.attempt_id} left at v{each.version} ({rows}); its writers, or "
+            "somebody behind the write guard, have changed it since"
+        )
+    same = data.graphs - len(data.differences)
+    click.echo(
+        f"data of {count(data.graphs, 'graph')} compared: {same:,} as the last hop left them. Left out: "
+        f"{data.without_digest:,} without a digest, {data.migrating:,} that a migration owns."
+    )
 
 
 def _where(each: Suspicion) -> str:

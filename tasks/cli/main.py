@@ -42,6 +42,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Graphs": {
         "import": "Make a new graph from FILE (- for standard input): all of it, or nothing.",
         "export": "Write GRAPH to FILE (by default standard output), sorted, byte for byte the same each time.",
+        "baseline": "Say that the data of GRAPH is of a version already: it was migrated by other means.",
         "delete": "Delete GRAPH with its nodes and edges.",
         "lock": "Make GRAPH read-only for its owner.",
         "unlock": "Remove the owner's lock from GRAPH.",
@@ -49,6 +50,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Operate": {
         "doctor": "Check the deployment end to end: database, guard, broker, results, workers.",
         "validate": "Check that what the database holds fits this release, before or after a deploy.",
+        "repair": "Mend one finding of `validate`; without arguments, list those that can be mended without guessing.",
         "recover": "Run one recovery sweep, as every worker does twice a second.",
         "audit": "Prove that the audit rows are as they were written; move old ones to files.",
         "guard": "Manage the write guard, which keeps writers off the rows of a graph that is being migrated.",

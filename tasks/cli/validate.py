@@ -13,16 +13,30 @@ from graph_migrator.tasks.runtime import engine
 
 
 @click.command()
+@click.option(
+    "--data",
+    is_flag=True,
+    help="Also hold nodes and edges against the models of their graph's version: reads all rows.",
+)
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    metavar="GRAPHS",
+    help="With --data: only so many graphs of each type and version, chosen at random.",
+)
 @json_option
 @click.pass_context
-def validate(ctx: click.Context, as_json: bool) -> None:
+def validate(ctx: click.Context, data: bool, sample: int | None, as_json: bool) -> None:
     """Check that what the database holds fits this release, before or after a deploy. Nothing is changed.
 
     Finds graphs at versions or of types that are not known here, hops whose code changed since they were applied,
     claims and checkpoints without an owner, partially migrated graphs, versions that contradict the audit, and tables
-    without the write guard. Exit code 1: something is wrong; information alone is exit code 0.
+    without the write guard; with --data, also rows that the models of their version do not take. Exit code 1: something
+    is wrong; information alone is exit code 0.
     """
-    found = compare(engine(), graph_types())
+    if sample is not None and not data:
+        raise click.UsageError("--sample goes with --data")
+    found = compare(engine(), graph_types(), data=data, sample=sample)
     if as_json:
         print_json(found)
     else:

@@ -88,6 +88,7 @@ def test_json_is_what_the_documentation_says(here: Cluster, tmp_path: Path, comm
         "plan": ("h",), "status GRAPH": ("g",), "watch": ("g",), "history": ("g",), "migrate": ("h",),
         "migrate --inline": ("h",), "migrate --dry-run": ("h",), "lock": ("g",), "delete": ("h", "--yes"),
         "import": (file, "--slug", "i", "--type", "trail", "--version", 1),
+        "baseline": ("h", "--version", 2, "--reason", "r", "--yes"),
         "audit archive": ("--before", "2020-01-01", "--to", tmp_path / "archive"),
         "rollout plan": ("trail", "--all"), "rollout start": ("trail", "--all"),
         **{f"rollout {verb}": ("trail",) for verb in ("show", "graphs", "errors", "changes", "pause")},

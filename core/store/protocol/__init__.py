@@ -10,6 +10,7 @@ from graph_migrator.core.store.protocol.answering import (
 )
 from graph_migrator.core.store.protocol.batching import OpenBatch, SaveBatch, SaveProgress, SetTimeout
 from graph_migrator.core.store.protocol.call import Call
+from graph_migrator.core.store.protocol.digesting import DigestBefore, GraphDigest, RecordDigests
 from graph_migrator.core.store.protocol.locking import (
     BecomeExecutor,
     LockHolders,
@@ -32,6 +33,7 @@ from graph_migrator.core.store.protocol.migrating import (
     Settle,
 )
 from graph_migrator.core.store.protocol.operating import (
+    Baseline,
     DeclareWhole,
     FollowEdge,
     LoadOperatorState,
@@ -54,17 +56,20 @@ from graph_migrator.core.store.protocol.recovering import (
 
 __all__ = [
     "AnswersFailed",
+    "Baseline",
     "BecomeExecutor",
     "BeginMigration",
     "Call",
     "Candidates",
     "CountMismatch",
     "DeclareWhole",
+    "DigestBefore",
     "EndSweep",
     "FailAttempt",
     "FailBetweenHops",
     "FinishHop",
     "FollowEdge",
+    "GraphDigest",
     "LoadAttemptStatus",
     "LoadOperatorState",
     "LockAndLoad",
@@ -76,6 +81,7 @@ __all__ = [
     "OpenHop",
     "OpenedAttempt",
     "OwnerReadOnly",
+    "RecordDigests",
     "RecordOutcome",
     "RecordRedelivery",
     "RecordRedispatch",

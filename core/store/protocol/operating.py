@@ -58,6 +58,20 @@ class DeclareWhole(Call[None], function="declare_whole"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Baseline(Call[None], function="baseline"):
+    """Move a graph's version without a hop, and record it as a migration that ran none."""
+
+    migration: UUID
+    graph: UUID
+    graph_type: str
+    from_: int
+    to: int
+    worker: str
+    by: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class OwnerReadOnly:
     """A graph whose owner's read-only flag has just been set, and what it was before."""
 
