@@ -39,6 +39,13 @@ $(OLDEST)/.installed: pyproject.toml tests/oldest.txt
 		--constraint tests/oldest.txt --editable '.[embedded,test]'
 	@touch $@
 
+PROGRAMS ?= /usr/lib/postgresql/15/bin
+test-postgres: $(STAMP)  ## Tests of schema, guard and main job on another PostgreSQL: make test-postgres PROGRAMS=/usr/lib/postgresql/15/bin
+	@GRAPH_MIGRATOR_POSTGRES_PROGRAMS=$(PROGRAMS) $(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart 0 \
+		tests/integration/test_schema.py tests/integration/test_write_guard.py tests/integration/test_write_guard_attacks.py \
+		tests/integration/test_invariants.py tests/integration/test_migrations.py tests/integration/test_roles.py \
+		tests/integration/test_proof.py tests/integration/test_digests.py tests/integration/test_repairs.py $(ARGS)
+
 check: $(STAMP)  ## Format, lint, types, direction of imports
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .

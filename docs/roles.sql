@@ -53,7 +53,7 @@ SET search_path = graph_migrator, pg_catalog;
 
 GRANT SELECT ON ALL TABLES IN SCHEMA graph_migrator TO graph_migrator_worker;
 GRANT INSERT, UPDATE, DELETE ON nodes, edges, checkpoints TO graph_migrator_worker;
-GRANT INSERT, UPDATE ON migrations, hop_attempts, requests, hop_totals TO graph_migrator_worker;
+GRANT INSERT, UPDATE ON migrations, hop_attempts, requests, hop_totals, traces TO graph_migrator_worker;
 GRANT INSERT, UPDATE ON graphs TO graph_migrator_worker;
 GRANT UPDATE ON metrics_state TO graph_migrator_worker;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA graph_migrator TO graph_migrator_worker;

@@ -15,6 +15,7 @@ from graph_migrator.core.inspection import metrics
 from graph_migrator.core.rollouts.controller import move_rollouts_on
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.redaction import safe_message
+from graph_migrator.tasks import telemetry
 from graph_migrator.tasks.answers import answer_callers
 from graph_migrator.tasks.celery import app
 from graph_migrator.tasks.migrate import send
@@ -61,7 +62,8 @@ def sweep_once(*, holder: str | None = None, room: QueueRoom | None = None) -> d
     # All is committed and no lock is held any more, the sweep's own neither: where the broker or the results are
     # out of reach for this worker alone, it waits for them here, and another one sweeps.
     for dispatch in done.to_send:
-        send(dispatch)
+        with telemetry.recovering(dispatch):
+            send(dispatch)
     send_members(members)
     answered = answer_callers(executors(), calls)
     return {

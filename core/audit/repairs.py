@@ -155,7 +155,7 @@ def _guards(connection: Connection, subject: str | None) -> Iterator[Repair]:
         yield Repair(
             check="guard",
             subject=each.table,
-            does=f"puts the write guard's triggers back ({'; '.join(gaps)}). What was written meanwhile is "
+            does=f"restores the write guard's triggers ({'; '.join(gaps)}). What was written meanwhile is "
             "not checked: `graph-migrator validate --data` and `graph-migrator audit verify --data` do that.",
         )
 
@@ -168,7 +168,7 @@ def _mend_guard(connection: Connection, table: str, by: str) -> None:
         connection.execute(text("SELECT graph_migrator.guard_graphs_table()"))
     else:
         install_guard(connection, table, found[table].column)
-    _record(connection, None, Repair(check="guard", subject=table, does="triggers put back"), by)
+    _record(connection, None, Repair(check="guard", subject=table, does="triggers restored"), by)
 
 
 def _record(connection: Connection, graph: str | None, repair: Repair, by: str) -> None:

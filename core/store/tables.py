@@ -335,6 +335,15 @@ class ArchivedLinks(_Base):
     )
 
 
+class Trace(_Base):
+    """The OpenTelemetry context in which a migration began."""
+
+    __tablename__ = "traces"
+
+    migration_id: Mapped[UUID] = mapped_column(primary_key=True)
+    context: Mapped[_Json]
+
+
 class Request(_Base):
     """One call of a verb, known by its task id, so that a message delivered twice acts once."""
 

@@ -25,7 +25,7 @@ def repair(check: str | None, subject: str | None, yes: bool, as_json: bool) -> 
 
     `claims` clears a claim whose migration has ended or is of another graph. `checkpoints` deletes those whose
     migration will not go on. `partially-migrated` finishes the hop of a graph that was released inside of it, where the
-    hop's code is unchanged. `guard` puts triggers of the write guard back on a table.
+    hop's code is unchanged. `guard` restores triggers of the write guard on a table.
     """
     found = find_repairs(engine(), graph_types(), check, subject)
     if subject is None or check is None:

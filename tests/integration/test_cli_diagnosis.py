@@ -265,8 +265,8 @@ def test_a_healthy_deployment(here: Cluster) -> None:
     outcome = call("doctor")
     assert outcome.exit_code == 0, outcome.out
     assert {f["check"] for f in findings()} == {
-        "database", "pooling", "clock", "client_connection_check_interval", "schema", "guard", "sessions", "graphs",
-        "types", "broker", "results", "workers", "worker-types",
+        "database", "pooling", "server", "clock", "client_connection_check_interval", "schema", "guard", "sessions",
+        "graphs", "types", "broker", "results", "workers", "worker-types",
     }  # fmt: skip
     assert findings(level=Level.WRONG) == []
 

@@ -136,7 +136,7 @@ def test_a_partially_migrated_graph_is_mended_where_its_code_is_unchanged(
 
 @pytest.mark.parametrize("table", ["nodes", "edges", "graphs"])
 @pytest.mark.parametrize("how", ["DROP TRIGGER {} ON", "DISABLE"])
-def test_triggers_of_the_guard_are_put_back(engine: Engine, table: str, how: str) -> None:
+def test_triggers_of_the_guard_are_restored(engine: Engine, table: str, how: str) -> None:
     (trigger,) = rows(
         engine,
         "SELECT tgname FROM pg_trigger WHERE tgrelid = CAST(:t AS regclass) AND tgname LIKE 'graph_migrator_guard%' "

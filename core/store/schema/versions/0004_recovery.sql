@@ -481,6 +481,7 @@ BEGIN
         AND r.answered_at IS NOT NULL AND r.created_at < p_before;
     GET DIAGNOSTICS requests = ROW_COUNT;
     DELETE FROM checkpoints c WHERE c.migration_id = ANY (p_migrations);
+    DELETE FROM traces t WHERE t.migration_id = ANY (p_migrations);
     DELETE FROM hop_attempts a WHERE a.migration_id = ANY (p_migrations);
     GET DIAGNOSTICS attempts = ROW_COUNT;
     DELETE FROM migrations m WHERE m.id = ANY (p_migrations);

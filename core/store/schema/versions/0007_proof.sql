@@ -81,7 +81,7 @@ CREATE TRIGGER hop_attempts_link_finished BEFORE INSERT ON hop_attempts
 CREATE FUNCTION graph_digest(p_graph uuid) RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
 SET search_path = graph_migrator, pg_temp AS $$
     SELECT concat_ws(':', count(h.high), mod(mod(coalesce(sum(h.high), 0), m) + m, m), mod(mod(coalesce(sum(h.low), 0), m) + m, m))
-    FROM (SELECT 2::numeric ^ 64) modulus (m) LEFT JOIN (
+    FROM (SELECT 18446744073709551616::numeric) modulus (m) LEFT JOIN (
         SELECT ('x' || substr(d.hex, 1, 16))::bit(64)::bigint AS high, ('x' || substr(d.hex, 17, 16))::bit(64)::bigint AS low
         FROM (SELECT encode(sha256(convert_to(jsonb_build_array('node', n.id, n.label, n.properties)::text, 'UTF8')), 'hex')
               FROM nodes n WHERE n.graph_id = p_graph
@@ -110,6 +110,15 @@ LANGUAGE sql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off 
     UPDATE hop_attempts SET digest_before = coalesce(p_before, digest_before), digest_after = coalesce(p_after, digest_after)
         WHERE id = p_attempt AND status = 'running'
 $$;
+
+-- ── traces ─────────────────────────────────────────────────────────────────────────────────────────
+
+-- The OpenTelemetry context in which a migration began, for what recovery sends. Only where tracing is on; no foreign key:
+-- nothing depends on it.
+CREATE TABLE traces (
+    migration_id uuid PRIMARY KEY,
+    context      jsonb NOT NULL
+);
 
 -- ── baseline and repair ────────────────────────────────────────────────────────────────────────────
 
@@ -206,7 +215,7 @@ BEGIN
     RETURN jsonb_array_length(deleted);
 END $$;
 
--- Puts the triggers back on the table of graphs, as revision 0003 made them.
+-- Restores the triggers of the table of graphs, as revision 0003 made them.
 CREATE FUNCTION guard_graphs_table() RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
 BEGIN
     CREATE OR REPLACE TRIGGER graph_migrator_guard BEFORE INSERT OR UPDATE OR DELETE ON graphs

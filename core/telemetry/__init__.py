@@ -1,0 +1,1 @@
+"""Spans of OpenTelemetry for migrations; its API is the extra `otel`."""
