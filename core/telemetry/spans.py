@@ -66,7 +66,7 @@ class Spans:
         return found
 
     def _start(self, event: HopStarted) -> None:
-        self._end(event)  # of an attempt that ended without a word for it, its session lost
+        self._end(event)  # of an attempt whose session was lost: no event ended it
         trace.get_current_span().set_attributes(attributes_of(event))
         span = _tracer.start_span(f"hop {event.hop}", attributes=attributes_of(event))
         span.set_attribute("graph_migrator.attempt", event.attempt)
