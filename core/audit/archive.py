@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -76,6 +77,9 @@ class Manifest(BaseModel):
     before: datetime = Field(description="Everything in it ended before this moment.")
     written_at: datetime
     files: tuple[ArchiveFile, ...]
+    renamed: dict[UUID, UUID] = Field(
+        {}, description="Of a history that came with its graph from elsewhere: its id there, and here."
+    )
 
     @property
     def migrations(self) -> int:
@@ -139,8 +143,8 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
         if hashlib.sha256(path.read_bytes()).hexdigest() != file.sha256:
             raise ArchiveDamaged(str(path), "has another digest than its manifest says")
         counts = [0, 0, 0]
-        for entry in _entries(path):
-            for place, number in enumerate(_counts(entry)):
+        for entry in entries_of(path.read_bytes()):
+            for place, number in enumerate(counts_of(entry)):
                 counts[place] += number
         if counts != [file.migrations, file.attempts, file.requests]:
             raise ArchiveDamaged(str(path), "has other rows than its manifest says")
@@ -208,7 +212,7 @@ def _write(engine: Engine, before: datetime, folder: Path, say: Progress) -> Man
             path = folder / f"{name}.partial"
             _write_file(path, lines)
             counts = [
-                sum(column) for column in zip(*(_counts(json.loads(line)) for line in lines), strict=True)
+                sum(column) for column in zip(*(counts_of(json.loads(line)) for line in lines), strict=True)
             ]
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             files.append(
@@ -221,11 +225,11 @@ def _write(engine: Engine, before: datetime, folder: Path, say: Progress) -> Man
             say("written", written)
     manifest = Manifest(id=uuid4(), before=before, written_at=datetime.now(UTC), files=tuple(files))
     unfinished = folder / "manifest.json.partial"
-    _write_whole(unfinished, manifest.model_dump_json(indent=2).encode())
+    write_whole(unfinished, manifest.model_dump_json(indent=2).encode())
     for path, final in partial:
         path.rename(final)
     unfinished.rename(folder / "manifest.json")  # last: with it, the archive is finished
-    _sync_folder(folder)
+    sync_folder(folder)
     return manifest
 
 
@@ -259,17 +263,19 @@ def _read(connection: Connection, statement: str, after: Any, before: datetime) 
 
 def _write_file(path: Path, lines: list[str]) -> None:
     content = "".join(f"{line}\n" for line in lines).encode()
-    _write_whole(path, gzip.compress(content, mtime=0))
+    write_whole(path, gzip.compress(content, mtime=0))
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is on disk."""
     with path.open("wb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -277,13 +283,15 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") as stream:
+def entries_of(packed: bytes, *, number: Callable[[str], Any] | None = None) -> Iterator[dict[str, Any]]:
+    """What a file of an archive holds, a migration or a request each; `number` reads its numbers."""
+    with gzip.open(io.BytesIO(packed), "rt", encoding="utf-8") as stream:
         for line in stream:
-            yield json.loads(line)
+            yield json.loads(line, parse_int=number, parse_float=number)
 
 
-def _counts(entry: dict[str, Any]) -> tuple[int, int, int]:
+def counts_of(entry: dict[str, Any]) -> tuple[int, int, int]:
+    """Migrations, attempts and requests in one entry."""
     if "request" in entry:
         return 0, 0, 1
     return 1, len(entry["attempts"]), len(entry["requests"])
@@ -292,7 +300,7 @@ def _counts(entry: dict[str, Any]) -> tuple[int, int, int]:
 def _remove(engine: Engine, folder: Path, manifest: Manifest, say: Progress) -> ArchiveReport:
     removed = [0, 0, 0]
     for file in manifest.files:
-        entries = list(_entries(folder / file.name))
+        entries = list(entries_of((folder / file.name).read_bytes()))
         with engine.begin() as connection:
             row = connection.execute(
                 text(

@@ -5,10 +5,8 @@ One snapshot, streamed in the order of graph and link: memory does not grow with
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, Engine, Row, text
 
-from graph_migrator.core.audit.archive import CANONICAL, Manifest, load_manifest, verify_files
+from graph_migrator.core.audit.archive import CANONICAL, Manifest, entries_of, load_manifest, verify_files
 from graph_migrator.core.audit.chain import (
     ArchivedRun,
     Chain,
@@ -241,7 +239,8 @@ def _verify_archive(connection: Connection, folder: Path, found: _Found) -> int:
         runs.setdefault(row.graph_id, []).append(_run(row, row.last_link, manifest.id))
     read = 0
     for file in manifest.files:
-        for graph, links in _links_of(folder / file.name).items():
+        for there, links in _links_of(folder / file.name).items():
+            graph = manifest.renamed.get(there, there)
             read += len(links)
             _verify_runs(graph, links, runs.get(graph, []), found)
     return read
@@ -272,12 +271,10 @@ def _verify_runs(graph: UUID, links: dict[int, Link], runs: list[ArchivedRun], f
 
 def _links_of(path: Path) -> dict[UUID, dict[int, Link]]:
     links: dict[UUID, dict[int, Link]] = {}
-    with gzip.open(path, "rt", encoding="utf-8") as stream:
-        for line in stream:
-            entry = json.loads(line, parse_int=JsonNumber, parse_float=JsonNumber)
-            for attempt in entry.get("attempts", ()):
-                link = archived_link(attempt)
-                links.setdefault(UUID(attempt["graph_id"]), {})[link.number or 0] = link
+    for entry in entries_of(path.read_bytes(), number=JsonNumber):
+        for attempt in entry.get("attempts", ()):
+            link = archived_link(attempt)
+            links.setdefault(UUID(attempt["graph_id"]), {})[link.number or 0] = link
     return links
 
 

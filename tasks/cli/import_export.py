@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from graph_migrator.core.audit.portable import export_with_history, import_with_history
 from graph_migrator.core.errors import InvalidRequest, UnknownTarget
 from graph_migrator.core.graph_types.registry import graph_type as type_named
 from graph_migrator.core.inspection.quantities import count
@@ -16,6 +18,7 @@ from graph_migrator.core.interchange import (
     CheckReport,
     Dialect,
     Format,
+    ImportReport,
     check_graph_file,
     export_graph,
     import_graph,
@@ -52,6 +55,13 @@ _COLUMNS: Final = ("id", "label", "source", "target", "type")
     "--labels-property", metavar="NAME", help="Keep a node's labels after the first in this property."
 )
 @click.option("--check", is_flag=True, help="Report all faulty records; import nothing.")
+@click.option(
+    "--with-history",
+    "history",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="FILE is one of `export --with-history`; keep its history in this new folder.",
+)
 @json_option
 def import_(
     file: str,
@@ -63,6 +73,7 @@ def import_(
     columns: tuple[str, ...],
     labels_property: str | None,
     check: bool,
+    history: Path | None,
     as_json: bool,
 ) -> None:
     """Make a new graph from FILE (- for standard input): all of it, or nothing.
@@ -82,12 +93,24 @@ def import_(
         "labels_property": labels_property,
         "columns": dict(map(_column, columns)),
     }
+    if history is not None:
+        if check or file == "-" or form or edges or columns or labels_property:
+            raise click.UsageError("--with-history reads a file of `export --with-history`, whole")
+        report = import_with_history(
+            engine(), Path(file), history, slug=slug, graph_type=graph_type, version=version
+        )
+        _print_import(report, as_json=as_json)
+        return
     source = sys.stdin.buffer if file == "-" else file
     if check:
         found = check_graph_file(engine(), source, on_progress=_ticker("checked"), **options)
         _print_check(file, found, as_json=as_json)
         raise SystemExit(2 if found.count else 0)
     report = import_graph(engine(), source, on_progress=_ticker("read"), **options)
+    _print_import(report, as_json=as_json)
+
+
+def _print_import(report: ImportReport, *, as_json: bool) -> None:
     if as_json:
         print_json(report)
         return
@@ -99,8 +122,19 @@ def import_(
 @click.argument("graph")
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True), default="-")
 @click.option("--format", "form", type=_WRITTEN, default="node-link", show_default=True)
-def export(graph: str, file: str, form: str) -> None:
+@click.option(
+    "--with-history", is_flag=True, help="As one file (zip) with its config and its history; needs FILE."
+)
+def export(graph: str, file: str, form: str, with_history: bool) -> None:
     """Write GRAPH to FILE (by default standard output), sorted, byte for byte the same each time."""
+    if with_history:
+        if file == "-" or form != "node-link":
+            raise click.UsageError("--with-history writes a zip of its own to FILE")
+        with click.open_file(file, "wb", atomic=True) as stream:
+            about = export_with_history(engine(), graph, stream)
+        counted = f"{count(about.migrations, 'migration')} and {count(about.attempts, 'attempt')}"
+        click.echo(f"{about.slug} at v{about.version}, with {counted}", err=True)
+        return
     if file == "-":
         export_graph(engine(), graph, sys.stdout.buffer, format=form)
         sys.stdout.buffer.flush()
