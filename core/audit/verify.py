@@ -194,7 +194,7 @@ class _Kept:
                 graph, link, hash_ = line.split()
                 return UUID(graph), int(link), bytes.fromhex(hash_)
             except ValueError as error:
-                reason = "it is no line of `graph-migrator audit head --to`"
+                reason = "it is no line of `graph-migrator audit head --to FILE`"
                 raise InvalidRequest(f"line {number} of the heads", reason) from error
         return None
 
