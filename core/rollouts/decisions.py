@@ -11,6 +11,7 @@ from graph_migrator.core.rollouts.statuses import (
     ENDS_BY_ITSELF,
     HoldReason,
     MemberStatus,
+    PackStatus,
     RolloutStatus,
 )
 from graph_migrator.core.statuses import MigrationStatus
@@ -37,7 +38,9 @@ class RolloutFacts:
         baked: It has stood for its time since then.
         gate_open: Nothing has to be promoted after it, or it was.
         pending: Members of the open stage and of those before it that wait.
-        in_flight: Members sent and not ended, without those that an operator paused.
+        in_flight: Units sent and not ended: open packs, and members with a chain of their own, without those that an
+            operator paused.
+        packed: Members that packs hold and that have not settled.
         paused: Members whose migration an operator paused.
         failed: Failed members of all stages.
         max_in_flight: How many may be in flight.
@@ -58,6 +61,7 @@ class RolloutFacts:
     gate_open: bool = True
     pending: int = 0
     in_flight: int = 0
+    packed: int = 0
     paused: int = 0
     failed: int = 0
     max_in_flight: int = 8
@@ -92,7 +96,7 @@ class CloseStage:
 
 @dataclass(frozen=True)
 class DispatchMembers:
-    """Send so many members."""
+    """Send so many units: a graph with a chain of its own, or a pack of small ones."""
 
     count: int
 
@@ -116,10 +120,10 @@ RolloutDecision = Hold | Resume | OpenStage | CloseStage | DispatchMembers | End
 
 def decide_rollout(facts: RolloutFacts) -> RolloutDecision:
     """Decide the controller's next step for one rollout. The controller repeats it until it says `Nothing`."""
-    unsettled = facts.pending + facts.in_flight + facts.paused
+    in_hand = facts.in_flight + facts.packed + facts.paused
+    unsettled = facts.pending + in_hand
     match facts.status:
         case RolloutStatus.CANCELLING:
-            in_hand = facts.in_flight + facts.paused
             return Nothing("graphs are in flight") if in_hand else End(RolloutStatus.CANCELLED)
         case RolloutStatus.HELD:
             return Resume() if _is_over(facts) else Nothing("it is held")
@@ -294,15 +298,65 @@ def _failed(facts: MemberFacts, error_type: str, message: str | None) -> Settled
     return Settled(MemberStatus.FAILED, note[:1_000], group, error_type == _CRASHED)
 
 
+# ── a pack ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class PackFacts:
+    """An open pack, as it was found.
+
+    Attributes:
+        status: Of the pack.
+        executed: A process holds the pack's lock.
+        resend_due: No worker has taken it for so long that its message may be lost.
+        cancelling: Its rollout is being cancelled.
+    """
+
+    status: PackStatus
+    executed: bool = False
+    resend_due: bool = False
+    cancelling: bool = False
+
+
+@dataclass(frozen=True)
+class ClosePack:
+    """Nobody executes it: what it has begun goes on as chains, what it has not begun waits again."""
+
+
+@dataclass(frozen=True)
+class ResendPack:
+    """Its message may be lost."""
+
+
+def decide_pack(facts: PackFacts) -> ClosePack | ResendPack | None:
+    """Decide what becomes of an open pack. None: it waits in the queue, or its executor is at work."""
+    match facts.status:
+        case PackStatus.LEFT:
+            return ClosePack()
+        case PackStatus.RUNNING:
+            # Its executor holds the lock from before it became running until after it has left.
+            return None if facts.executed else ClosePack()
+        case PackStatus.SENT:
+            if facts.cancelling and not facts.executed:
+                return ClosePack()
+            return ResendPack() if facts.resend_due else None
+        case PackStatus.CLOSED:
+            return None
+
+
 @dataclass(frozen=True)
 class GraphFacts:
-    """A pending member's graph at the moment of its dispatch; `version` is None where it was deleted."""
+    """A pending member's graph at the moment of its dispatch; `version` is None where it was deleted.
+
+    `packable`: it is small enough to share a task with others.
+    """
 
     version: int | None
     to_version: int
     direction: int
     partially_migrated: bool = False
     known_versions: tuple[int, int] | None = None
+    packable: bool = False
 
 
 def hindered(facts: GraphFacts) -> Settled | None:

@@ -65,6 +65,32 @@ _MEMBER_PHRASES: Final = {
 UNSETTLED: Final = frozenset({MemberStatus.PENDING, MemberStatus.DISPATCHED})
 """A graph is unsettled in at most one rollout."""
 
+
+
+class PackStatus(StrEnum):
+    """Where a pack stands: some small graphs that one task moves one after another."""
+
+    SENT = "sent"
+    RUNNING = "running"
+    LEFT = "left"
+    CLOSED = "closed"
+
+    @property
+    def phrase(self) -> str:
+        """One sentence for people."""
+        return _PACK_PHRASES[self]
+
+
+_PACK_PHRASES: Final = {
+    PackStatus.SENT: "waits for a worker",
+    PackStatus.RUNNING: "a worker moves its graphs one after another",
+    PackStatus.LEFT: "its worker has ended it; the controller takes its outcome in",
+    PackStatus.CLOSED: "over; what it did not begin went back",
+}
+
+OPEN_PACKS: Final = frozenset({PackStatus.SENT, PackStatus.RUNNING})
+"""It takes one of its rollout's places."""
+
 _S = TypeVar("_S", bound=StrEnum)
 
 
@@ -107,7 +133,16 @@ MEMBER_EDGES: Final = _edges(
     ),
     ("arrive", "pending dispatched failed", "succeeded", "at the target: by this migration, or before it"),
     ("fail", "dispatched", "failed", "its migration failed, or was refused for a reason that may pass"),
+    ("return", "dispatched", "pending", "its pack ended before it was begun; the next one takes it"),
     ("retry", "failed", "pending", "an operator retries it; the next try has a request id of its own"),
+)
+
+
+PACK_EDGES: Final = _edges(
+    PackStatus,
+    ("take", "sent", "running", "a worker that has the planned code holds the pack's lock"),
+    ("leave", "sent running", "left", "its last graph is done, or the rollout is held, or the worker shuts down"),
+    ("close", "sent running left", "closed", "the controller: left, its executor is dead, or the rollout is cancelled"),
 )
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 from uuid import UUID
 
 from graph_migrator.core.rollouts.decisions import (
+    ClosePack,
     CloseStage,
     DispatchMembers,
     End,
@@ -21,15 +22,19 @@ from graph_migrator.core.rollouts.decisions import (
     MemberFacts,
     Nothing,
     OpenStage,
+    PackFacts,
+    ResendPack,
     Resume,
     RolloutDecision,
     RolloutFacts,
     Settled,
     Unsent,
     decide_member,
+    decide_pack,
     decide_rollout,
     hindered,
 )
+from graph_migrator.core.rollouts.packing import cut_units
 from graph_migrator.core.rollouts.statuses import RolloutStatus
 
 _MOST_STEPS = 10_000
@@ -44,6 +49,18 @@ class Sending:
     number: int
     request_id: UUID
     graph: str
+    to_version: int
+
+
+@dataclass(frozen=True)
+class SendingPack:
+    """A pack to be sent after the commit. `first` and `last` are slugs, for people."""
+
+    rollout_id: UUID
+    pack_id: UUID
+    size: int
+    first: str
+    last: str
     to_version: int
 
 
@@ -79,6 +96,18 @@ class Rows(Protocol):
     def resend(self, graphs: Sequence[UUID]) -> list[Sending]:
         """The same tries again; the pause to the next time doubles."""
 
+    def open_packs(self) -> Sequence[tuple[UUID, PackFacts]]:
+        """Packs that were sent and are not closed."""
+
+    def close_packs(self, packs: Sequence[UUID]) -> Mapping[UUID, Settled]:
+        """Close packs. What they have begun goes on as chains; the rest waits again, or is skipped at a cancel."""
+
+    def resend_packs(self, packs: Sequence[UUID]) -> list[SendingPack]:
+        """The same packs again; the pause to the next time doubles."""
+
+    def pack_size(self) -> int:
+        """How many graphs a pack takes now; 1 where packs are off."""
+
     def facts(self) -> RolloutFacts:
         """What the next decision rests on."""
 
@@ -100,15 +129,15 @@ class Rows(Protocol):
     def next_pending(self, count: int) -> Iterable[tuple[UUID, GraphFacts]]:
         """The next members that wait in the open stage and before it, and what their graphs are now."""
 
-    def dispatch(self, graphs: Sequence[UUID]) -> list[Sending]:
-        """Write that members are sent."""
+    def dispatch(self, units: Sequence[tuple[UUID, ...]]) -> list[Sending | SendingPack]:
+        """Write that members are sent: alone, or several as a pack."""
 
 
 @dataclass
 class Turn:
     """What one turn did; `to_send` goes out after the commit."""
 
-    to_send: list[Sending] = field(default_factory=list)
+    to_send: list[Sending | SendingPack] = field(default_factory=list)
     settled: dict[UUID, Settled] = field(default_factory=dict)
     decisions: list[RolloutDecision] = field(default_factory=list)
 
@@ -116,7 +145,10 @@ class Turn:
 def take_turn(rows: Rows) -> Turn:
     """Take one turn. All of it is to be committed together, or not at all."""
     turn = Turn()
+    # Packs are looked at before the outcomes, so that of a pack which has left all outcomes are there.
+    packs = rows.open_packs()
     _take_in_outcomes(rows, turn)
+    _take_in_packs(rows, packs, turn)
     for _ in range(_MOST_STEPS):
         decision = decide_rollout(rows.facts())
         turn.decisions.append(decision)
@@ -160,18 +192,34 @@ def _take_in_outcomes(rows: Rows, turn: Turn) -> None:
         turn.to_send += rows.resend(unsent)
 
 
-def _dispatch(rows: Rows, count: int, turn: Turn) -> None:
+def _take_in_packs(rows: Rows, packs: Sequence[tuple[UUID, PackFacts]], turn: Turn) -> None:
+    closing: list[UUID] = []
+    unsent: list[UUID] = []
+    for pack_id, facts in packs:
+        match decide_pack(facts):
+            case ClosePack():
+                closing.append(pack_id)
+            case ResendPack():
+                unsent.append(pack_id)
+    if closing:
+        turn.settled |= rows.close_packs(closing)
+    if unsent:
+        turn.to_send += rows.resend_packs(unsent)
+
+
+def _dispatch(rows: Rows, places: int, turn: Turn) -> None:
     """Send members, and settle those whose graphs must not be sent; they take no place."""
-    free: list[UUID] = []
+    free: list[tuple[UUID, bool]] = []
     hindrances: dict[UUID, Settled] = {}
-    for graph_id, facts in rows.next_pending(count):
+    size = rows.pack_size()
+    for graph_id, facts in rows.next_pending(places * size):
         hindrance = hindered(facts)
         if hindrance is None:
-            free.append(graph_id)
+            free.append((graph_id, facts.packable))
         else:
             hindrances[graph_id] = hindrance
     if hindrances:
         rows.settle(hindrances)
         turn.settled |= hindrances
     if free:
-        turn.to_send += rows.dispatch(free)
+        turn.to_send += rows.dispatch(cut_units(free, places, size))

@@ -10,17 +10,27 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from graph_migrator.core.rollouts.breaker import FailedGroup, breaker
-from graph_migrator.core.rollouts.decisions import GraphFacts, Hold, MemberFacts, RolloutFacts, Settled
+from graph_migrator.core.rollouts.decisions import (
+    GraphFacts,
+    Hold,
+    MemberFacts,
+    PackFacts,
+    RolloutFacts,
+    Settled,
+)
 from graph_migrator.core.rollouts.statuses import (
     MEMBER_EDGES,
+    OPEN_PACKS,
+    PACK_EDGES,
     ROLLOUT_EDGES,
     HoldReason,
     MemberStatus,
+    PackStatus,
     RolloutStatus,
     pairs,
 )
 from graph_migrator.core.rollouts.strategy import Strategy
-from graph_migrator.core.rollouts.turn import InHand, Sending
+from graph_migrator.core.rollouts.turn import InHand, Sending, SendingPack
 from graph_migrator.core.statuses import SETTLED, MigrationStatus
 
 ROLLOUT = UUID(int=1)
@@ -38,10 +48,21 @@ class Member:
     number: int = 1
     paused: bool = False
     migration: int | None = None
+    pack: UUID | None = None
     sent: int = 0
     settled_at: int = -1
     note: str | None = None
     group: str | None = None
+
+
+@dataclass
+class PackRow:
+    """A pack's row; `executor` is the session that holds its lock."""
+
+    size: int
+    status: PackStatus = PackStatus.SENT
+    sent: int = 0
+    executor: int | None = None
 
 
 @dataclass
@@ -75,6 +96,8 @@ class Tables:
     migrations: list[Migration] = field(default_factory=list)
     claims: dict[UUID, int] = field(default_factory=dict)
     requests: dict[UUID, int | dict[str, Any]] = field(default_factory=dict)
+    packs: dict[UUID, PackRow] = field(default_factory=dict)
+    pack_size: int = 1
     status: RolloutStatus = RolloutStatus.RUNNING
     held: Hold | None = None
     fleet_held: bool = False
@@ -136,6 +159,7 @@ class ModelRows:
             self.move(graph, how.status)
             member = self.t.members[graph]
             member.note, member.settled_at, member.paused = how.note, self.t.now, False
+            member.pack = None
             member.group = how.group.key if how.group else None
         self.t.progress = self.t.now
 
@@ -168,17 +192,80 @@ class ModelRows:
             if member.status is MemberStatus.PENDING and member.stage <= self.t.stage
         ]
         for graph in sorted(waiting, key=lambda g: (self.t.members[g].stage, g))[:count]:
-            yield graph, GraphFacts(self.t.graphs[graph], TARGET, 1)
+            yield graph, GraphFacts(self.t.graphs[graph], TARGET, 1, packable=self.t.members[graph].stage > 1)
 
-    def dispatch(self, graphs: Sequence[UUID]) -> list[Sending]:
-        for graph in graphs:
-            self.move(graph, MemberStatus.DISPATCHED)
-            member = self.t.members[graph]
-            member.sent = self.t.now
-            self.t.dispatches.append((graph, member.number))
-            check_dispatch(self.t, graph)
+    def dispatch(self, units: Sequence[tuple[UUID, ...]]) -> list[Sending | SendingPack]:
+        sent: list[Sending | SendingPack] = []
+        for unit in units:
+            pack = None
+            if len(unit) > 1:
+                pack = UUID(int=1_000 + len(self.t.packs))
+                self.t.packs[pack] = PackRow(len(unit), sent=self.t.now)
+            for graph in unit:
+                self.move(graph, MemberStatus.DISPATCHED)
+                member = self.t.members[graph]
+                member.sent, member.pack = self.t.now, pack
+                self.t.dispatches.append((graph, member.number))
+                check_dispatch(self.t, graph)
+            sent.append(self.sending(unit[0]) if pack is None else self.sending_pack(pack))
         self.t.progress = self.t.now
-        return [self.sending(graph) for graph in graphs]
+        return sent
+
+    # ── packs ───────────────────────────────────────────────────────────────────────────────────────
+
+    def pack_size(self) -> int:
+        return self.t.pack_size
+
+    def open_packs(self) -> Sequence[tuple[UUID, PackFacts]]:
+        return [
+            (pack, self.pack_facts(row))
+            for pack, row in self.t.packs.items()
+            if row.status is not PackStatus.CLOSED
+        ]
+
+    def pack_facts(self, row: PackRow) -> PackFacts:
+        due = self.t.now - row.sent >= RESEND_AFTER
+        cancelling = self.t.status is RolloutStatus.CANCELLING
+        return PackFacts(row.status, row.executor is not None, due, cancelling)
+
+    def close_packs(self, packs: Sequence[UUID]) -> Mapping[UUID, Settled]:
+        skipped = {}
+        for pack in packs:
+            self.move_pack(pack, PackStatus.CLOSED)
+            for graph in members_of(self.t, pack):
+                if self.was_begun(graph):
+                    self.t.members[graph].pack = None
+                elif self.t.status is RolloutStatus.CANCELLING:
+                    skipped[graph] = Settled(MemberStatus.SKIPPED, "the rollout was cancelled")
+                else:
+                    self.give_back(graph)
+        self.settle(skipped)
+        return skipped
+
+    def was_begun(self, graph: UUID) -> bool:
+        return request(graph, self.t.members[graph].number) in self.t.requests
+
+    def give_back(self, graph: UUID) -> None:
+        member = self.t.members[graph]
+        if request(graph, member.number) in self.t.requests:
+            raise Violated("F5", f"{graph} was begun and waits again")
+        self.move(graph, MemberStatus.PENDING)
+        member.pack = None
+        self.t.dispatches.remove((graph, member.number))
+
+    def move_pack(self, pack: UUID, status: PackStatus) -> None:
+        row = self.t.packs[pack]
+        if (row.status, status) not in pairs(PACK_EDGES):
+            raise Violated("edge", f"pack {pack.int}: {row.status} to {status}")
+        row.status = status
+
+    def resend_packs(self, packs: Sequence[UUID]) -> list[SendingPack]:
+        for pack in packs:
+            self.t.packs[pack].sent = self.t.now
+        return [self.sending_pack(pack) for pack in packs]
+
+    def sending_pack(self, pack: UUID) -> SendingPack:
+        return SendingPack(ROLLOUT, pack, self.t.packs[pack].size, "", "", TARGET)
 
     # ── the rollout ─────────────────────────────────────────────────────────────────────────────────
 
@@ -202,6 +289,7 @@ class ModelRows:
             gate_open=t.stage != 1 or (row is not None and row.promoted),
             pending=sum(m.status is MemberStatus.PENDING for m in reached),
             in_flight=in_flight(t),
+            packed=sum(m.status is MemberStatus.DISPATCHED and m.pack is not None for m in t.members.values()),
             paused=sum(m.paused for m in reached),
             failed=sum(m.status is MemberStatus.FAILED for m in t.members.values()),
             max_in_flight=t.max_in_flight,
@@ -247,7 +335,16 @@ def request(graph: UUID, number: int) -> UUID:
 
 
 def in_flight(t: Tables) -> int:
-    return sum(m.status is MemberStatus.DISPATCHED and not m.paused for m in t.members.values())
+    """Units: chains, and open packs."""
+    chains = sum(
+        m.status is MemberStatus.DISPATCHED and m.pack is None and not m.paused for m in t.members.values()
+    )
+    return chains + sum(row.status in OPEN_PACKS for row in t.packs.values())
+
+
+def members_of(t: Tables, pack: UUID) -> list[UUID]:
+    """What a pack still holds."""
+    return [g for g, m in t.members.items() if m.pack == pack and m.status is MemberStatus.DISPATCHED]
 
 
 def check_dispatch(t: Tables, graph: UUID) -> None:
@@ -278,6 +375,9 @@ def check(t: Tables) -> None:
         if times > t.migrations[number].tries:
             raise Violated("F5", f"migration {number} was begun {times} times")
     for graph, member in t.members.items():
+        if member.status is MemberStatus.DISPATCHED and member.pack is not None:
+            if t.packs[member.pack].status is PackStatus.CLOSED:
+                raise Violated("F5", f"{graph} is in a pack that is closed")
         explained = member.note or member.group
         if member.status in {MemberStatus.FAILED, MemberStatus.SKIPPED} and not explained:
             raise Violated("F7", f"{graph} is {member.status} without a reason")
@@ -294,9 +394,11 @@ __all__ = [
     "Member",
     "Migration",
     "ModelRows",
+    "PackRow",
     "StageRow",
     "Tables",
     "Violated",
     "check",
     "copy_of",
+    "members_of",
 ]

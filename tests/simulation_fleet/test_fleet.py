@@ -7,12 +7,12 @@ from uuid import UUID
 
 import pytest
 
-from graph_migrator.core.rollouts.decisions import Hold, MemberFacts, RolloutFacts
-from graph_migrator.core.rollouts.statuses import HoldReason, MemberStatus, RolloutStatus
+from graph_migrator.core.rollouts.decisions import Hold, MemberFacts, PackFacts, RolloutFacts
+from graph_migrator.core.rollouts.statuses import HoldReason, MemberStatus, PackStatus, RolloutStatus
 from graph_migrator.core.rollouts.turn import InHand, Sending
 from graph_migrator.core.statuses import MigrationStatus
-from tests.simulation_fleet.model import TARGET, ModelRows, Violated, request
-from tests.simulation_fleet.world import World, explore, tables
+from tests.simulation_fleet.model import TARGET, ModelRows, PackRow, Violated, in_flight, request
+from tests.simulation_fleet.world import PackExecutor, World, explore, tables
 
 FIRST = UUID(int=10)
 
@@ -77,9 +77,50 @@ class CountsByReading(ModelRows):
             self.t.members[graph].note = how.note or how.status
 
 
+class PacksTakeNoPlace(ModelRows):
+    """Counted graphs and not packs: a pack without a graph left to settle took no place, its successor did."""
+
+    def facts(self) -> RolloutFacts:
+        found = super().facts()
+        chains = found.in_flight - sum(r.status in {"sent", "running"} for r in self.t.packs.values())
+        return RolloutFacts(**{**vars(found), "in_flight": chains})
+
+
+class ReturnsWhatWasBegun(ModelRows):
+    """Gave all of a dead pack's graphs back to wait, the one that it had in hand too."""
+
+    def was_begun(self, graph: UUID) -> bool:
+        return False
+
+
+class NeverClosesADeadPack(ModelRows):
+    """Believed the status of a pack's row, which its executor writes: a dead one writes nothing."""
+
+    def pack_facts(self, row: PackRow) -> PackFacts:
+        return PackFacts(**{**vars(super().pack_facts(row)), "executed": row.status is PackStatus.RUNNING})
+
+
+class NeverResendsAPack(ModelRows):
+    """Sent a pack's message once."""
+
+    def pack_facts(self, row: PackRow) -> PackFacts:
+        return PackFacts(**{**vars(super().pack_facts(row)), "resend_due": False})
+
+
+class LooksOnce(World):
+    """A pack looked at the hold when it started, and not before each of its graphs."""
+
+    def may_go_on(self, executor: PackExecutor) -> bool:
+        return True
+
+
 @pytest.mark.parametrize(
     ("draft", "invariant"),
     [
+        (PacksTakeNoPlace, "F1"),
+        (ReturnsWhatWasBegun, "F5"),
+        (NeverClosesADeadPack, "F5"),
+        (NeverResendsAPack, "F5"),
         (TakesNoOutcomeOfRequests, "F5"),
         (NeverResends, "F5"),
         (CountsAfterDispatch, "F1"),
@@ -96,11 +137,15 @@ def test_unguarded_workers_move_graphs_back_or_with_code_that_nobody_planned() -
     assert "F8" in _broken(ModelRows, guarded=False)
 
 
-def _broken(rows: type[ModelRows], *, guarded: bool = True) -> set[str]:
+def test_a_pack_that_looks_once_goes_on_under_a_hold() -> None:
+    assert "F3" in _broken(ModelRows, world=LooksOnce)
+
+
+def _broken(rows: type[ModelRows], *, world: type[World] = World, guarded: bool = True) -> set[str]:
     found = set()
     for seed in range(12):
         try:
-            explore(seed, 150, rows, guarded=guarded)
+            explore(seed, 150, rows, world, guarded=guarded)
         except Violated as violated:
             found.add(violated.invariant)
     return found
@@ -280,6 +325,153 @@ def test_a_hold_lets_what_is_in_flight_end_and_sends_nothing_more() -> None:
         world.turn()
     assert len(world.t.dispatches) == sent
     assert MemberStatus.SUCCEEDED in {m.status for m in world.t.members.values()}
+
+
+# ── packs ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def packed(size: int = 4, bad: tuple[int, ...] = ()) -> tuple[World, PackExecutor]:
+    """A rollout without canaries whose only pack has just been taken by a worker."""
+    world = World(tables((0, size), bad))
+    world.t.stages[0].promoted = True
+    world.t.pack_size, world.t.max_in_flight = size, 1
+    world.turn()
+    world.t.now += 5
+    world.turn()
+    world.deliver()
+    return world, world.executors[0]
+
+
+def statuses(world: World) -> list[MemberStatus]:
+    return [member.status for member in world.t.members.values()]
+
+
+def finish_one(world: World, executor: PackExecutor) -> None:
+    """Look, begin, and run the hops of one graph; never leave the pack."""
+    world.work_on(executor)
+    world.work_on(executor)
+    assert executor.in_hand is not None
+    world.advance(executor.in_hand)
+    executor.failed = world.t.migrations[executor.in_hand].status is MigrationStatus.FAILED
+    executor.in_hand = None
+
+
+def test_a_pack_is_one_unit_whatever_it_holds() -> None:
+    world, _ = packed(4)
+    assert in_flight(world.t) == 1
+    assert statuses(world) == [MemberStatus.DISPATCHED] * 4
+
+
+def test_a_hold_ends_a_pack_before_its_next_graph_and_the_rest_waits_again() -> None:
+    world, executor = packed(4)
+    finish_one(world, executor)
+    world.desk().hold(Hold(HoldReason.OPERATOR))
+    world.work_on(executor)
+    assert world.executors == []
+    world.turn()
+    assert statuses(world) == [MemberStatus.SUCCEEDED] + [MemberStatus.PENDING] * 3
+    assert len(world.t.migrations) == 1
+
+
+def test_looking_and_beginning_are_two_moments_one_graph_may_be_begun_after_a_hold() -> None:
+    world, executor = packed(4)
+    world.work_on(executor)  # has looked
+    world.desk().hold(Hold(HoldReason.OPERATOR))
+    world.work_on(executor)
+    world.advance(0)
+    executor.in_hand = None
+    world.work_on(executor)
+    world.turn()
+    assert statuses(world) == [MemberStatus.SUCCEEDED] + [MemberStatus.PENDING] * 3
+
+
+def test_a_dead_pack_gives_back_what_it_did_not_begin_and_the_rest_is_a_chain() -> None:
+    world, executor = packed(4)
+    world.work_on(executor)
+    world.work_on(executor)
+    world.kill(executor)
+    world.t.status, world.t.held = RolloutStatus.HELD, Hold(HoldReason.OPERATOR)
+    world.turn()
+    assert statuses(world) == [MemberStatus.DISPATCHED] + [MemberStatus.PENDING] * 3
+    assert world.t.members[FIRST].pack is None
+    assert in_flight(world.t) == 1
+
+
+def test_a_zombie_pack_and_the_next_one_begin_a_graph_once() -> None:
+    world, zombie = packed(2)
+    world.work_on(zombie)  # has looked
+    world.cut_off(zombie)
+    world.turn()  # closes it, and sends the next pack
+    world.deliver()
+    world.work_on(zombie)  # begins what is in the next pack by now
+    (_, heir) = world.executors
+    world.work_on(heir)
+    world.work_on(heir)  # known: somebody else has it in hand
+    assert len(world.t.migrations) == 1
+    assert world.t.members[FIRST].pack is None
+    world.advance(0)
+    world.turn()
+    assert world.t.members[FIRST].status is MemberStatus.SUCCEEDED
+
+
+def test_a_leaver_is_a_unit_of_its_own_and_the_next_dispatch_makes_up_for_it() -> None:
+    world, executor = packed(2)
+    world.work_on(executor)
+    world.work_on(executor)
+    world.t.members[FIRST].pack = None
+    executor.in_hand = None
+    assert in_flight(world.t) == 2  # one more than allowed, until it ends
+    world.turn()
+    assert len(world.t.packs) == 1
+
+
+def test_a_packs_message_that_came_twice_is_taken_once() -> None:
+    world, executor = packed(2)
+    world.take_pack(world.desk().sending_pack(executor.pack), "old")
+    assert world.executors == [executor]
+
+
+def test_a_pack_ends_with_its_first_failure_so_that_the_breaker_looks_before_the_next_graph() -> None:
+    size, places = 40, 3
+    world = World(tables((0, size), bad=tuple(range(size))))
+    world.t.stages[0].promoted = True
+    world.t.pack_size, world.t.max_in_flight = 10, places
+    for _ in range(200):
+        world.t.now += 1
+        world.turn()
+        while world.broker:
+            world.deliver()
+        while world.executors:
+            for executor in list(world.executors):
+                world.work_on(executor)
+    assert world.t.held is not None
+    assert world.t.held.reason is HoldReason.BREAKER
+    assert statuses(world).count(MemberStatus.FAILED) <= ModelRows.strategy.max_failures - 1 + places
+
+
+def test_old_code_a_worker_without_the_frozen_code_does_not_take_a_pack() -> None:
+    world = World(tables((0, 3)))
+    world.t.stages[0].promoted = True
+    world.t.pack_size, world.t.max_in_flight = 3, 1
+    for _ in range(2):
+        world.turn()
+        world.t.now += 5
+    world.deliver(code="new")
+    assert (world.executors, len(world.broker), world.t.requests) == ([], 1, {})
+
+
+def test_a_cancelled_rollout_closes_packs_that_nobody_has_taken() -> None:
+    world = World(tables((0, 3)))
+    world.t.stages[0].promoted = True
+    world.t.pack_size, world.t.max_in_flight = 3, 1
+    for _ in range(2):
+        world.turn()
+        world.t.now += 5
+    world.broker.clear()
+    world.cancel()
+    world.turn()
+    assert statuses(world) == [MemberStatus.SKIPPED] * 3
+    assert world.t.status is RolloutStatus.CANCELLED
 
 
 def test_sendings_name_their_try() -> None:

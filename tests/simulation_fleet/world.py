@@ -5,11 +5,18 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from graph_migrator.core.rollouts.decisions import Hold
-from graph_migrator.core.rollouts.statuses import LIVE, HoldReason, MemberStatus, RolloutStatus
-from graph_migrator.core.rollouts.turn import Sending, take_turn
+from graph_migrator.core.rollouts.statuses import (
+    LIVE,
+    HoldReason,
+    MemberStatus,
+    PackStatus,
+    RolloutStatus,
+)
+from graph_migrator.core.rollouts.turn import Sending, SendingPack, take_turn
 from graph_migrator.core.statuses import SETTLED, MigrationStatus
 from tests.simulation_fleet.model import (
     TARGET,
@@ -21,6 +28,7 @@ from tests.simulation_fleet.model import (
     Violated,
     check,
     copy_of,
+    members_of,
     request,
 )
 
@@ -36,6 +44,24 @@ def tables(stages: tuple[int, ...] = (2, 4, 6), bad: tuple[int, ...] = ()) -> Ta
     return Tables(dict.fromkeys(members, 1), broken, members, rows)
 
 
+@dataclass
+class PackExecutor:
+    """A process at a pack: it looks, begins one graph, runs it, and looks again.
+
+    A zombie goes on although its session, and with it the pack's lock, is gone.
+    """
+
+    number: int
+    pack: UUID
+    code: str
+    waiting: list[UUID] = field(default_factory=list)
+    looked: UUID | None = None
+    in_hand: int | None = None
+    looked_while_held: bool = False
+    zombie: bool = False
+    failed: bool = False
+
+
 class World:
     """One fleet and one seed."""
 
@@ -46,7 +72,9 @@ class World:
         self.chance = random.Random(seed)
         self.rows = rows
         self.guarded = guarded
-        self.broker: list[Sending] = []
+        self.broker: list[Sending | SendingPack] = []
+        self.executors: list[PackExecutor] = []
+        self.processes = 0
         self.codes = ["old", "old"]
         self.happened: Counter[str] = Counter()
 
@@ -71,7 +99,108 @@ class World:
             return
         place = self.chance.randrange(len(self.broker))
         sending = self.broker[place] if keep else self.broker.pop(place)
-        self.begin(sending, code)
+        if isinstance(sending, SendingPack):
+            self.take_pack(sending, code)
+        else:
+            self.begin(sending, code)
+
+    # ── packs ───────────────────────────────────────────────────────────────────────────────────────
+
+    def take_pack(self, sending: SendingPack, code: str) -> None:
+        """What `migrate_pack` does with its message: take the lock, then look at the row."""
+        row = self.t.packs[sending.pack_id]
+        if row.status is not PackStatus.SENT or row.executor is not None:
+            return
+        if self.t.status is RolloutStatus.CANCELLING:
+            self.desk().move_pack(sending.pack_id, PackStatus.LEFT)
+            return
+        if code != self.t.frozen and self.guarded:
+            self.broker.append(sending)
+            return
+        self.processes += 1
+        row.executor = self.processes
+        self.desk().move_pack(sending.pack_id, PackStatus.RUNNING)
+        waiting = members_of(self.t, sending.pack_id)
+        self.executors.append(PackExecutor(self.processes, sending.pack_id, code, waiting))
+
+    def work_on(self, executor: PackExecutor) -> None:
+        """One step of a pack's executor."""
+        if executor.in_hand is not None:
+            self.carry_on(executor)
+        elif executor.looked is not None:
+            self.begin_in_pack(executor)
+        elif not self.look(executor):
+            self.leave(executor)
+
+    def look(self, executor: PackExecutor) -> bool:
+        """Whether the next graph may be begun; in one statement."""
+        t = self.t
+        if executor.failed or not executor.waiting or not self.may_go_on(executor):
+            return False
+        graph = executor.waiting.pop(0)
+        if t.members[graph].pack == executor.pack and t.members[graph].status is MemberStatus.DISPATCHED:
+            executor.looked, executor.looked_while_held = graph, self.is_held
+        return True
+
+    @property
+    def is_held(self) -> bool:
+        return self.t.status is not RolloutStatus.RUNNING or self.t.fleet_held
+
+    def may_go_on(self, executor: PackExecutor) -> bool:
+        t = self.t
+        return t.packs[executor.pack].status is PackStatus.RUNNING and not self.is_held
+
+    def begin_in_pack(self, executor: PackExecutor) -> None:
+        t, graph = self.t, executor.looked
+        assert graph is not None
+        executor.looked = None
+        if executor.looked_while_held:
+            raise Violated("F3", f"pack {executor.pack.int} begins a graph that was not in its hand at the hold")
+        member = t.members[graph]
+        sending = ModelRows(t, executor.code).sending(graph)
+        known = sending.request_id in t.requests
+        self.begin(sending, executor.code)
+        found = t.requests.get(sending.request_id)
+        if known:
+            if member.pack == executor.pack:
+                member.pack = None  # somebody else has it in hand
+        elif isinstance(found, int):
+            executor.in_hand = found
+
+    def carry_on(self, executor: PackExecutor) -> None:
+        """A hop of the graph in hand: it goes well, it fails, or it goes on as a chain."""
+        assert executor.in_hand is not None
+        migration = self.t.migrations[executor.in_hand]
+        if self.chance.random() < 0.2 or migration.status is MigrationStatus.PAUSED:
+            if self.t.members[migration.graph].pack == executor.pack:
+                self.t.members[migration.graph].pack = None
+        else:
+            self.advance(executor.in_hand)
+            executor.failed |= migration.status is MigrationStatus.FAILED
+        executor.in_hand = None
+
+    def leave(self, executor: PackExecutor) -> None:
+        row = self.t.packs[executor.pack]
+        if row.status in {PackStatus.SENT, PackStatus.RUNNING}:  # a zombie's pack may be closed
+            self.desk().move_pack(executor.pack, PackStatus.LEFT)
+        self.lose_lock(executor)
+        self.executors.remove(executor)
+
+    def lose_lock(self, executor: PackExecutor) -> None:
+        row = self.t.packs[executor.pack]
+        if row.executor == executor.number:
+            row.executor = None
+
+    def kill(self, executor: PackExecutor) -> None:
+        self.lose_lock(executor)
+        self.executors.remove(executor)
+
+    def cut_off(self, executor: PackExecutor) -> None:
+        """Its session is gone; the process does not know."""
+        self.lose_lock(executor)
+        executor.zombie = True
+
+    # ── chains ──────────────────────────────────────────────────────────────────────────────────────
 
     def begin(self, sending: Sending, code: str) -> None:
         """What `migrate_member` does, in one transaction under the graph's lock."""
@@ -123,6 +252,10 @@ class World:
     def finish(self, number: int, status: MigrationStatus) -> None:
         self.t.migrations[number].status = status
         self.t.claims.pop(self.t.migrations[number].graph, None)
+
+    def run_by_a_pack(self, number: int) -> bool:
+        """Whether a pack has it in hand, so that no chain does."""
+        return any(executor.in_hand == number for executor in self.executors)
 
     # ── operators ───────────────────────────────────────────────────────────────────────────────────
 
@@ -207,8 +340,16 @@ class World:
             self.turn(c.choice([None, None, None, "before commit", "before sending"]), c.choice(self.codes))
         elif dice < 0.6:
             self.deliver(keep=c.random() < 0.2, code=c.choice(self.codes))
+        elif dice < 0.72 and self.executors:
+            executor = c.choice(self.executors)
+            if c.random() < 0.06:
+                c.choice([self.kill, self.cut_off])(executor)
+            else:
+                self.work_on(executor)
         elif dice < 0.8 and t.migrations:
-            self.advance(c.randrange(len(t.migrations)))
+            number = c.randrange(len(t.migrations))
+            if not self.run_by_a_pack(number):
+                self.advance(number)
         elif dice < 0.84 and self.broker and c.random() < 0.3:
             self.broker.clear() if c.random() < 0.3 else self.broker.pop()
         elif dice < 0.9:
@@ -239,7 +380,10 @@ class World:
                 if migration.status is MigrationStatus.PAUSED:
                     migration.status = MigrationStatus.RUNNING
             for number in range(len(t.migrations)):
-                self.advance(number)
+                if not self.run_by_a_pack(number):
+                    self.advance(number)
+            for executor in list(self.executors):
+                self.work_on(executor)
             if t.held is not None:
                 self.promote()
                 self.resume()
@@ -259,15 +403,23 @@ class World:
                 raise Violated("F5", f"{graph} counts as succeeded and was not moved")
 
 
-def explore(seed: int, steps: int = 250, rows: type[ModelRows] = ModelRows, *, guarded: bool = True) -> World:
+def explore(
+    seed: int,
+    steps: int = 250,
+    rows: type[ModelRows] = ModelRows,
+    world: type[World] = World,
+    *,
+    guarded: bool = True,
+) -> World:
     """One run."""
     chance = random.Random(seed)
     bad = tuple(n for n in range(12) if chance.random() < 0.15)
-    world = World(tables(bad=bad), seed, rows, guarded=guarded)
+    made = world(tables(bad=bad), seed, rows, guarded=guarded)
+    made.t.pack_size = chance.choice([1, 2, 4])
     for _ in range(steps):
-        world.step()
-    world.settle_down()
-    return world
+        made.step()
+    made.settle_down()
+    return made
 
 
-__all__ = ["World", "explore", "request", "tables"]
+__all__ = ["PackExecutor", "World", "explore", "request", "tables"]
