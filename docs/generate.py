@@ -124,7 +124,7 @@ def _tasks() -> Iterator[tuple[str, str]]:
     from graph_migrator.tasks.results import CheckedTask
 
     for name, task in sorted(app.tasks.items()):
-        if name == "tasks.migrate_member":
+        if name in {"tasks.migrate_member", "tasks.migrate_pack"}:
             continue  # internal, like run_hop
         if isinstance(task, CheckedTask):
             yield name, ", ".join(f"`{field}`" for field in task.arguments.model_fields)

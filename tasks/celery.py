@@ -43,7 +43,7 @@ app = App(
     amqp=Messages,
     include=[
         f"graph_migrator.tasks.{module}"
-        for module in ("processes", "fleet", "migrate", "operate", "recover", "rollouts")
+        for module in ("processes", "fleet", "migrate", "operate", "packs", "recover", "rollouts")
     ],
     # The program that imports us may have an app of its own, whose shared tasks must not become ours.
     set_as_current=False,

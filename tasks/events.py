@@ -57,6 +57,11 @@ def show_ignored(task_id: str, why: str) -> None:
     _send("task-ignored", uuid=task_id, result=why)
 
 
+def show_progress(task_id: str, text: str) -> None:
+    """Show in Flower how far a task is."""
+    _send("task-progress", uuid=task_id, result=text)
+
+
 def _show_progress(event: events.Event) -> None:
     if not isinstance(event, events.HopProgressed) or not current_task:
         return
@@ -67,11 +72,8 @@ def _show_progress(event: events.Event) -> None:
     _sent_at[event.attempt_id] = now
     share = f" ({event.done / event.total:.0%})" if event.total else ""
     speed = pace(event.rows_per_second, event.seconds_left)
-    _send(
-        "task-progress",
-        uuid=current_task.request.id,
-        result=f"{event.done:,} of {event.total:,} rows{share}{f', {speed}' if speed else ''}",
-    )
+    text = f"{event.done:,} of {event.total:,} rows{share}{f', {speed}' if speed else ''}"
+    show_progress(current_task.request.id, text)
 
 
 def _send_on(event: events.Event) -> None:

@@ -172,10 +172,15 @@ def hop_chain(dispatch: Dispatch) -> list[Any]:
     return hops
 
 
-def send(dispatch: Dispatch) -> None:
-    """Publish the chain for the rest of a migration, outside of any `migrate_graph` task."""
+def send(dispatch: Dispatch, *, countdown: float | None = None) -> None:
+    """Publish the chain for the rest of a migration, outside of any `migrate_graph` task.
+
+    Args:
+        dispatch: What is left of it.
+        countdown: Seconds until its first hop may be taken.
+    """
     if dispatch.steps:
-        chain(hop_chain(dispatch)).apply_async(task_id=dispatch.task_id)
+        chain(hop_chain(dispatch)).apply_async(task_id=dispatch.task_id, countdown=countdown)
 
 
 def _replace(task: Task, dispatch: Dispatch) -> str:

@@ -100,6 +100,14 @@ class MemberArguments(BaseModel):
     number: int = Field(ge=1, le=2**31 - 1)
 
 
+class PackArguments(BaseModel):
+    """The arguments of `migrate_pack`, which only this project sends."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    pack_id: _Id
+
+
 class LockArguments(BaseModel):
     """The arguments of `lock_graph` and `unlock_graph`."""
 

@@ -7,6 +7,7 @@ import random
 from celery import Task
 from celery.utils.log import get_task_logger
 
+from graph_migrator.core.decisions import deploy_pause
 from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.graph_types.registry import graph_types
 
@@ -32,3 +33,17 @@ def require_types(task: Task) -> None:
     except GraphMigratorError as error:
         _log.error("this worker's graph types cannot be loaded; the message is requeued: %s", error)
         raise task.retry(countdown=random.uniform(0.2, 1.0) * PAUSE, exc=error) from None  # noqa: S311 - jitter
+
+
+def requeue(task: Task, why: str) -> Exception:
+    """Requeue a message of a rollout that this worker has not the planned code for. Nothing is recorded.
+
+    However long it lasts: the controller holds the rollout where no worker has that code.
+
+    Returns:
+        What the task is to raise.
+    """
+    pause = deploy_pause(task.request.retries) * random.uniform(0.6, 1.0)  # noqa: S311 - jitter, as above
+    _log.warning("%s; again in %.1f s", why, pause)
+    retry: Exception = task.retry(countdown=pause, throw=False)
+    return retry

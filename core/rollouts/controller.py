@@ -8,7 +8,7 @@ from uuid import UUID
 from graph_migrator.core.recorded_errors import name_of
 from graph_migrator.core.rollouts.decisions import CloseStage, End, Hold, OpenStage, Resume
 from graph_migrator.core.rollouts.rows import PostgresRows, query
-from graph_migrator.core.rollouts.turn import Sending, Turn, take_turn
+from graph_migrator.core.rollouts.turn import Sending, SendingPack, Turn, take_turn
 from graph_migrator.core.store.errors import Failure, classify
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.core.store.session import Executor
@@ -16,7 +16,7 @@ from graph_migrator.core.store.session import Executor
 _log = logging.getLogger("graph_migrator.rollouts")
 
 
-def move_rollouts_on(executor: Executor) -> list[Sending]:
+def move_rollouts_on(executor: Executor) -> list[Sending | SendingPack]:
     """Take a turn for every live rollout, each in a transaction of its own.
 
     Args:
@@ -27,7 +27,7 @@ def move_rollouts_on(executor: Executor) -> list[Sending]:
     """
     with executor.cursor() as cursor:
         live = query(cursor, "SELECT id FROM rollouts WHERE status IN ('running', 'held', 'cancelling')")
-    to_send: list[Sending] = []
+    to_send: list[Sending | SendingPack] = []
     for each in live:
         try:
             with executor.transaction(), executor.cursor() as cursor:

@@ -255,6 +255,13 @@ _SKIPPED = {
     "graph_migrator.RolloutRefused": "the rollout was cancelled",
 }
 """Refusals that a retry of the rollout would meet again: the graph needs its own care."""
+
+
+def is_skipped(error_type: str) -> bool:
+    """Whether a refusal leaves the graph as it is, and is no failure."""
+    return error_type in _SKIPPED
+
+
 _CRASHED = "graph_migrator.HopCrashedRepeatedly"
 
 

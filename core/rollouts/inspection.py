@@ -79,7 +79,9 @@ class RolloutState(_Model):
     what_to_do: str = Field(description="What leads on.")
     hold: dict[str, Any] | None = Field(description="The hold with its evidence, and since when.")
     stages: tuple[StageState, ...]
-    in_flight: int = Field(description="Sent and not ended, without paused ones.")
+    in_flight: int = Field(
+        description="Units sent and not ended, without paused ones: packs, and graphs with a chain of their own."
+    )
     max_in_flight: int
     paused_graphs: tuple[str, ...] = Field(
         description="Whose migration an operator paused; they keep a stage open."
@@ -169,9 +171,16 @@ def show(executor: Executor, which: str) -> RolloutState:
         in_hand = query(
             cursor,
             "SELECT graph, paused, sent_at FROM rollout_members WHERE rollout_id = %s AND status = 'dispatched' "
-            "ORDER BY sent_at",
+            "AND pack_id IS NULL ORDER BY sent_at",
             rollout_id,
         )
+        packs = query(
+            cursor,
+            "SELECT first_graph AS graph, false AS paused, sent_at FROM packs "
+            "WHERE rollout_id = %s AND status IN ('sent', 'running') ORDER BY sent_at",
+            rollout_id,
+        )
+        in_hand += packs
         (now,) = query(cursor, "SELECT clock_timestamp() AS now, held_at, held_by, why FROM rollout_fleet")
         left = _time_left(cursor, row)
     strategy = Strategy.model_validate(row.strategy)
@@ -224,7 +233,7 @@ def _explained(
     if moving:
         verb = "moves" if status is RolloutStatus.RUNNING else "is cancelled; it waits for"
         return (
-            f"it {verb} {moving} graphs in stage {row.stage} of {row.stages}",
+            f"it {verb} {row.dispatched - len(paused)} graphs in stage {row.stage} of {row.stages}",
             f"nothing; `graph-migrator status {in_hand[0].graph}` looks at the one that was sent first",
         )
     open_stage = next((s for s in stages if s.number == row.stage), None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from graph_migrator.core.decisions import Ignored
@@ -13,8 +15,15 @@ from graph_migrator.core.execution.recorded import record_outcome
 from graph_migrator.core.graph_types.registry import graph_type
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.rollouts.rows import changed_hops, query, request_id
-from graph_migrator.core.rollouts.statuses import RolloutStatus
+from graph_migrator.core.rollouts.statuses import PackStatus, RolloutStatus
 from graph_migrator.core.store.session import Executor
+
+
+@dataclass(frozen=True)
+class Held:
+    """The rollout does not run, or its pack is over: nothing more of the pack is begun."""
+
+    why: str
 
 
 @dataclass(frozen=True)
@@ -25,8 +34,8 @@ class OtherCode:
 
 
 def begin_member(
-    executor: Executor, rollout_id: UUID, graph_id: UUID, number: int
-) -> Dispatch | MigrationReport | Ignored | OtherCode:
+    executor: Executor, rollout_id: UUID, graph_id: UUID, number: int, *, pack_id: UUID | None = None
+) -> Dispatch | MigrationReport | Ignored | OtherCode | Held:
     """Begin one try of one member's migration.
 
     The message names the try and nothing else; target, direction and code are those of the rollout's row.
@@ -36,9 +45,10 @@ def begin_member(
         rollout_id: The rollout.
         graph_id: The member's graph.
         number: Which try; the message of another one does nothing.
+        pack_id: The pack that is to begin it; None for a message of its own, which a hold does not stop.
 
     Returns:
-        As `begin_migration`; or `OtherCode`, and nothing was recorded.
+        As `begin_migration`; or `OtherCode` or `Held`, and nothing was recorded.
 
     Raises:
         GraphMigratorError: As `begin_migration`.
@@ -48,15 +58,21 @@ def begin_member(
         found = query(
             cursor,
             "SELECT r.status, r.graph_type, r.to_version, r.direction, r.plan, r.requested_by, r.reason, "
-            "EXISTS (SELECT FROM requests q WHERE q.task_id = m.request_id::text) AS known "
-            "FROM rollout_members m JOIN rollouts r ON r.id = m.rollout_id "
-            "WHERE m.rollout_id = %s AND m.graph_id = %s AND m.number = %s "
-            "AND m.status = 'dispatched'",
-            rollout_id, graph_id, number,
+            "EXISTS (SELECT FROM requests q WHERE q.task_id = m.request_id::text) AS known, p.status AS pack, "
+            "f.held_at IS NOT NULL AS fleet_held "
+            "FROM rollout_members m JOIN rollouts r ON r.id = m.rollout_id CROSS JOIN rollout_fleet f "
+            "LEFT JOIN packs p ON p.id = m.pack_id WHERE m.rollout_id = %s AND m.graph_id = %s AND m.number = %s "
+            "AND m.status = 'dispatched' AND m.pack_id IS NOT DISTINCT FROM %s",
+            rollout_id, graph_id, number, pack_id,
         )  # fmt: skip
     if not found:
         return Ignored("this try of the member is over")
     (rollout,) = found
+    if pack_id is not None:
+        if rollout.status != RolloutStatus.RUNNING or rollout.fleet_held:
+            return Held("all rollouts are held" if rollout.fleet_held else f"the rollout is {rollout.status}")
+        if rollout.pack != PackStatus.RUNNING:
+            return Held("the controller has closed the pack")
     reason = f"rollout {str(rollout_id)[:8]}" + (f": {rollout.reason}" if rollout.reason else "")
     caller = Caller(str(request_id(rollout_id, graph_id, number)), rollout.requested_by, reason[:2_000])
     if rollout.status == RolloutStatus.CANCELLING and not rollout.known:
@@ -64,10 +80,16 @@ def begin_member(
         refusal = RolloutRefused(str(rollout_id), "a migration", rollout.status, "nothing more is begun")
         record_outcome(executor, caller, graph_id, rollout.to_version, refusal)
         raise refusal
-    try:
-        changed = changed_hops(rollout.plan, graph_type(rollout.graph_type))
-    except UnknownGraphType:
-        changed = (rollout.graph_type,)
-    if changed:
-        return OtherCode(changed)
+    changed = other_code(rollout.plan, rollout.graph_type)
+    if changed is not None:
+        return changed
     return begin_migration(executor, graph_id, rollout.to_version, caller=caller, direction=rollout.direction)
+
+
+def other_code(plan: Sequence[Mapping[str, Any]], type_name: str) -> OtherCode | None:
+    """What of a frozen plan this process has other code for; None where it has all of it."""
+    try:
+        changed = changed_hops(plan, graph_type(type_name))
+    except UnknownGraphType:
+        changed = (type_name,)
+    return OtherCode(changed) if changed else None

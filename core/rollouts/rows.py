@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID, uuid5
+from uuid import UUID, uuid4, uuid5
 
 from psycopg2.extras import Json
 
@@ -19,10 +19,18 @@ from graph_migrator.core.graph_types.registry import graph_type
 from graph_migrator.core.planning import Step
 from graph_migrator.core.recorded_errors import own_error
 from graph_migrator.core.rollouts.breaker import LOOK_BACK, FailedGroup, Tripped, breaker
-from graph_migrator.core.rollouts.decisions import GraphFacts, Hold, MemberFacts, RolloutFacts, Settled
-from graph_migrator.core.rollouts.statuses import HoldReason, MemberStatus, RolloutStatus
+from graph_migrator.core.rollouts.decisions import (
+    GraphFacts,
+    Hold,
+    MemberFacts,
+    PackFacts,
+    RolloutFacts,
+    Settled,
+)
+from graph_migrator.core.rollouts.packing import pack_size
+from graph_migrator.core.rollouts.statuses import HoldReason, MemberStatus, PackStatus, RolloutStatus
 from graph_migrator.core.rollouts.strategy import Strategy
-from graph_migrator.core.rollouts.turn import InHand, Sending
+from graph_migrator.core.rollouts.turn import InHand, Sending, SendingPack
 from graph_migrator.core.rollouts.window import Window
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
@@ -184,8 +192,9 @@ class PostgresRows:
         """See `Rows`."""
         rows = query(
             self.cursor,
-            "SELECT m.graph_id, g.version, g.partially_migrated IS NOT NULL AS partially_migrated "
-            "FROM rollout_members m LEFT JOIN graphs g ON g.id = m.graph_id "
+            "SELECT m.graph_id, g.version, g.partially_migrated IS NOT NULL AS partially_migrated, m.number, "
+            "m.row_count, s.kind FROM rollout_members m LEFT JOIN graphs g ON g.id = m.graph_id "
+            "JOIN rollout_stages s ON s.rollout_id = m.rollout_id AND s.number = m.stage "
             "WHERE m.rollout_id = %s AND m.status = 'pending' AND m.stage <= %s ORDER BY m.stage, m.position LIMIT %s",
             self.id, self.row.stage, count,
         )  # fmt: skip
@@ -194,12 +203,25 @@ class PostgresRows:
             yield (
                 row.graph_id,
                 GraphFacts(
-                    row.version, self.row.to_version, self.row.direction, row.partially_migrated, known
+                    row.version,
+                    self.row.to_version,
+                    self.row.direction,
+                    row.partially_migrated,
+                    known,
+                    self._is_packable(row),
                 ),
             )
 
-    def dispatch(self, graphs: Sequence[UUID]) -> list[Sending]:
+    def _is_packable(self, row: SimpleNamespace) -> bool:
+        # A canary is looked at by itself, and what has failed once does not hold up others a second time.
+        is_small = row.row_count is not None and row.row_count <= self.strategy.pack_rows
+        return self.strategy.packs and is_small and row.kind != "canary" and row.number == 1
+
+    def dispatch(self, units: Sequence[tuple[UUID, ...]]) -> list[Sending | SendingPack]:
         """See `Rows`. The trigger on members refuses what would break F1, F2 or F3."""
+        packs = {graph: pack for unit in units if len(unit) > 1 for pack in (uuid4(),) for graph in unit}
+        graphs = [graph for unit in units for graph in unit]
+        sent: list[Sending | SendingPack] = [*self._insert_packs(packs)]
         numbers = query(
             self.cursor,
             "SELECT graph_id, number FROM rollout_members WHERE rollout_id = %s AND graph_id = ANY (%s::uuid[])",
@@ -210,15 +232,110 @@ class PostgresRows:
         # pending under the rollout's lock, which every writer of members takes first.
         rows = query(
             self.cursor,
-            "UPDATE rollout_members m SET status = 'dispatched', request_id = v.request_id, resends = 0, "
+            "UPDATE rollout_members m SET status = 'dispatched', request_id = v.request_id, pack_id = v.pack_id, "
+            "resends = 0, "
             "sent_at = clock_timestamp(), resend_at = clock_timestamp() + make_interval(secs => %s) "
-            "FROM unnest(%s::uuid[], %s::uuid[]) v (graph_id, request_id) "
+            "FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[]) v (graph_id, request_id, pack_id) "
             "WHERE m.rollout_id = %s AND m.graph_id = v.graph_id "
-            "RETURNING m.graph_id, m.graph, m.number",
-            settings().deadline_seconds, [each.graph_id for each in numbers], requests, self.id,
+            "RETURNING m.graph_id, m.graph, m.number, m.pack_id",
+            settings().deadline_seconds, [each.graph_id for each in numbers], requests,
+            [packs.get(each.graph_id) for each in numbers], self.id,
         )  # fmt: skip
         self._progress()
-        return [self._sending(row) for row in rows]
+        return sent + [self._sending(row) for row in rows if row.pack_id is None]
+
+    def _insert_packs(self, packs: Mapping[UUID, UUID]) -> list[SendingPack]:
+        if not packs:
+            return []
+        rows = query(
+            self.cursor,
+            "INSERT INTO packs (id, rollout_id, size, first_graph, last_graph, resend_at) "
+            "SELECT v.pack_id, %s, count(*), (array_agg(m.graph ORDER BY m.position))[1], "
+            "(array_agg(m.graph ORDER BY m.position DESC))[1], clock_timestamp() + make_interval(secs => %s) "
+            "FROM unnest(%s::uuid[], %s::uuid[]) v (graph_id, pack_id) "
+            "JOIN rollout_members m ON m.rollout_id = %s AND m.graph_id = v.graph_id GROUP BY v.pack_id "
+            "RETURNING id, size, first_graph, last_graph",
+            self.id, settings().deadline_seconds, list(packs), list(packs.values()), self.id,
+        )  # fmt: skip
+        return [self._sending_pack(row) for row in rows]
+
+    # ── packs ───────────────────────────────────────────────────────────────────────────────────────
+
+    def open_packs(self) -> list[tuple[UUID, PackFacts]]:
+        """See `Rows`."""
+        cancelling = self.row.status == RolloutStatus.CANCELLING
+        # The lock of a pack that waits is left alone: a worker may be about to take it.
+        rows = query(
+            self.cursor,
+            "SELECT p.id, p.status, p.resend_at < clock_timestamp() AS resend_due, "
+            "CASE WHEN p.status = 'running' OR p.status = 'sent' AND %s "
+            "THEN NOT pg_try_advisory_xact_lock(pack_key(p.id)) ELSE false END AS executed "
+            "FROM packs p WHERE p.rollout_id = %s AND p.status <> 'closed'",
+            cancelling, self.id,
+        )  # fmt: skip
+        return [
+            (row.id, PackFacts(PackStatus(row.status), row.executed, row.resend_due, cancelling))
+            for row in rows
+        ]
+
+    def close_packs(self, packs: Sequence[UUID]) -> Mapping[UUID, Settled]:
+        """See `Rows`."""
+        ids = list(packs)
+        self.cursor.execute(
+            "UPDATE packs SET status = 'closed', ended_at = coalesce(ended_at, clock_timestamp()) "
+            "WHERE id = ANY (%s::uuid[])",
+            (ids,),
+        )
+        self.cursor.execute(
+            "UPDATE rollout_members m SET pack_id = NULL WHERE m.pack_id = ANY (%s::uuid[]) "
+            "AND m.status = 'dispatched' AND EXISTS (SELECT FROM requests q WHERE q.task_id = m.request_id::text)",
+            (ids,),
+        )
+        if self.row.status == RolloutStatus.CANCELLING:
+            left = query(
+                self.cursor,
+                "SELECT graph_id FROM rollout_members WHERE pack_id = ANY (%s::uuid[]) AND status = 'dispatched'",
+                ids,
+            )
+            skipped = Settled(MemberStatus.SKIPPED, "the rollout was cancelled")
+            settled = {row.graph_id: skipped for row in left}
+            if settled:
+                self.settle(settled)
+            return settled
+        self.cursor.execute(
+            "UPDATE rollout_members SET status = 'pending', pack_id = NULL, request_id = NULL, sent_at = NULL, "
+            "resend_at = NULL WHERE pack_id = ANY (%s::uuid[]) AND status = 'dispatched'",
+            (ids,),
+        )
+        return {}
+
+    def resend_packs(self, packs: Sequence[UUID]) -> list[SendingPack]:
+        """See `Rows`."""
+        s = settings()
+        rows = query(
+            self.cursor,
+            "UPDATE packs SET resends = resends + 1, resend_at = clock_timestamp() "
+            "+ make_interval(secs => least(%s * 2 ^ least(resends + 1, 30), %s)) "
+            "WHERE id = ANY (%s::uuid[]) AND status = 'sent' RETURNING id, size, first_graph, last_graph",
+            s.deadline_seconds, s.deadline_max_seconds, list(packs),
+        )  # fmt: skip
+        return [self._sending_pack(row) for row in rows]
+
+    def pack_size(self) -> int:
+        """See `Rows`."""
+        if not self.strategy.packs:
+            return 1
+        (found,) = query(
+            self.cursor,
+            "SELECT coalesce(sum(extract(epoch FROM p.ended_at - p.started_at)), 0)::float8 AS seconds, "
+            "coalesce(sum(p.done), 0)::bigint AS graphs, coalesce(max(p.done), 0)::integer AS largest "
+            "FROM (SELECT * FROM packs WHERE rollout_id = %s AND done > 0 ORDER BY ended_at DESC LIMIT 8) p",
+            self.id,
+        )
+        return pack_size(found.seconds, found.graphs, found.largest, self.strategy.pack_seconds)
+
+    def _sending_pack(self, row: SimpleNamespace) -> SendingPack:
+        return SendingPack(self.id, row.id, row.size, row.first_graph, row.last_graph, self.row.to_version)
 
     def _sending(self, row: SimpleNamespace) -> Sending:
         request = request_id(self.id, row.graph_id, row.number)
@@ -250,6 +367,7 @@ class PostgresRows:
             gate_open=strategy.gate == "auto" or found.kind != "canary" or found.promoted_at is not None,
             pending=found.pending,
             in_flight=found.in_flight,
+            packed=found.packed,
             paused=found.paused,
             failed=found.failed,
             max_in_flight=self.row.max_in_flight,
@@ -342,7 +460,7 @@ LEFT JOIN LATERAL (
 _DISPATCHED = f"""{_MEMBER}
 LEFT JOIN migrations g ON g.id = CASE
     WHEN q.outcome #>> '{{error,args,1}}' = m.migration_id::text THEN m.migration_id ELSE q.migration_id END
-{_ENDING} WHERE m.rollout_id = %s AND m.status = 'dispatched'
+{_ENDING} WHERE m.rollout_id = %s AND m.status = 'dispatched' AND (m.pack_id IS NULL OR q.task_id IS NOT NULL)
 """
 # A failed member whose migration runs again by hand stays failed until that ends: the rollout did not send it, so it
 # takes none of the rollout's places.
@@ -360,7 +478,8 @@ WHERE m.rollout_id = %s AND m.graph_id = v.graph_id
 """
 _FACTS = """
 SELECT clock_timestamp() AS now, f.held_at IS NOT NULL AS fleet_held, c.stages, c.pending, c.failed,
-       c.dispatched - p.paused AS in_flight, p.paused, s.kind, s.ended_at, s.promoted_at,
+       p.chains - p.paused + k.open AS in_flight, c.dispatched - p.chains AS packed, p.paused, s.kind, s.ended_at,
+       s.promoted_at,
        extract(epoch FROM clock_timestamp() - greatest(r.progress_at, p.committed_at))::float8 AS stalled_seconds
 FROM rollouts r
 CROSS JOIN rollout_fleet f
@@ -371,15 +490,19 @@ CROSS JOIN LATERAL (
     FROM rollout_stages c WHERE c.rollout_id = r.id
 ) c
 CROSS JOIN LATERAL (
-    SELECT count(*) FILTER (WHERE m.paused) AS paused, max(greatest(h.at, k.updated_at)) AS committed_at
+    SELECT count(*) AS chains, count(*) FILTER (WHERE m.paused) AS paused,
+           max(greatest(h.at, k.updated_at)) AS committed_at
     FROM rollout_members m
     LEFT JOIN requests q ON q.task_id = m.request_id::text
     LEFT JOIN LATERAL (SELECT max(greatest(a.started_at, a.finished_at)) AS at FROM hop_attempts a
                        WHERE a.migration_id = q.migration_id) h ON true
     LEFT JOIN LATERAL (SELECT max(k.updated_at) AS updated_at FROM checkpoints k
                        WHERE k.migration_id = q.migration_id) k ON true
-    WHERE m.rollout_id = r.id AND m.status = 'dispatched'
+    WHERE m.rollout_id = r.id AND m.status = 'dispatched' AND m.pack_id IS NULL
 ) p
+CROSS JOIN LATERAL (
+    SELECT count(*) AS open FROM packs k WHERE k.rollout_id = r.id AND k.status IN ('sent', 'running')
+) k
 WHERE r.id = %s
 """
 _FAILED_GROUPS = """

@@ -66,7 +66,6 @@ UNSETTLED: Final = frozenset({MemberStatus.PENDING, MemberStatus.DISPATCHED})
 """A graph is unsettled in at most one rollout."""
 
 
-
 class PackStatus(StrEnum):
     """Where a pack stands: some small graphs that one task moves one after another."""
 
@@ -141,8 +140,18 @@ MEMBER_EDGES: Final = _edges(
 PACK_EDGES: Final = _edges(
     PackStatus,
     ("take", "sent", "running", "a worker that has the planned code holds the pack's lock"),
-    ("leave", "sent running", "left", "its last graph is done, or the rollout is held, or the worker shuts down"),
-    ("close", "sent running left", "closed", "the controller: left, its executor is dead, or the rollout is cancelled"),
+    (
+        "leave",
+        "sent running",
+        "left",
+        "its last graph is done, or the rollout is held, or the worker shuts down",
+    ),
+    (
+        "close",
+        "sent running left",
+        "closed",
+        "the controller: left, its executor is dead, or the rollout is cancelled",
+    ),
 )
 
 

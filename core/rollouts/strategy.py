@@ -18,8 +18,8 @@ class Strategy(BaseModel):
         8,
         ge=1,
         le=100_000,
-        description="Graphs sent and not ended, at most. Two workers with four processes each are kept busy by 8; "
-        "more only wait in the queue.",
+        description="Graphs sent and not ended, at most; a pack counts as one. Two workers with four processes each "
+        "are kept busy by 8; more only wait in the queue.",
     )
     canaries: int = Field(
         10,
@@ -73,6 +73,24 @@ class Strategy(BaseModel):
     window: Annotated[str, StringConstraints(max_length=100)] | None = Field(
         None,
         description="When it may dispatch, like `Mon-Fri 01:00-05:00 Europe/Berlin`; always where none is set.",
+    )
+    packs: bool = Field(
+        True,
+        description="Move small graphs in packs: one task moves several, one after another, each hop in a transaction "
+        "of its own as ever. What a small graph costs is mostly its messages. `false` sends each as a chain.",
+    )
+    pack_rows: int = Field(
+        2_000,
+        ge=0,
+        description="Graphs of so many rows go in packs, at most; canaries, retried graphs and graphs that were not "
+        "counted (`--shapes false`) never do. A hop over 2,000 rows takes a fraction of a second.",
+    )
+    pack_seconds: float = Field(
+        5,
+        gt=0,
+        le=600,
+        description="How long a pack should take; its size follows from the packs before it. Five seconds make its "
+        "message cheap, and are soon over when a worker shuts down.",
     )
     order: Literal["slug", "size", "newest"] = Field(
         "slug", description="In which order graphs are moved: by slug, small ones first, or the newest first."

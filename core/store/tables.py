@@ -433,6 +433,32 @@ class RolloutStage(_Base):
     promoted_at: Mapped[datetime | None]
 
 
+class Pack(_Base):
+    """Some small graphs of a rollout that one task moves one after another."""
+
+    __tablename__ = "packs"
+    __table_args__ = (
+        Index("packs_open", "rollout_id", postgresql_where=text("status <> 'closed'")),
+        Index("packs_by_end", "rollout_id", "ended_at", postgresql_where=text("done > 0")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    rollout_id: Mapped[UUID] = mapped_column(
+        ForeignKey("graph_migrator.rollouts.id", name="packs_rollout_id_fkey")
+    )
+    status: Mapped[str] = mapped_column(server_default=text("'sent'"))
+    size: Mapped[int]
+    done: Mapped[int] = mapped_column(server_default=text("0"))
+    first_graph: Mapped[str]
+    last_graph: Mapped[str]
+    worker: Mapped[str | None]
+    sent_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    resends: Mapped[int] = mapped_column(server_default=text("0"))
+    resend_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+
 class RolloutMember(_Base):
     """A graph of a rollout and how it went. `graph_id` has no foreign key: the row outlives the graph."""
 
@@ -450,6 +476,18 @@ class RolloutMember(_Base):
             "rollout_id",
             "sent_at",
             postgresql_where=text("status = 'dispatched'"),
+        ),
+        Index(
+            "rollout_members_chains",
+            "rollout_id",
+            "sent_at",
+            postgresql_where=text("status = 'dispatched' AND pack_id IS NULL"),
+        ),
+        Index(
+            "rollout_members_packed",
+            "pack_id",
+            "position",
+            postgresql_where=text("status = 'dispatched' AND pack_id IS NOT NULL"),
         ),
         Index(
             "rollout_members_failed",
@@ -482,6 +520,9 @@ class RolloutMember(_Base):
     number: Mapped[int] = mapped_column(server_default=text("1"))
     request_id: Mapped[UUID | None]
     migration_id: Mapped[UUID | None]
+    pack_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("graph_migrator.packs.id", name="rollout_members_pack_id_fkey")
+    )
     paused: Mapped[bool] = mapped_column(server_default=text("false"))
     from_version: Mapped[int]
     row_count: Mapped[int | None] = mapped_column(BigInteger)

@@ -205,6 +205,7 @@ def test_wire_names_and_the_queue_are_those_of_the_contract() -> None:
         "tasks.migrate_graph",
         "tasks.run_hop",
         "tasks.migrate_member",
+        "tasks.migrate_pack",
         "tasks.retry_migration",
         "tasks.cancel_migration",
         "tasks.pause_migration",

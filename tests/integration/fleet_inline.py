@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Engine
 
@@ -12,20 +13,27 @@ from graph_migrator import GraphType, HopContext
 from graph_migrator.core.decisions import Ignored
 from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.execution.in_process import follow
-from graph_migrator.core.execution.model import Dispatch
+from graph_migrator.core.execution.model import Dispatch, Worker
 from graph_migrator.core.rollouts.controller import move_rollouts_on
 from graph_migrator.core.rollouts.inspection import RolloutState, show
 from graph_migrator.core.rollouts.members import OtherCode, begin_member
+from graph_migrator.core.rollouts.packs import PackReport, Surroundings, run_pack
 from graph_migrator.core.rollouts.start import RolloutPlan, RolloutRequest, start
 from graph_migrator.core.rollouts.strategy import Strategy
-from graph_migrator.core.rollouts.turn import Sending
+from graph_migrator.core.rollouts.turn import Sending, SendingPack
 from graph_migrator.core.store.session import Executors
 from tests.rows import add_graph, rows
 
-QUICK = Strategy(bake_seconds=0, gate="auto", canaries=2, max_in_flight=4)
+QUICK = Strategy(bake_seconds=0, gate="auto", canaries=2, max_in_flight=4, packs=False)
+PACKED = QUICK.model_copy(update={"packs": True, "canaries": 0, "waves": (100,)})
 
 
-def tenants(broken: Callable[[str], bool] = lambda _: False, name: str = "tenant") -> GraphType:
+def tenants(
+    broken: Callable[[str], bool] = lambda _: False,
+    name: str = "tenant",
+    *,
+    retry_on: tuple[type[Exception], ...] = (),
+) -> GraphType:
     """A type of three versions; its second hop fails on some graphs."""
     made = GraphType(name)
 
@@ -40,7 +48,7 @@ def tenants(broken: Callable[[str], bool] = lambda _: False, name: str = "tenant
             raise ValueError(f"graph {ctx.graph.slug} has an odd node 'n{len(ctx.graph.slug)}'")
         ctx.execute("UPDATE nodes SET properties = properties || '{\"v\": 3}' WHERE graph_id = :graph_id")
 
-    made.hop(2, 3)(divide)
+    made.hop(2, 3, retry_on=retry_on)(divide)
     return made
 
 
@@ -71,7 +79,8 @@ class Fleet:
 
     def __init__(self, executors: Executors) -> None:
         self.executors = executors
-        self.queue: list[Sending] = []
+        self.queue: list[Sending | SendingPack] = []
+        self.chains: list[Dispatch] = []  # what packs have sent on
 
     def start(self, strategy: Strategy = QUICK, **values: Any) -> RolloutPlan:
         with self.executors.borrow() as executor:
@@ -85,7 +94,7 @@ class Fleet:
         found: RolloutState = self.do(show, "tenant")
         return found
 
-    def turn(self) -> list[Sending]:
+    def turn(self) -> list[Sending | SendingPack]:
         """One turn; its messages wait in `queue`."""
         with self.executors.borrow() as executor:
             sent = move_rollouts_on(executor)
@@ -98,10 +107,23 @@ class Fleet:
             return begin_member(executor, sending.rollout_id, sending.graph_id, sending.number)
         return None
 
+    def run_pack(self, pack_id: UUID, **around: Any) -> PackReport | Ignored | OtherCode:
+        """What the task does with a pack's message."""
+        around = {"send_later": lambda dispatch, seconds: self.chains.append(dispatch)} | around
+        return run_pack(self.executors, pack_id, Worker("w"), Surroundings(**around))
+
     def deliver(self) -> None:
         """Every message that waits; those that this process has not the code for wait on."""
         waiting, self.queue = self.queue, []
+        chains, self.chains = self.chains, []
+        for dispatch in chains:
+            with suppress(Exception):
+                follow(self.executors, dispatch)
         for sending in waiting:
+            if isinstance(sending, SendingPack):
+                if isinstance(self.run_pack(sending.pack_id), OtherCode):
+                    self.queue.append(sending)
+                continue
             match self.begin(sending):
                 case Dispatch() as begun:
                     with suppress(Exception):
@@ -115,7 +137,7 @@ class Fleet:
         """Turns and deliveries until nothing moves any more."""
         for _ in range(most):
             sent = self.turn()
-            if not sent and not self.queue:
+            if not sent and not self.queue and not self.chains:
                 self.turn()  # the outcomes of the last delivery
                 if not self.queue:
                     return self.show()

@@ -131,7 +131,7 @@ def test_a_selection_by_pattern_and_version(engine: Engine, fleet: Fleet) -> Non
 def test_members_are_moved_in_the_order_that_was_asked_for(engine: Engine, fleet: Fleet, order: str) -> None:
     for number, nodes in enumerate((5, 1, 3)):
         add_graph(engine, f"t{number}", "tenant", 1, nodes=nodes)
-    fleet.start(Strategy(canaries=0, waves=(100,), order=order, max_in_flight=1))
+    fleet.start(Strategy(packs=False, canaries=0, waves=(100,), order=order, max_in_flight=1))
     found = [member.graph for member in fleet.do(members, "tenant")]
     assert (
         found == {"slug": ["t0", "t1", "t2"], "size": ["t1", "t2", "t0"], "newest": ["t2", "t1", "t0"]}[order]
@@ -211,7 +211,7 @@ def test_a_canary_catches_a_fault_that_is_mended_retried_and_resumed(engine: Eng
 def test_three_failures_of_one_cause_hold_a_wave(engine: Engine, fleet: Fleet) -> None:
     use(tenants(lambda slug: slug >= "t010"))
     add_tenants(engine, 30)
-    fleet.start(Strategy(canaries=0, waves=(100,), max_in_flight=2))
+    fleet.start(Strategy(packs=False, canaries=0, waves=(100,), max_in_flight=2))
     state = fleet.run()
     assert state.rollout.hold is HoldReason.BREAKER
     assert "graphs failed with one error group" in state.why
@@ -223,7 +223,7 @@ def test_failures_within_the_limits_finish_it_and_a_retry_opens_it_again(
 ) -> None:
     use(tenants({"t008"}.__contains__))
     add_tenants(engine, 10)
-    fleet.start(Strategy(canaries=0, waves=(50, 100)))
+    fleet.start(Strategy(packs=False, canaries=0, waves=(50, 100)))
     state = fleet.run()
     assert state.rollout.status is RolloutStatus.FINISHED_WITH_FAILURES
     assert by_status(engine) == {"succeeded": 9, "failed": 1}
@@ -235,7 +235,7 @@ def test_failures_within_the_limits_finish_it_and_a_retry_opens_it_again(
 
 def test_a_manual_gate_waits_for_promote(engine: Engine, fleet: Fleet) -> None:
     add_tenants(engine, 6)
-    fleet.start(Strategy(canaries=2, bake_seconds=0))
+    fleet.start(Strategy(packs=False, canaries=2, bake_seconds=0))
     state = fleet.run()
     assert (state.rollout.hold, state.rollout.counts.succeeded) == (HoldReason.GATE, 2)
     assert "rollout promote" in state.what_to_do
@@ -247,7 +247,7 @@ def test_a_manual_gate_waits_for_promote(engine: Engine, fleet: Fleet) -> None:
 
 def test_a_bake_is_waited_for_and_shown(engine: Engine, fleet: Fleet) -> None:
     add_tenants(engine, 6)
-    fleet.start(Strategy(canaries=2, bake_seconds=3_600, gate="auto"))
+    fleet.start(Strategy(packs=False, canaries=2, bake_seconds=3_600, gate="auto"))
     state = fleet.run()
     assert state.rollout.counts.succeeded == 2
     assert "stage 1 bakes for another 3" in state.why
@@ -257,7 +257,7 @@ def test_a_bake_is_waited_for_and_shown(engine: Engine, fleet: Fleet) -> None:
 
 def test_a_pause_sends_nothing_more_and_what_is_in_flight_ends(engine: Engine, fleet: Fleet) -> None:
     add_tenants(engine, 10)
-    fleet.start(Strategy(canaries=0, waves=(100,), max_in_flight=3))
+    fleet.start(Strategy(packs=False, canaries=0, waves=(100,), max_in_flight=3))
     assert len(fleet.turn()) == 3
     fleet.do(operations.pause, "tenant", ADA)
     state = fleet.run()
@@ -291,7 +291,7 @@ def test_a_shut_window_holds_it_until_the_window_is_changed(engine: Engine, flee
 
 def test_other_code_holds_it_and_sends_no_message_to_its_end(engine: Engine, fleet: Fleet) -> None:
     add_tenants(engine, 4)
-    fleet.start(Strategy(canaries=0, waves=(100,), max_in_flight=2))
+    fleet.start(Strategy(packs=False, canaries=0, waves=(100,), max_in_flight=2))
     fleet.turn()
     use(mended())
     fleet.deliver()  # requeued: nothing is recorded
@@ -307,7 +307,7 @@ def test_other_code_holds_it_and_sends_no_message_to_its_end(engine: Engine, fle
 
 def test_a_cancelled_rollout_leaves_what_waits_as_it_is(engine: Engine, fleet: Fleet) -> None:
     add_tenants(engine, 6)
-    fleet.start(Strategy(canaries=0, waves=(100,), max_in_flight=2))
+    fleet.start(Strategy(packs=False, canaries=0, waves=(100,), max_in_flight=2))
     first, second = fleet.turn()
     fleet.queue = [second]
     begun = fleet.begin(first)
@@ -323,7 +323,7 @@ def test_a_cancelled_rollout_leaves_what_waits_as_it_is(engine: Engine, fleet: F
 
 def test_a_stall_holds_it_and_names_its_limit(engine: Engine, fleet: Fleet) -> None:
     add_tenants(engine, 2)
-    fleet.start(Strategy(canaries=0, waves=(100,), max_in_flight=2, stall_seconds=60))
+    fleet.start(Strategy(packs=False, canaries=0, waves=(100,), max_in_flight=2, stall_seconds=60))
     fleet.turn()
     fleet.queue.clear()
     with engine.begin() as connection:
@@ -392,7 +392,7 @@ def test_graphs_that_changed_since_the_start_are_settled_with_what_they_are(
     engine: Engine, fleet: Fleet
 ) -> None:
     add_tenants(engine, 4)
-    fleet.start(Strategy(canaries=0, waves=(100,), max_in_flight=1), to_version=2)
+    fleet.start(Strategy(packs=False, canaries=0, waves=(100,), max_in_flight=1), to_version=2)
     run_graph_migration(engine, "t000", 2)
     run_graph_migration(engine, "t001", 3)
     with engine.begin() as connection:
@@ -424,7 +424,7 @@ def test_a_paused_migration_takes_no_place_is_named_and_keeps_its_stage_open(
     engine: Engine, fleet: Fleet
 ) -> None:
     add_tenants(engine, 3)
-    fleet.start(Strategy(canaries=0, waves=(100,), max_in_flight=1))
+    fleet.start(Strategy(packs=False, canaries=0, waves=(100,), max_in_flight=1))
     (first,) = fleet.turn()
     fleet.queue.clear()
     fleet.begin(first)
@@ -448,7 +448,7 @@ def test_a_failed_member_follows_what_an_operator_does_to_its_migration(engine: 
     odd = {"t000", "t001"}
     use(tenants(odd.__contains__))
     add_tenants(engine, 4)
-    fleet.start(Strategy(canaries=0, waves=(100,), max_in_flight=1))
+    fleet.start(Strategy(packs=False, canaries=0, waves=(100,), max_in_flight=1))
     fleet.run()
     fleet.do(operations.retry, "tenant", ADA)
     fleet.do(operations.pause, "tenant", ADA)
@@ -469,7 +469,7 @@ def test_a_failed_member_follows_what_an_operator_does_to_its_migration(engine: 
 def test_a_released_migration_skips_its_failed_member(engine: Engine, fleet: Fleet) -> None:
     use(tenants({"t000"}.__contains__))
     add_tenants(engine, 3)
-    fleet.start(Strategy(canaries=0, waves=(50, 100), wave_bake_seconds=3_600, max_in_flight=1))
+    fleet.start(Strategy(packs=False, canaries=0, waves=(50, 100), wave_bake_seconds=3_600, max_in_flight=1))
     fleet.run()
     fleet.do(graph_verbs.release, "t000", Caller(str(uuid4()), "grace"))
     fleet.turn()
@@ -507,7 +507,7 @@ def test_a_knob_that_cannot_be_set_changes_nothing(
 
 def test_a_lower_limit_is_met_as_graphs_end(engine: Engine, fleet: Fleet) -> None:
     add_tenants(engine, 9)
-    fleet.start(Strategy(canaries=0, waves=(100,), max_in_flight=4))
+    fleet.start(Strategy(packs=False, canaries=0, waves=(100,), max_in_flight=4))
     fleet.turn()
     fleet.do(operations.set_knob, "tenant", "max-in-flight", "1", ADA)
     assert fleet.turn() == []
@@ -551,7 +551,7 @@ DISPATCH = (
 
 def test_postgres_holds_f1_f2_and_f3(engine: Engine, fleet: Fleet) -> None:
     add_tenants(engine, 6)
-    fleet.start(Strategy(canaries=0, waves=(50, 100), max_in_flight=3), held=True)
+    fleet.start(Strategy(packs=False, canaries=0, waves=(50, 100), max_in_flight=3), held=True)
     assert "F3" in str(refused(engine, DISPATCH))
     fleet.do(operations.resume, "tenant", ADA)
     assert "F2" in str(refused(engine, DISPATCH))
@@ -590,7 +590,7 @@ def test_postgres_holds_f4_f6_and_f8(engine: Engine, fleet: Fleet) -> None:
 
 def test_postgres_permits_the_edges_of_the_tables_and_no_other(engine: Engine, fleet: Fleet) -> None:
     add_tenants(engine, 2)
-    fleet.start(Strategy(canaries=0, waves=(100,)))
+    fleet.start(Strategy(packs=False, canaries=0, waves=(100,)))
     fleet.do(operations.pause, "tenant", ADA)
     fitting = (
         "status = '{0}', hold = CASE WHEN '{0}' = 'held' THEN '{{\"reason\": \"operator\"}}'::jsonb END, "

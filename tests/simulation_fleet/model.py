@@ -238,14 +238,14 @@ class ModelRows:
                 elif self.t.status is RolloutStatus.CANCELLING:
                     skipped[graph] = Settled(MemberStatus.SKIPPED, "the rollout was cancelled")
                 else:
-                    self.give_back(graph)
+                    self.return_to_wait(graph)
         self.settle(skipped)
         return skipped
 
     def was_begun(self, graph: UUID) -> bool:
         return request(graph, self.t.members[graph].number) in self.t.requests
 
-    def give_back(self, graph: UUID) -> None:
+    def return_to_wait(self, graph: UUID) -> None:
         member = self.t.members[graph]
         if request(graph, member.number) in self.t.requests:
             raise Violated("F5", f"{graph} was begun and waits again")
@@ -289,7 +289,9 @@ class ModelRows:
             gate_open=t.stage != 1 or (row is not None and row.promoted),
             pending=sum(m.status is MemberStatus.PENDING for m in reached),
             in_flight=in_flight(t),
-            packed=sum(m.status is MemberStatus.DISPATCHED and m.pack is not None for m in t.members.values()),
+            packed=sum(
+                m.status is MemberStatus.DISPATCHED and m.pack is not None for m in t.members.values()
+            ),
             paused=sum(m.paused for m in reached),
             failed=sum(m.status is MemberStatus.FAILED for m in t.members.values()),
             max_in_flight=t.max_in_flight,
@@ -375,9 +377,8 @@ def check(t: Tables) -> None:
         if times > t.migrations[number].tries:
             raise Violated("F5", f"migration {number} was begun {times} times")
     for graph, member in t.members.items():
-        if member.status is MemberStatus.DISPATCHED and member.pack is not None:
-            if t.packs[member.pack].status is PackStatus.CLOSED:
-                raise Violated("F5", f"{graph} is in a pack that is closed")
+        if member.pack is not None and t.packs[member.pack].status is PackStatus.CLOSED:
+            raise Violated("F5", f"{graph} is in a pack that is closed")
         explained = member.note or member.group
         if member.status in {MemberStatus.FAILED, MemberStatus.SKIPPED} and not explained:
             raise Violated("F7", f"{graph} is {member.status} without a reason")

@@ -87,7 +87,7 @@ class PacksTakeNoPlace(ModelRows):
 
 
 class ReturnsWhatWasBegun(ModelRows):
-    """Gave all of a dead pack's graphs back to wait, the one that it had in hand too."""
+    """Returned all of a dead pack's graphs, the one that it had in hand too."""
 
     def was_begun(self, graph: UUID) -> bool:
         return False
@@ -385,7 +385,7 @@ def test_looking_and_beginning_are_two_moments_one_graph_may_be_begun_after_a_ho
     assert statuses(world) == [MemberStatus.SUCCEEDED] + [MemberStatus.PENDING] * 3
 
 
-def test_a_dead_pack_gives_back_what_it_did_not_begin_and_the_rest_is_a_chain() -> None:
+def test_a_dead_pack_returns_what_it_did_not_begin_and_the_rest_is_a_chain() -> None:
     world, executor = packed(4)
     world.work_on(executor)
     world.work_on(executor)

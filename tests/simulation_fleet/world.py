@@ -155,7 +155,9 @@ class World:
         assert graph is not None
         executor.looked = None
         if executor.looked_while_held:
-            raise Violated("F3", f"pack {executor.pack.int} begins a graph that was not in its hand at the hold")
+            raise Violated(
+                "F3", f"pack {executor.pack.int} begins a graph that was not in its hand at the hold"
+            )
         member = t.members[graph]
         sending = ModelRows(t, executor.code).sending(graph)
         known = sending.request_id in t.requests

@@ -55,6 +55,33 @@ CREATE TABLE rollout_stages (
         AND least(pending, dispatched, succeeded, failed, skipped) >= 0)
 );
 
+-- Some small graphs that one task moves one after another. Its executor holds `pack_key` while the pack is running.
+CREATE TABLE packs (
+    id          uuid PRIMARY KEY,
+    rollout_id  uuid NOT NULL REFERENCES rollouts (id),
+    status      text NOT NULL DEFAULT 'sent',
+    size        integer NOT NULL,
+    done        integer NOT NULL DEFAULT 0,
+    first_graph text NOT NULL,
+    last_graph  text NOT NULL,
+    worker      text,
+    sent_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    resends     integer NOT NULL DEFAULT 0,
+    resend_at   timestamptz NOT NULL,
+    started_at  timestamptz,
+    ended_at    timestamptz,
+    CONSTRAINT packs_status_is_known CHECK (status IN ('sent', 'running', 'left', 'closed')),
+    CONSTRAINT packs_hold_several CHECK (size > 1),
+    CONSTRAINT packs_running_one_has_a_worker CHECK ((status = 'running') <= (worker IS NOT NULL AND started_at IS NOT NULL)),
+    CONSTRAINT packs_end_is_dated CHECK ((status IN ('left', 'closed')) = (ended_at IS NOT NULL))
+);
+COMMENT ON COLUMN packs.done IS 'How many graphs it has moved, failed or found settled, when it was left.';
+CREATE INDEX packs_open ON packs (rollout_id) WHERE status <> 'closed';
+CREATE INDEX packs_by_end ON packs (rollout_id, ended_at) WHERE done > 0;
+
+CREATE FUNCTION pack_key(p_pack uuid) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN uuid_hash_extended(p_pack, 5716853094183207179);
+
 -- graph_id has no foreign key: what became of a graph outlives the graph.
 CREATE TABLE rollout_members (
     rollout_id   uuid NOT NULL REFERENCES rollouts (id),
@@ -66,6 +93,7 @@ CREATE TABLE rollout_members (
     number       integer NOT NULL DEFAULT 1,
     request_id   uuid,
     migration_id uuid,
+    pack_id      uuid REFERENCES packs (id),
     paused       boolean NOT NULL DEFAULT false,
     from_version integer NOT NULL,
     row_count    bigint,
@@ -92,8 +120,12 @@ CREATE TABLE rollout_members (
 );
 COMMENT ON COLUMN rollout_members.number IS 'Which try this is; the request id of a try is uuid5(rollout, graph/number).';
 COMMENT ON COLUMN rollout_members.paused IS 'An operator paused its migration: it takes no place and keeps its stage open.';
+COMMENT ON COLUMN rollout_members.pack_id IS
+    'The pack that holds it; NULL for a chain of its own, from the start or since it left its pack. Kept when it settles.';
 CREATE INDEX rollout_members_pending ON rollout_members (rollout_id, stage, position) WHERE status = 'pending';
 CREATE INDEX rollout_members_dispatched ON rollout_members (rollout_id, sent_at) WHERE status = 'dispatched';
+CREATE INDEX rollout_members_chains ON rollout_members (rollout_id, sent_at) WHERE status = 'dispatched' AND pack_id IS NULL;
+CREATE INDEX rollout_members_packed ON rollout_members (pack_id, position) WHERE status = 'dispatched' AND pack_id IS NOT NULL;
 CREATE INDEX rollout_members_failed ON rollout_members (rollout_id, error_group) WHERE status = 'failed';
 CREATE INDEX rollout_members_settled ON rollout_members (rollout_id, settled_at) WHERE status IN ('succeeded', 'failed');
 -- F4: no graph waits or moves in two rollouts.
@@ -152,6 +184,20 @@ END $$;
 CREATE TRIGGER rollouts_follow_their_states BEFORE UPDATE ON rollouts
     FOR EACH ROW EXECUTE FUNCTION refuse_unknown_rollout_edge();
 
+CREATE TRIGGER packs_are_kept BEFORE DELETE ON packs FOR EACH ROW EXECUTE FUNCTION refuse_change('deleted');
+CREATE FUNCTION refuse_unknown_pack_edge() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF OLD.status <> NEW.status AND OLD.status || ' ' || NEW.status NOT IN (
+        'sent running', 'sent left', 'running left', 'sent closed', 'running closed', 'left closed')
+    THEN
+        RAISE EXCEPTION 'pack % cannot go from % to %', OLD.id, OLD.status, NEW.status
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER packs_follow_their_states BEFORE UPDATE ON packs
+    FOR EACH ROW EXECUTE FUNCTION refuse_unknown_pack_edge();
+
 -- F8: members are those of the start. The stages are written last, so their presence ends the start.
 CREATE FUNCTION refuse_late_members() RETURNS trigger LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
 BEGIN
@@ -177,7 +223,7 @@ BEGIN
         WHERE n.graph_id IS NULL OR n.stage <> o.stage OR n.from_version <> o.from_version OR (o.status <> n.status
             AND o.status || ' ' || n.status NOT IN ('pending dispatched', 'pending skipped', 'dispatched skipped',
                 'failed skipped', 'pending succeeded', 'dispatched succeeded', 'failed succeeded',
-                'dispatched failed', 'failed pending'))
+                'dispatched failed', 'dispatched pending', 'failed pending'))
         LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'member % cannot go from % to %', wrong.graph_id, wrong.before, coalesce(wrong.after, 'another place')
@@ -194,7 +240,9 @@ BEGIN
               FROM (SELECT n.rollout_id, n.stage, n.status, 1 AS by FROM new_rows n
                     UNION ALL SELECT o.rollout_id, o.stage, o.status, -1 FROM old_rows o) c
               GROUP BY c.rollout_id, c.stage) d
-        WHERE s.rollout_id = d.rollout_id AND s.number = d.stage;
+        WHERE s.rollout_id = d.rollout_id AND s.number = d.stage
+          -- A worker whose graph leaves its pack does not wait for the controller, which holds the stage's row.
+          AND (d.pending, d.dispatched, d.succeeded, d.failed, d.skipped) <> (0, 0, 0, 0, 0);
     FOR sent IN
         SELECT n.rollout_id, max(n.stage) AS stage
         FROM new_rows n JOIN old_rows o ON o.rollout_id = n.rollout_id AND o.graph_id = n.graph_id
@@ -211,8 +259,11 @@ BEGIN
             RAISE EXCEPTION 'stage % of rollout % is not open (F2)', sent.stage, sent.rollout_id
                 USING ERRCODE = 'integrity_constraint_violation';
         END IF;
+        -- A pack is one unit: it has one graph in hand at a time.
         IF (SELECT count(*) FROM rollout_members m WHERE m.rollout_id = sent.rollout_id AND m.status = 'dispatched'
-            AND NOT m.paused) > rollout.max_in_flight THEN
+            AND m.pack_id IS NULL AND NOT m.paused)
+           + (SELECT count(*) FROM packs p WHERE p.rollout_id = sent.rollout_id AND p.status IN ('sent', 'running'))
+           > rollout.max_in_flight THEN
             RAISE EXCEPTION 'rollout % has % places (F1)', sent.rollout_id, rollout.max_in_flight
                 USING ERRCODE = 'integrity_constraint_violation';
         END IF;

@@ -1,0 +1,302 @@
+"""Moving the graphs of a pack, one after another, in the process that took its message.
+
+Each graph is begun and each of its hops is run as a chain would, by the same primitives, transactions and audit rows.
+What a pack saves is the messages in between. A session of its own holds the pack's lock: when the process dies,
+the lock is free, and the controller closes the pack.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from uuid import UUID
+
+from graph_migrator.core.decisions import Ignored, Later
+from graph_migrator.core.errors import GraphMigratorError
+from graph_migrator.core.execution.model import Applied, Dispatch, Failed, HopOutcome, Worker
+from graph_migrator.core.execution.recorded import load_dispatch
+from graph_migrator.core.execution.run_hop import run_hop
+from graph_migrator.core.recorded_errors import name_of
+from graph_migrator.core.reports import MigrationReport
+from graph_migrator.core.rollouts.decisions import is_skipped
+from graph_migrator.core.rollouts.members import Held, OtherCode, begin_member, other_code
+from graph_migrator.core.rollouts.rows import query, request_id
+from graph_migrator.core.rollouts.statuses import PackStatus, RolloutStatus
+from graph_migrator.core.store.errors import Failure, classify
+from graph_migrator.core.store.protocol import MarkAnswered
+from graph_migrator.core.store.session import Executor, Executors
+
+_EVERY = 1.0
+"""Seconds between two reports of progress."""
+
+
+@dataclass(frozen=True)
+class PackedGraph:
+    """A graph of a pack, and which try this is."""
+
+    graph_id: UUID
+    graph: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A pack that this process has taken."""
+
+    id: UUID
+    rollout_id: UUID
+    seconds: float
+    graphs: tuple[PackedGraph, ...]
+
+
+@dataclass
+class PackReport:
+    """How far a pack is, or was when it ended. Counts are graphs."""
+
+    size: int
+    moved: int = 0
+    skipped: int = 0
+    failed: int = 0
+    left: int = 0
+    ended_early: str | None = None
+
+    @property
+    def done(self) -> int:
+        """Graphs that have settled in it."""
+        return self.moved + self.skipped + self.failed
+
+    def in_words(self) -> str:
+        """For Flower and the worker's log."""
+        counts = {
+            "moved": self.moved,
+            "skipped": self.skipped,
+            "failed": self.failed,
+            "gone on alone": self.left,
+        }
+        parts = [f"{count} {what}" for what, count in counts.items() if count]
+        text = f"{self.done + self.left} of {self.size} graphs: {', '.join(parts) or 'none yet'}"
+        return f"{text}; ended early: {self.ended_early}" if self.ended_early else text
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a pack needs from the process that runs it.
+
+    Attributes:
+        send_later: Sends the rest of a migration as a chain, after so many seconds.
+        show: Shows how far the pack is; called about once a second.
+        is_stopping: Whether the process is asked to end.
+    """
+
+    send_later: Callable[[Dispatch, float], None]
+    show: Callable[[PackReport], None] = lambda report: None
+    is_stopping: Callable[[], bool] = lambda: False
+
+
+def run_pack(
+    executors: Executors, pack_id: UUID, worker: Worker, around: Surroundings
+) -> PackReport | Ignored | OtherCode:
+    """Take a pack and move its graphs.
+
+    It ends before its last graph where the rollout is held, the process is to end, a graph has failed (the breaker
+    looks before the next one), or it takes far longer than it should. What was not begun waits again.
+
+    Args:
+        executors: Lends the sessions: one holds the pack's lock, the other does the work.
+        pack_id: The pack, as its message names it.
+        worker: Who executes, for the audit rows.
+        around: See there.
+
+    Returns:
+        What became of its graphs; `Ignored` where the pack is another process's, or over; `OtherCode` where this
+        process has not the planned code: nothing was changed then.
+
+    Raises:
+        Exception: Postgres is out of reach. The controller closes the pack.
+    """
+    with executors.borrow() as session, _locked(session, pack_id) as is_ours:
+        if not is_ours:
+            return Ignored("another process has the pack in hand")
+        taken = _take(session, pack_id, worker)
+        if not isinstance(taken, Pack):
+            return taken
+        report = _Run(executors, taken, worker, around).to_the_end()
+        _leave_pack(session, pack_id, report.done)
+    around.show(report)
+    return report
+
+
+@contextmanager
+def _locked(session: Executor, pack_id: UUID) -> Iterator[bool]:
+    (found,) = _query(session, "SELECT pg_try_advisory_lock(pack_key(%s)) AS is_ours", pack_id)
+    yield found.is_ours
+    if found.is_ours:
+        _query(session, "SELECT pg_advisory_unlock(pack_key(%s))", pack_id)
+
+
+def _query(session: Executor, statement: str, *values: object) -> list[SimpleNamespace]:
+    with session.cursor() as cursor:
+        return query(cursor, statement, *values)
+
+
+def _take(session: Executor, pack_id: UUID, worker: Worker) -> Pack | Ignored | OtherCode:
+    found = _query(
+        session,
+        "SELECT p.status, p.rollout_id, r.status AS rollout, r.plan, r.graph_type, "
+        "(r.strategy->>'pack_seconds')::float8 AS seconds "
+        "FROM packs p JOIN rollouts r ON r.id = p.rollout_id WHERE p.id = %s",
+        pack_id,
+    )
+    if not found or found[0].status != PackStatus.SENT:
+        return Ignored("the pack was taken before")
+    (pack,) = found
+    if pack.rollout != RolloutStatus.RUNNING:
+        _leave_pack(session, pack_id, 0)
+        return Ignored(f"its rollout is {pack.rollout}")
+    changed = other_code(pack.plan, pack.graph_type)
+    if changed is not None:
+        return changed
+    graphs = _query(
+        session,
+        "WITH taken AS (UPDATE packs SET status = 'running', worker = %s, started_at = clock_timestamp() "
+        "WHERE id = %s AND status = 'sent' RETURNING id) "
+        "SELECT m.graph_id, m.graph, m.number FROM rollout_members m JOIN taken ON m.pack_id = taken.id "
+        "WHERE m.status = 'dispatched' ORDER BY m.position",
+        worker.name, pack_id,
+    )  # fmt: skip
+    return Pack(
+        pack_id,
+        pack.rollout_id,
+        pack.seconds,
+        tuple(PackedGraph(each.graph_id, each.graph, each.number) for each in graphs),
+    )
+
+
+def _leave_pack(session: Executor, pack_id: UUID, done: int) -> None:
+    _query(
+        session,
+        "UPDATE packs SET status = 'left', done = %s, ended_at = clock_timestamp() "
+        "WHERE id = %s AND status IN ('sent', 'running') RETURNING id",
+        done, pack_id,
+    )  # fmt: skip
+
+
+@dataclass
+class _Run:
+    """One pack in this process."""
+
+    executors: Executors
+    pack: Pack
+    worker: Worker
+    around: Surroundings
+    began: float = field(default_factory=time.monotonic)
+    shown: float = field(default_factory=time.monotonic)
+    answered: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.report = PackReport(len(self.pack.graphs))
+
+    def to_the_end(self) -> PackReport:
+        for graph in self.pack.graphs:
+            self.report.ended_early = self._reason_to_end() or self._move(graph)
+            if self.report.ended_early:
+                break
+            if time.monotonic() - self.shown > _EVERY:
+                self._show()
+        self._mark_answered()
+        return self.report
+
+    def _reason_to_end(self) -> str | None:
+        if self.around.is_stopping():
+            return "the worker shuts down"
+        if self.report.failed:
+            return "a graph failed"
+        if time.monotonic() - self.began > 2 * self.pack.seconds:
+            return f"it took longer than {2 * self.pack.seconds:g} s"
+        return None
+
+    def _move(self, graph: PackedGraph) -> str | None:
+        """Move one graph. A reason to end the pack where its rollout does not run."""
+        begun = self._begin(graph)
+        match begun:
+            case Held(why):
+                return why
+            case Dispatch():
+                self._run_hops(graph, begun)
+            case Ignored() | OtherCode():
+                self._let_go(graph)
+            case MigrationReport():
+                self._settled(graph, "moved")
+        return None
+
+    def _begin(self, graph: PackedGraph) -> Dispatch | MigrationReport | Ignored | OtherCode | Held | None:
+        """Begin one graph. None where it was refused, which is recorded."""
+        try:
+            with self.executors.borrow() as executor:
+                return begin_member(
+                    executor, self.pack.rollout_id, graph.graph_id, graph.number, pack_id=self.pack.id
+                )
+        except GraphMigratorError as refusal:
+            self._settled(graph, "skipped" if is_skipped(name_of(refusal)) else "failed")
+            return None
+        except Exception as error:
+            if classify(error) is Failure.PERMANENT:
+                raise
+            return Ignored("Postgres did not begin it now")
+
+    def _run_hops(self, graph: PackedGraph, begun: Dispatch) -> None:
+        outcome: HopOutcome = Applied()
+        for message in begun.messages():
+            outcome = run_hop(self.executors, message, worker=self.worker)
+            if not isinstance(outcome, Applied) or outcome.report is not None:
+                break
+        match outcome:
+            case Applied(report) if report is not None:
+                self._settled(graph, "moved")
+            case Failed():
+                self._settled(graph, "failed")
+            case Later(seconds):
+                self._let_go(graph)
+                self._send_rest(begun, seconds)
+            case _:
+                # Somebody else has it in hand, or an operator paused it: recovery stands behind it.
+                self._let_go(graph)
+
+    def _settled(self, graph: PackedGraph, how: str) -> None:
+        setattr(self.report, how, getattr(self.report, how) + 1)
+        self.answered.append(str(request_id(self.pack.rollout_id, graph.graph_id, graph.number)))
+
+    def _let_go(self, graph: PackedGraph) -> None:
+        """From now on the graph is a unit of its own. Where it was not begun, the controller sends its message."""
+        with self.executors.borrow() as executor:
+            left = _query(
+                executor,
+                "UPDATE rollout_members SET pack_id = NULL, resend_at = clock_timestamp() "
+                "WHERE rollout_id = %s AND graph_id = %s AND pack_id = %s AND status = 'dispatched' "
+                "RETURNING graph_id",
+                self.pack.rollout_id, graph.graph_id, self.pack.id,
+            )  # fmt: skip
+        self.report.left += len(left)
+
+    def _send_rest(self, begun: Dispatch, seconds: float) -> None:
+        with self.executors.borrow() as executor:
+            try:
+                rest = load_dispatch(executor, begun.migration_id)
+            except LookupError:  # it has ended meanwhile
+                return
+        self.around.send_later(rest, seconds)
+
+    def _show(self) -> None:
+        self.shown = time.monotonic()
+        self._mark_answered()
+        self.around.show(self.report)
+
+    def _mark_answered(self) -> None:
+        """Nobody waits for the answer to a packed graph's request."""
+        tasks, self.answered = tuple(self.answered), []
+        if tasks:
+            with self.executors.borrow() as executor:
+                executor.call(MarkAnswered(tasks=tasks, ended=(None,) * len(tasks)))
