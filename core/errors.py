@@ -9,6 +9,7 @@
     │   ├── UnknownTarget           the type has no such version
     │   ├── UnreachableGraph        the type does not know the version that the graph has
     │   ├── UnknownRollout
+    │   ├── UnknownAttempt
     │   ├── IrreversibleHop         the way back crosses a hop without a reverse
     │   ├── GraphExists             an import would overwrite a graph
     │   ├── InvalidRecord           a line or element of an imported file is malformed
@@ -25,6 +26,7 @@
     │   ├── RolloutInFlight         the graph type has a live rollout
     │   ├── RolloutRefused          a verb does not apply to the rollout's status
     │   ├── NothingToRepair         a finding of `validate` is not there, or cannot be mended safely
+    │   ├── RequestInProgress       the same request is being carried out at this moment
     │   └── ArchiveDamaged          a file of an archive is not what its manifest says
     ├── MigrationError              exit 1: the migration ended, not at its target
     │   ├── HopFailed               a hop raised an error that cannot be rebuilt elsewhere
@@ -242,6 +244,17 @@ class DanglingEdges(WrongUsage):
 
 
 @dataclass(eq=False, repr=False)
+class UnknownAttempt(WrongUsage):
+    """No hop attempt has this number."""
+
+    attempt: int
+
+    @property
+    def message(self) -> str:
+        return f"there is no attempt {self.attempt}. `graph-migrator history GRAPH` names those of a graph."
+
+
+@dataclass(eq=False, repr=False)
 class UnknownRollout(WrongUsage):
     """No rollout has this id, and no rollout is of this graph type; or several have it."""
 
@@ -426,6 +439,17 @@ class NothingToRepair(Refused):
             f"{self.subject}: there is nothing of {self.check!r} that can be mended safely. Nothing was changed. "
             "`graph-migrator repair` lists what can be, `graph-migrator validate` says what else is wrong."
         )
+
+
+@dataclass(eq=False, repr=False)
+class RequestInProgress(Refused):
+    """The same request came before and has not ended."""
+
+    request: str
+
+    @property
+    def message(self) -> str:
+        return f"request {self.request} is being carried out. Nothing was done twice. Ask again in a moment."
 
 
 @dataclass(eq=False, repr=False)

@@ -355,6 +355,7 @@ class Request(_Base):
             postgresql_where=text("answered_at IS NULL AND (settled_at IS NOT NULL OR outcome IS NOT NULL)"),
         ),
         Index("requests_by_migration", "migration_id"),
+        Index("requests_by_time", "created_at", "task_id"),
         Index(
             "requests_refused",
             "graph_id",
@@ -541,7 +542,10 @@ class RolloutChange(_Base):
     """What an operator or the controller changed, and why. Never changed, never deleted."""
 
     __tablename__ = "rollout_changes"
-    __table_args__ = (Index("rollout_changes_by_rollout", "rollout_id", "id"),)
+    __table_args__ = (
+        Index("rollout_changes_by_rollout", "rollout_id", "id"),
+        Index("rollout_changes_by_time", "at", "id"),
+    )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     rollout_id: Mapped[UUID | None] = mapped_column(
@@ -565,3 +569,79 @@ class RolloutFleet(_Base):
     held_at: Mapped[datetime | None]
     held_by: Mapped[str | None]
     why: Mapped[str | None]
+
+
+class ApiToken(_Base):
+    """A token for the HTTP API: its digest, never the token."""
+
+    __tablename__ = "api_tokens"
+    __table_args__ = (
+        Index("api_tokens_by_digest", "digest", unique=True),
+        Index("api_tokens_one_of_a_name", "name", unique=True, postgresql_where=text("revoked_at IS NULL")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    role: Mapped[str]
+    digest: Mapped[str]
+    created_by: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    revoked_by: Mapped[str | None]
+    used_at: Mapped[datetime | None]
+
+
+class ApiSession(_Base):
+    """A browser that logged in with a token."""
+
+    __tablename__ = "api_sessions"
+    __table_args__ = (Index("api_sessions_by_end", "expires_at"),)
+
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    token_id: Mapped[UUID] = mapped_column(
+        ForeignKey("graph_migrator.api_tokens.id", name="api_sessions_token_id_fkey")
+    )
+    created_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    expires_at: Mapped[datetime]
+
+
+class ApiRequest(_Base):
+    """A request for a rollout, or for many graphs, and how it was answered."""
+
+    __tablename__ = "api_requests"
+    __table_args__ = (Index("api_requests_by_time", "created_at", "id"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    verb: Mapped[str]
+    subject: Mapped[str]
+    requested_by: Mapped[str | None]
+    outcome: Mapped[_Json | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+
+
+class ChangeEvent(_Base):
+    """A change of a migration, an attempt or a rollout, kept for an hour for those that follow."""
+
+    __tablename__ = "change_events"
+    __table_args__ = (Index("change_events_by_transaction", "xid"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    xid: Mapped[int] = mapped_column(BigInteger)
+    kind: Mapped[str]
+    graph_id: Mapped[UUID | None]
+    migration_id: Mapped[UUID | None]
+    rollout_id: Mapped[UUID | None]
+    change: Mapped[_Json]
+    at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+
+
+class ChangeFollowers(_Base):
+    """Until when somebody follows, and which changes may be missing. One row."""
+
+    __tablename__ = "change_followers"
+    __table_args__ = (CheckConstraint("only_row", name="change_followers_has_one_row"),)
+
+    only_row: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"))
+    followed_until: Mapped[datetime] = mapped_column(server_default=text("'-infinity'"))
+    removed_up_to: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))

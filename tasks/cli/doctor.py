@@ -36,7 +36,7 @@ def doctor(as_json: bool) -> None:
 
     Each finding that is not well comes with its remedy.
     """
-    found = list(_examine())
+    found = list(examine())
     if as_json:
         print_json(found)
     else:
@@ -49,7 +49,8 @@ def doctor(as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _examine() -> Iterator[Finding]:
+def examine() -> Iterator[Finding]:
+    """Every check of the deployment, as this process sees it."""
     types: dict[str, GraphType] = {}
     try:
         types = graph_types()

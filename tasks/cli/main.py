@@ -51,6 +51,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "doctor": "Check the deployment end to end: database, guard, broker, results, workers.",
         "validate": "Check that what the database holds fits this release, before or after a deploy.",
         "repair": "Mend one finding of `validate`; without arguments, list those that can be mended without guessing.",
+        "console": "Serve the pages, the HTTP API and the live stream of changes.",
         "recover": "Run one recovery sweep, as every worker does twice a second.",
         "audit": "Prove that the audit rows are as they were written; move old ones to files.",
         "guard": "Manage the write guard, which keeps writers off the rows of a graph that is being migrated.",

@@ -1,0 +1,273 @@
+"""What is wrong now and what moves: the first page of the console, in the order in which an operator acts.
+
+Each list reads along an index and has an end, so that a fleet in trouble costs no more than a healthy one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection, Engine, text
+
+from graph_migrator.core.errors import UnreachableGraph
+from graph_migrator.core.graph_types.definition import GraphType
+from graph_migrator.core.inspection.quantities import count
+from graph_migrator.core.statuses import MigrationStatus
+
+MOST: Final = 1_000
+"""Graphs of one kind that are looked at; beyond it a number is a lower bound."""
+STALLED_SECONDS: Final = 60
+"""Past the deadline at which recovery redelivers by so much: no worker is recovering."""
+
+
+class Trouble(BaseModel):
+    """One thing that is wrong, and the one next step."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str = Field(
+        description="failed, partially-migrated, stalled, paused, unreachable, held, fleet-held."
+    )
+    what: str
+    since: datetime | None
+    graphs: int = Field(description="How many graphs it is about.")
+    more: bool = Field(False, description="Whether `graphs` is a lower bound.")
+    example: str | None = Field(None, description="The slug of one of them, or the rollout's id.")
+    next_step: str
+    command: str = Field(description="The command of the next step.")
+
+
+class Moving(BaseModel):
+    """A migration that is under way."""
+
+    model_config = ConfigDict(frozen=True)
+
+    graph: str
+    graph_id: UUID
+    graph_type: str
+    migration_id: UUID
+    status: MigrationStatus
+    from_version: int
+    version: int
+    to_version: int
+    hop: str | None = Field(description="The hop that runs; None between two hops.")
+    done: int | None = Field(description="Rows of it that are done.")
+    total: int | None
+    rows_per_second: float | None
+    since: datetime = Field(description="When the migration was asked for.")
+
+
+_FAILED = """
+WITH failed AS (
+    SELECT g.slug, m.graph_type, m.error_type, m.error_message, m.finished_at, g.id AS graph_id, m.id
+    FROM graph_migrator.migrations m JOIN graph_migrator.graphs g ON g.migration_id = m.id
+    WHERE m.status = 'failed' ORDER BY m.graph_id LIMIT :most
+)
+SELECT graph_type, error_type, count(*) AS graphs, min(finished_at) AS since, min(slug) AS example,
+       (array_agg(error_message ORDER BY slug))[1] AS message, sum(count(*)) OVER () AS seen,
+       (array_agg((SELECT a.hop_name FROM graph_migrator.hop_attempts a
+                   WHERE a.graph_id = failed.graph_id AND a.migration_id = failed.id ORDER BY a.id DESC LIMIT 1)
+                  ORDER BY slug))[1] AS hop
+FROM failed GROUP BY graph_type, error_type ORDER BY since
+"""
+_PARTIAL = """
+SELECT slug, updated_at FROM graph_migrator.graphs WHERE partially_migrated IS NOT NULL ORDER BY slug LIMIT :most
+"""
+_STALLED = """
+SELECT g.slug, m.deadline FROM graph_migrator.migrations m JOIN graph_migrator.graphs g ON g.migration_id = m.id
+WHERE m.status IN ('queued', 'running', 'pausing', 'cancelling')
+  AND m.deadline < clock_timestamp() - make_interval(secs => :overdue)
+  AND NOT EXISTS (SELECT FROM graph_migrator.hop_attempts a WHERE a.migration_id = m.id AND a.status = 'running')
+ORDER BY m.deadline LIMIT :most
+"""
+_PAUSED = """
+SELECT g.slug, m.started_at FROM graph_migrator.migrations m JOIN graph_migrator.graphs g ON g.migration_id = m.id
+WHERE m.status = 'paused' ORDER BY m.graph_id LIMIT :most
+"""
+# The versions in use, one look into the index for each, whatever the number of graphs.
+_VERSIONS = """
+WITH RECURSIVE used AS (
+    (SELECT graph_type, version FROM graph_migrator.graphs ORDER BY graph_type, version LIMIT 1)
+    UNION ALL
+    SELECT n.graph_type, n.version FROM used u CROSS JOIN LATERAL (
+        SELECT g.graph_type, g.version FROM graph_migrator.graphs g
+        WHERE (g.graph_type, g.version) > (u.graph_type, u.version) ORDER BY g.graph_type, g.version LIMIT 1) n
+)
+SELECT u.graph_type, u.version, (
+    SELECT count(*) FROM (SELECT FROM graph_migrator.graphs g
+                          WHERE g.graph_type = u.graph_type AND g.version = u.version LIMIT :most) counted) AS graphs,
+    (SELECT g.slug FROM graph_migrator.graphs g
+     WHERE g.graph_type = u.graph_type AND g.version = u.version ORDER BY g.slug LIMIT 1) AS example
+FROM used u
+"""
+_HELD = """
+SELECT r.id, r.graph_type, r.to_version, r.hold, (r.hold->>'since')::timestamptz AS since,
+       (SELECT coalesce(sum(s.pending + s.dispatched), 0)::bigint FROM graph_migrator.rollout_stages s
+        WHERE s.rollout_id = r.id) AS graphs
+FROM graph_migrator.rollouts r WHERE r.status = 'held' ORDER BY since
+"""
+_MOVING = """
+SELECT g.slug AS graph, g.id AS graph_id, g.graph_type, m.id AS migration_id, m.status, m.from_version, g.version,
+       m.to_version, a.hop_name AS hop, a.done, a.total, a.rows_per_second, m.created_at AS since
+FROM graph_migrator.migrations m JOIN graph_migrator.graphs g ON g.migration_id = m.id
+LEFT JOIN graph_migrator.hop_attempts a ON a.migration_id = m.id AND a.status = 'running'
+WHERE m.status = ANY (:statuses) ORDER BY m.status DESC, m.graph_id LIMIT :limit
+"""
+
+
+def troubles(source: Engine | Connection, types: Mapping[str, GraphType]) -> list[Trouble]:
+    """What is wrong now, the oldest first. What has no date comes last.
+
+    Args:
+        source: The database.
+        types: The graph types that this process knows; graphs of others are not judged.
+    """
+    if isinstance(source, Engine):
+        with source.connect() as connection:
+            return troubles(connection, types)
+    found = [
+        *_fleet(source),
+        *_held(source),
+        *_failed(source),
+        *_graphs(source),
+        *_unreachable(source, types),
+    ]
+    return sorted(found, key=lambda each: (each.since is None, each.since or 0))
+
+
+def moving(source: Engine | Connection, *, limit: int = 20) -> list[Moving]:
+    """Migrations that are under way, running ones first."""
+    if isinstance(source, Engine):
+        with source.connect() as connection:
+            return moving(connection, limit=limit)
+    statuses = [status.value for status in MigrationStatus if status.is_live and status != "paused"]
+    rows = source.execute(text(_MOVING), {"statuses": statuses, "limit": limit}).mappings()
+    return [Moving.model_validate(dict(row)) for row in rows]
+
+
+class VersionInUse(BaseModel):
+    """How many graphs of a type are at a version."""
+
+    model_config = ConfigDict(frozen=True)
+
+    graph_type: str
+    version: int
+    graphs: int = Field(description=f"Counted up to {MOST:,}.")
+    example: str = Field(description="The first of them by slug.")
+
+    @property
+    def more(self) -> bool:
+        """Whether `graphs` is a lower bound."""
+        return self.graphs >= MOST
+
+
+def versions_in_use(source: Engine | Connection) -> list[VersionInUse]:
+    """The versions that graphs have, by type."""
+    if isinstance(source, Engine):
+        with source.connect() as connection:
+            return versions_in_use(connection)
+    rows = source.execute(text(_VERSIONS), {"most": MOST}).mappings()
+    return [VersionInUse.model_validate(dict(row)) for row in rows]
+
+
+def _fleet(connection: Connection) -> list[Trouble]:
+    row = connection.execute(text("SELECT held_at, held_by, why FROM graph_migrator.rollout_fleet")).one()
+    if row.held_at is None:
+        return []
+    by = f" by {row.held_by}" if row.held_by else ""
+    why = f": {row.why}" if row.why else ""
+    return [
+        Trouble(
+            kind="fleet-held", what=f"All rollouts are held{by}{why}.", since=row.held_at, graphs=0,
+            next_step="Let rollouts go on.", command="graph-migrator rollout unhold",
+        )
+    ]  # fmt: skip
+
+
+def _held(connection: Connection) -> list[Trouble]:
+    return [
+        Trouble(
+            kind="held", what=f"The rollout of {row.graph_type!r} to v{row.to_version} is held: {row.hold['reason']}.",
+            since=row.since, graphs=row.graphs, example=str(row.id), next_step="See why, then resume or promote it.",
+            command=f"graph-migrator rollout show {str(row.id)[:8]}",
+        )
+        for row in connection.execute(text(_HELD))
+    ]  # fmt: skip
+
+
+def _failed(connection: Connection) -> list[Trouble]:
+    found = []
+    for row in connection.execute(text(_FAILED), {"most": MOST}):
+        error = (row.error_type or "").removeprefix("graph_migrator.")
+        where = f" in hop {row.hop!r}" if row.hop else ""
+        found.append(
+            Trouble(
+                kind="failed",
+                what=f"{count(row.graphs, 'graph')} of {row.graph_type!r} failed{where}: {error}: {row.message}",
+                since=row.since,
+                graphs=row.graphs,
+                more=row.seen >= MOST,
+                example=row.example,
+                next_step="See what failed, correct it, and retry.",
+                command=f"graph-migrator history {row.example}",
+            )
+        )
+    return found
+
+
+def _graphs(connection: Connection) -> list[Trouble]:
+    kinds = (
+        (
+            "partially-migrated", _PARTIAL, "released by force in the middle of a hop", "Finish the hop.",
+            "graph-migrator retry {graph}",
+        ),
+        (
+            "stalled", _STALLED, "past the deadline at which recovery redelivers", "Start a worker.",
+            "celery -A graph_migrator worker -Q migrations",
+        ),
+        ("paused", _PAUSED, "paused by an operator", "Resume, when you are ready.", "graph-migrator resume {graph}"),
+    )  # fmt: skip
+    found = []
+    for kind, statement, what, next_step, command in kinds:
+        rows = connection.execute(text(statement), {"most": MOST, "overdue": STALLED_SECONDS}).all()
+        if rows:
+            found.append(
+                Trouble(
+                    kind=kind,
+                    what=f"{count(len(rows), 'graph')} {what}.",
+                    since=min((row[1] for row in rows if row[1] is not None), default=None),
+                    graphs=len(rows),
+                    more=len(rows) >= MOST,
+                    example=rows[0].slug,
+                    next_step=next_step,
+                    command=command.format(graph=rows[0].slug),
+                )
+            )
+    return found
+
+
+def _unreachable(connection: Connection, types: Mapping[str, GraphType]) -> list[Trouble]:
+    found = []
+    for each in versions_in_use(connection):
+        kind = types.get(each.graph_type)
+        if kind is None or kind.oldest <= each.version <= kind.newest:
+            continue
+        error = UnreachableGraph(each.example, kind.name, each.version, kind.oldest, kind.newest)
+        found.append(
+            Trouble(
+                kind="unreachable",
+                what=f"{count(each.graphs, 'graph')} of {kind.name!r} at v{each.version}, which the type does not "
+                f"know: it knows v{kind.oldest} to v{kind.newest}.",
+                since=None,
+                graphs=each.graphs,
+                more=each.more,
+                example=each.example,
+                next_step=error.way_out,
+                command=f"graph-migrator graphs --type {kind.name} --unreachable",
+            )
+        )
+    return found
