@@ -15,7 +15,8 @@ COPY pyproject.toml README.md LICENSE celeryconfig.py ./
 COPY graph_migrator graph_migrator
 COPY core core
 COPY tasks tasks
-RUN /opt/graph-migrator/bin/pip install ".[flower,metrics]"
+COPY console console
+RUN /opt/graph-migrator/bin/pip install ".[console,flower,metrics]"
 
 FROM python:${PYTHON}
 RUN useradd --system --uid 10001 --create-home --shell /usr/sbin/nologin migrator

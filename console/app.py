@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -72,8 +73,19 @@ def create_app(
     )  # fmt: skip
     for kind in kinds:
         app.add_exception_handler(kind, _answer_error)
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign] # FastAPI's documented way
     app.add_middleware(Gate, authenticator=authenticator, answer_error=_answer_error)
     return app
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document. A malformed request is a 400 here, as `PROBLEMS` says, and never FastAPI's 422."""
+    if app.openapi_schema is None:
+        app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        for operations in app.openapi_schema["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+    return app.openapi_schema
 
 
 async def _healthz() -> JSONResponse:

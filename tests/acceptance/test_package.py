@@ -28,7 +28,7 @@ from tests.acceptance.cluster import ROOT, Cluster
 from tests.waiting import until
 
 MADE_BY_SETUPTOOLS = {"PKG-INFO", "setup.cfg"}
-LINKS = {"graph_migrator/core", "graph_migrator/tasks"}
+LINKS = {"graph_migrator/core", "graph_migrator/tasks", "graph_migrator/console"}
 
 
 def files_of_git() -> list[str]:
@@ -40,7 +40,7 @@ def files_of_git() -> list[str]:
 
 def installed_as(name: str) -> str:
     """Where a file of the repository is in a distribution."""
-    inside = name.startswith(("core/", "tasks/")) or name == "celeryconfig.py"
+    inside = name.startswith(("core/", "tasks/", "console/")) or name == "celeryconfig.py"
     return f"graph_migrator/{name}" if inside else name
 
 

@@ -28,7 +28,7 @@ def arrows(diagram: str) -> set[tuple[str, str]]:
 def imports() -> set[tuple[str, str]]:
     """(importing module, imported module) as paths below the repository without the suffix: `core/planning`."""
     found = set()
-    for folder in ("core", "tasks"):
+    for folder in ("core", "tasks", "console"):
         for path in (ROOT / folder).rglob("*.py"):
             source = path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__")
             found |= {(source, target) for target in imported(path) if target != source}
@@ -63,6 +63,8 @@ def is_module(name: str) -> bool:
 def package(module: str) -> str:
     """The box of the second diagram that a module stands in; core's single modules share one."""
     parts = module.split("/")
+    if parts[0] == "console":
+        return "console"
     if parts[0] == "tasks":
         return "tasks/cli" if parts[1:2] == ["cli"] else "tasks"
     if len(parts) > 1 and (ROOT / "core" / parts[1]).is_dir():
@@ -85,12 +87,12 @@ def test_the_page_names_each_package_and_nothing_that_is_not_there() -> None:
     text = PAGE.read_text("utf-8")
     folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "core").glob("*/__init__.py")}
     assert not {folder for folder in folders if f"`{folder}/`" not in text}
-    named = set(re.findall(r"`((?:core|tasks|docs|tests)/[\w/.*]+)`", text))
+    named = set(re.findall(r"`((?:core|tasks|console|docs|tests)/[\w/.*]+)`", text))
     assert not {name for name in named if not list(ROOT.glob(name.rstrip("/")))}
 
 
 def test_contributing_names_nothing_that_is_not_there() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-    named = set(re.findall(r"`((?:core|tasks|docs|tests|bench|examples)/[\w/.*]+)`", text))
+    named = set(re.findall(r"`((?:core|tasks|console|docs|tests|bench|examples)/[\w/.*]+)`", text))
     assert len(named) > 10
     assert not {name for name in named if not list(ROOT.glob(name.rstrip("/")))}
