@@ -21,12 +21,16 @@ from graph_migrator.core.store.schema import upgrade
 from graph_migrator.core.store.session import Executors
 from tests.acceptance.rabbitmq import rabbitmq_program
 from tests.databases import Databases, administer
+from tests.integration.pgbouncer import pgbouncer_program
 
 # An example's time says how busy the machine is, nothing about the code.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
-collect_ignore = [] if rabbitmq_program() else ["acceptance/test_rabbitmq.py"]
+collect_ignore = [
+    *([] if rabbitmq_program() else ["acceptance/test_rabbitmq.py"]),
+    *([] if pgbouncer_program() else ["integration/test_pgbouncer.py"]),
+]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -36,6 +40,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             f"The tests of RabbitMQ were not run: there is no rabbitmq-server. {how}."
         )
+    if not pgbouncer_program():
+        how = "apt-get install pgbouncer, then `pytest tests/integration/test_pgbouncer.py`"
+        terminalreporter.write_line(f"The tests of PgBouncer were not run: there is no pgbouncer. {how}.")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
