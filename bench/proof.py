@@ -1,4 +1,4 @@
-"""What the proof chain costs: migrations of three small hops with it and without it, in interleaved pairs.
+"""What the proof chain costs, and what content digests cost a batched hop: with and without, in interleaved pairs.
 
     python -m bench.proof
 
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from bench.database import connect, make_graphs, server
+from bench.database import PEOPLE, connect, make_graphs, server
 from bench.results import at_most, table
-from bench.types import TYPES
+from bench.types import BATCH, TYPES, rename
+from graph_migrator import GraphType, Nodes
 from graph_migrator.core.embedded import Postgres
 from graph_migrator.core.execution.in_process import run_graph_migration
 from graph_migrator.core.graph_types import registry
@@ -40,7 +41,8 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """Measure on a private server with fsync on.
 
     Returns:
-        One line: with / without, the median over all pairs of `A_TURN` migrations each.
+        One line for the chain (migrations of three small hops) and one for digests (a batched Python hop): with /
+        without, the median over all pairs.
     """
     for each in TYPES:
         registry.register(each)
@@ -55,7 +57,35 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
                 took[place] = _timed(executors, [next(graphs) for _ in range(A_TURN)])
             if number:  # the first turn warms the caches
                 ratios.append(took[1] / took[0])
-    return [at_most("proof: an inline migration of three small hops, with the chain", ratios, 1.03)]
+        digests = _digests(postgres, 2 if quick else 8, stack)
+    return [
+        at_most("proof: an inline migration of three small hops, with the chain", ratios, 1.03),
+        at_most("proof: a batched Python hop of 20,000 rows, with digests", digests, 1.25),
+    ]
+
+
+def _digests(postgres: Postgres, pairs: int, stack: ExitStack) -> list[float]:
+    """The same hop of a type with digests and of one without."""
+    kinds = {}
+    for on in (False, True):
+        kind = GraphType(f"bench-digest-{on}".lower(), digest=on)
+        kind.hop(1, 2, over=Nodes(), batch_size=BATCH)(rename.forward.run)
+        registry.register(kind)
+        kinds[on] = kind.name
+    url = postgres.url_of("with_proof")
+    executors = Executors(make_engine(url))
+    stack.callback(executors.close)
+    ratios = []
+    for number in range(pairs + 1):
+        took = {}
+        for on in (False, True) if number % 2 else (True, False):
+            with connect(url).cursor() as cursor:
+                graphs = make_graphs(cursor, kinds[on], 1, nodes=0)
+                cursor.execute(PEOPLE, {"graph": str(graphs[0]), "rows": 20_000})
+            took[on] = _timed(executors, graphs)
+        if number:
+            ratios.append(took[True] / took[False])
+    return ratios
 
 
 def _side(postgres: Postgres, name: str, pairs: int, stack: ExitStack) -> tuple[Executors, Iterator[UUID]]:
