@@ -110,16 +110,20 @@ class Chain:
     def add(self, link: Link) -> Iterator[Suspicion]:
         """Check the next row."""
         if link.number is None or link.hash is None:
-            yield self._row(Tampering.INSERTED, link, "a finished attempt without a hash")
+            yield suspicion(Tampering.INSERTED, self.graph_id, link, "a finished attempt without a hash")
             return
         if link.number <= self.last:
-            yield self._row(Tampering.INSERTED, link, f"link {link.number} of its graph is there already")
+            yield suspicion(
+                Tampering.INSERTED, self.graph_id, link, f"link {link.number} of its graph is there already"
+            )
             return
         yield from self._gap(link.number)
         yield from self._joint(link.previous, link.attempt_id)
         changed = not link.is_intact
         if changed:
-            yield self._row(Tampering.CHANGED, link, "its content does not have the hash stored with it")
+            yield suspicion(
+                Tampering.CHANGED, self.graph_id, link, "its content does not have the hash stored with it"
+            )
         yield from self._advance(link.number, link.hash, link.attempt_id, changed=changed)
 
     def add_archived(self, run: ArchivedRun) -> Iterator[Suspicion]:
@@ -166,17 +170,6 @@ class Chain:
                 found="it, or one before it, has another hash than was kept elsewhere",
             )
 
-    def _row(self, kind: Tampering, link: Link, found: str) -> Suspicion:
-        number = link.number or 0
-        return Suspicion(
-            kind=kind,
-            graph_id=self.graph_id,
-            first_link=number,
-            last_link=number,
-            attempt_id=link.attempt_id,
-            found=found,
-        )
-
     def _removed(self, first: int, last: int, found: str) -> Suspicion:
         return Suspicion(
             kind=Tampering.REMOVED,
@@ -185,6 +178,19 @@ class Chain:
             last_link=last,
             found=found,
         )
+
+
+def suspicion(kind: Tampering, graph_id: UUID, link: Link, found: str) -> Suspicion:
+    """What is wrong with one row."""
+    number = link.number or 0
+    return Suspicion(
+        kind=kind,
+        graph_id=graph_id,
+        first_link=number,
+        last_link=number,
+        attempt_id=link.attempt_id,
+        found=found,
+    )
 
 
 def canonical(value: Any) -> str:

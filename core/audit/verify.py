@@ -26,6 +26,7 @@ from graph_migrator.core.audit.chain import (
     Tampering,
     archived_link,
     check_run,
+    suspicion,
 )
 from graph_migrator.core.audit.digests import DataVerification
 from graph_migrator.core.errors import ArchiveDamaged, InvalidRequest
@@ -65,8 +66,6 @@ ORDER BY graph_id, link DESC
 _RUNS = """
 SELECT graph_id, first_link, last_link, previous, hash FROM graph_migrator.archived_links WHERE archive_id = :archive
 """
-
-OnSuspicion = Callable[[Suspicion], None]
 
 
 class Heads(BaseModel):
@@ -253,20 +252,8 @@ def _verify_runs(graph: UUID, links: dict[int, Link], runs: list[ArchivedRun], f
         if held:
             found.extend(check_run(graph, run, held))
     for link in links.values():
-        chain = Chain(graph)
-        chain.last = (link.number or 1) - 1
-        found.extend(
-            [
-                Suspicion(
-                    kind=Tampering.INSERTED,
-                    graph_id=graph,
-                    first_link=link.number or 0,
-                    last_link=link.number or 0,
-                    attempt_id=link.attempt_id,
-                    found="it is in the archive's files, and the database does not know it as archived",
-                )
-            ]
-        )
+        strange = "it is in the archive's files, and the database does not know it as archived"
+        found.extend([suspicion(Tampering.INSERTED, graph, link, strange)])
 
 
 def _links_of(path: Path) -> dict[UUID, dict[int, Link]]:

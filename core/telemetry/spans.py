@@ -45,11 +45,11 @@ class Spans:
             case HopSucceeded():
                 self._set("graph_migrator.rows_changed", event.rows_changed)
                 self._set("graph_migrator.hop.skipped", event.skipped)
-                self._end(event)
+                self._end()
             case HopFailed():
                 self._fail(event)
             case MigrationPaused() | MigrationFinished():
-                self._end(event)  # a hop that stopped at a boundary
+                self._end()  # a hop that stopped at a boundary
                 trace.get_current_span().add_event(event.name, attributes_of(event))
             case HopLost():
                 values = attributes_of(event) | {"graph_migrator.attempt.id": event.attempt_id}
@@ -66,7 +66,7 @@ class Spans:
         return found
 
     def _start(self, event: HopStarted) -> None:
-        self._end(event)  # of an attempt whose session was lost: no event ended it
+        self._end()  # of an attempt whose session was lost: no event ended it
         trace.get_current_span().set_attributes(attributes_of(event))
         span = _tracer.start_span(f"hop {event.hop}", attributes=attributes_of(event))
         span.set_attribute("graph_migrator.attempt", event.attempt)
@@ -96,13 +96,13 @@ class Spans:
             self._set("graph_migrator.retry_in", event.retry_in)
         if self._span is not None:
             self._span.set_status(Status(StatusCode.ERROR, event.error_message))
-        self._end(event)
+        self._end()
 
     def _set(self, name: str, value: str | int | float | bool | None) -> None:
         if self._span is not None and value is not None:
             self._span.set_attribute(name, value)
 
-    def _end(self, _event: Event) -> None:
+    def _end(self) -> None:
         if self._span is not None:
             self._span.end()
             self._open.span = None

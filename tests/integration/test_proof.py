@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from alembic import command
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
@@ -21,8 +20,6 @@ from graph_migrator.core.errors import ArchiveDamaged, InvalidRequest
 from graph_migrator.core.execution.in_process import run_graph_migration
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.settings import settings
-from graph_migrator.core.store.connections import make_engine
-from graph_migrator.core.store.schema import _config, upgrade
 from graph_migrator.core.store.session import Executors
 from tests.integration.test_archive import settled
 from tests.rows import add_graph, rows
@@ -328,22 +325,3 @@ def test_the_commands_keep_heads_and_verify(
 def test_nobody_may_set_a_hash(engine: Engine, migrated: Callable[[], Verification]) -> None:
     with pytest.raises(DBAPIError, match="never changed once finished"), engine.begin() as connection:
         connection.execute(text("UPDATE hop_attempts SET hash = 'x' WHERE link = 1"))
-
-
-def test_an_upgrade_links_what_finished_before_there_was_a_chain(empty_database_url: str) -> None:
-    engine = make_engine(empty_database_url)
-    with engine.begin() as connection:
-        connection.execute(text("CREATE SCHEMA graph_migrator"))
-        config = _config()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0005")
-    graph = add_graph(engine, "g", "k")
-    settled(engine, graph, days=2)
-    settled(engine, graph, days=1)
-    upgrade(engine)
-    assert rows(engine, "SELECT link FROM hop_attempts ORDER BY id") == [(1,), (2,), (3,), (4,)]
-    assert (verify_chains(engine).attempts, verify_chains(engine).count) == (4, 0)
-    with pytest.raises(DBAPIError, match="never changed once finished"), engine.begin() as connection:
-        connection.execute(text("UPDATE hop_attempts SET link = NULL WHERE link = 1"))
-    settled(engine, graph, days=0)
-    assert verify_chains(engine).count == 0

@@ -12,17 +12,26 @@ from uuid import UUID, uuid4
 
 import psycopg2
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from graph_migrator.core.audit.verify import verify_chains
 from graph_migrator.core.embedded import Postgres
 from graph_migrator.core.errors import SchemaOutdated
 from graph_migrator.core.statuses import AttemptStatus, MigrationStatus, edge_pairs
 from graph_migrator.core.store.connections import make_engine
-from graph_migrator.core.store.schema import current_revision, head_revision, require_current, upgrade
+from graph_migrator.core.store.schema import (
+    _config,
+    current_revision,
+    head_revision,
+    require_current,
+    upgrade,
+)
 from graph_migrator.core.store.tables import metadata
+from tests.integration.test_archive import settled
 from tests.rows import add_graph, rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +104,25 @@ def test_an_upgrade_leaves_graphs_and_audit_rows_as_they_are(engine: Engine) -> 
     before = rows(engine, "SELECT * FROM graphs")
     upgrade(engine)
     assert rows(engine, "SELECT * FROM graphs") == before
+
+
+def test_an_upgrade_links_what_finished_before_there_was_a_chain(empty_database_url: str) -> None:
+    engine = make_engine(empty_database_url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA graph_migrator"))
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0005")
+    graph = add_graph(engine, "g", "k")
+    settled(engine, graph, days=2)
+    settled(engine, graph, days=1)
+    upgrade(engine)
+    assert rows(engine, "SELECT link FROM hop_attempts ORDER BY id") == [(1,), (2,), (3,), (4,)]
+    assert (verify_chains(engine).attempts, verify_chains(engine).count) == (4, 0)
+    with pytest.raises(DBAPIError, match="never changed once finished"), engine.begin() as connection:
+        connection.execute(text("UPDATE hop_attempts SET link = NULL WHERE link = 1"))
+    settled(engine, graph, days=0)
+    assert verify_chains(engine).count == 0
 
 
 # ── what Postgres refuses ───────────────────────────────────────────────────────────────────────────
