@@ -24,7 +24,9 @@
     │   ├── GraphBusy               another executor holds the graph's lock
     │   ├── GraphBeyondTarget       a rollout's graph was moved beyond its target meanwhile
     │   ├── RolloutInFlight         the graph type has a live rollout
+    │   ├── RolloutGivesWay         the policy's rollout ends for one by hand
     │   ├── RolloutRefused          a verb does not apply to the rollout's status
+    │   ├── GraphBehind             an application opened a graph that is below the version it needs
     │   ├── NothingToRepair         a finding of `validate` is not there, or cannot be mended safely
     │   ├── RequestInProgress       the same request is being carried out at this moment
     │   └── ArchiveDamaged          a file of an archive is not what its manifest says
@@ -494,6 +496,42 @@ class RolloutInFlight(Refused):
             f"rollout {self.rollout} of {self.graph_type!r} is {self.status}. Nothing was changed. "
             f"`graph-migrator rollout show {self.rollout}` says how far it is; "
             f"`graph-migrator rollout cancel {self.rollout}` ends it."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class RolloutGivesWay(Refused):
+    """The policy's rollout of the type ends for one by hand; graphs of it are in flight."""
+
+    graph_type: str
+    rollout: str
+    in_flight: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"rollout {self.rollout}, which the policy of {self.graph_type!r} started, gives way: it sends nothing "
+            f"more, and {self.in_flight} graphs in flight end first. Yours was not started; start it again when "
+            f"`graph-migrator rollout show {self.rollout}` says that it is cancelled."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class GraphBehind(Refused):
+    """An application opened a graph that is below the version it needs. `wait_for` takes this error."""
+
+    graph: str
+    version: int
+    wanted: int
+    why: str
+    call: str | None
+    migration: str | None
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.graph} is at v{self.version}, and v{self.wanted} is needed: {self.why}. Nothing was changed in it; "
+            "wait for it with `graph_migrator.wait_for(error)`, and open it again."
         )
 
 

@@ -50,6 +50,25 @@ _PANELS: list[tuple[str, str, str, int, list[tuple[str, str]]]] = [
     ("timeseries", "Graphs behind their type, or partially migrated", "none", 12, [
         (f"max by (graph_type) (graph_migrator_graphs_behind{{{_TYPE}}})", "{{graph_type}} behind"),
         ("max(graph_migrator_graphs_partially_migrated)", "partially migrated")]),
+    ("stat", "Rollouts held", "none", 4, [(
+        f"sum(max by (graph_type, reason) (graph_migrator_rollout_held{{{_TYPE}}})) or vector(0)", "held")]),
+    ("stat", "Graphs left in rollouts", "none", 4, [(
+        "sum(max by (graph_type, status) "
+        f'(graph_migrator_rollout_members{{status=~"pending|dispatched",{_TYPE}}})) or vector(0)', "left")]),
+    ("stat", "Failed in rollouts", "none", 4, [(
+        "sum(max by (graph_type, status) "
+        f'(graph_migrator_rollout_members{{status="failed",{_TYPE}}})) or vector(0)', "failed")]),
+    ("stat", "Rollout ends in, at most", "s", 4, [(
+        f'max(graph_migrator_rollout_seconds_left{{quantile="0.9",{_TYPE}}})', "left")]),
+    ("stat", "May be in flight", "none", 4, [(
+        f"sum(max by (graph_type) (graph_migrator_rollout_pace{{{_TYPE}}}))", "pace")]),
+    ("stat", "Workers", "none", 4, [("max(graph_migrator_workers)", "live")]),
+    ("timeseries", "Rollout: graphs by status", "none", 12, [(
+        f"max by (graph_type, status) (graph_migrator_rollout_members{{{_TYPE}}})", "{{graph_type}} {{status}}")]),
+    ("timeseries", "Rollout: time left and pace", "s", 12, [
+        (f"max by (graph_type, quantile) (graph_migrator_rollout_seconds_left{{{_TYPE}}})",
+         "{{graph_type}} {{quantile}}"),
+        (f"max by (graph_type) (graph_migrator_rollout_pace{{{_TYPE}}})", "{{graph_type}} may be in flight")]),
 ]  # fmt: skip
 
 

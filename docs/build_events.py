@@ -16,7 +16,7 @@ _HEAD = """\
 
 <!-- Generated from core/events.py by docs/build_events.py. -->
 
-The core emits named events about migrations, each after the commit that made it true, in the
+The core emits named events about migrations and rollouts, each after the commit that made it true, in the
 process that made it:
 
 ```python
@@ -29,22 +29,29 @@ A worker logs them (logger `graph_migrator.events`), as `key=value` or, with
 `GRAPH_MIGRATOR_LOG_FORMAT=json`, as one JSON object a line. An event is a notification, not the record: a
 process that dies between its commit and the event says nothing. The record is in Postgres.
 
-Every event has these fields; a field that is None is left out.
+A field that is None is left out. Every event has `at`.
 
 """
 
 
 def page() -> str:
     """The whole page."""
-    common = [each.name for each in dataclasses.fields(events.Event)]
-    parts = [_HEAD + _table(events.Event, common)]
+    everywhere = [each.name for each in dataclasses.fields(events.Event)]
+    parts = [_HEAD + _table(events.Event, everywhere)]
+    for base, whose in ((events.MigrationEvent, "a migration"), (events.RolloutEvent, "a rollout")):
+        own = [each.name for each in dataclasses.fields(base) if each.name not in everywhere]
+        parts.append(f"Those of {whose} have these besides.\n\n{_table(base, own)}")
     for event in events.ALL:
+        base = events.RolloutEvent if issubclass(event, events.RolloutEvent) else events.MigrationEvent
+        common = [each.name for each in dataclasses.fields(base)]
         own = [each.name for each in dataclasses.fields(event) if each.name not in common]
         parts.append(f"## {event.name}\n\n{inspect.getdoc(event)}\n\n{_table(event, own)}")
     return "\n".join(parts)
 
 
 def _table(event: type[events.Event], names: list[str]) -> str:
+    if not names:
+        return ""
     hints = get_type_hints(event, include_extras=True)
     rows = [f"| `{name}` | {_type_of(hints[name])} | {get_args(hints[name])[1]} |\n" for name in names]
     return "| field | type | meaning |\n|---|---|---|\n" + "".join(rows)

@@ -1,9 +1,10 @@
 """Durable migrations of versioned graphs in Postgres: the public names, loaded when they are first used.
 
 For authors of graph types: `GraphType`, `HopContext`, `Node`, `Edge` and what a batched hop processes (`Nodes`,
-`Edges`, `Rows`). For application code: `graph_writer`. To migrate in this process: `run_graph_migration` and
-`execute_migration`. As Celery tasks: `migrate_graph` and the operators' verbs; ``celery -A graph_migrator worker``
-finds `app`. To wait for the end of one, with any result backend: `wait_for`. Authors and writers load no Celery.
+`Edges`, `Rows`). For application code: `graph_writer`, and `current` for what is opened. To migrate in this process:
+`run_graph_migration` and `execute_migration`. As Celery tasks: `migrate_graph` and the operators' verbs;
+``celery -A graph_migrator worker`` finds `app`. To wait for the end of one, with any result backend: `wait_for`.
+Authors and writers load no Celery.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from graph_migrator.core.store.repair import graph_repair
     from graph_migrator.core.store.writers import graph_writer
     from graph_migrator.tasks.celery import app
+    from graph_migrator.tasks.current import current
     from graph_migrator.tasks.migrate import migrate_graph
     from graph_migrator.tasks.operate import (
         cancel_migration,
@@ -46,6 +48,7 @@ _HOMES = {
     "Rows": "core.graph_types.selectors",
     "app": "tasks.celery",
     "cancel_migration": "tasks.operate",
+    "current": "tasks.current",
     "execute_migration": "core.execution.in_process",
     "graph_repair": "core.store.repair",
     "graph_writer": "core.store.writers",
@@ -73,6 +76,7 @@ __all__ = [
     "Rows",
     "app",
     "cancel_migration",
+    "current",
     "execute_migration",
     "graph_repair",
     "graph_writer",

@@ -43,7 +43,16 @@ app = App(
     amqp=Messages,
     include=[
         f"graph_migrator.tasks.{module}"
-        for module in ("processes", "fleet", "migrate", "operate", "packs", "recover", "rollouts")
+        for module in (
+            "processes",
+            "fleet",
+            "migrate",
+            "operate",
+            "operate_rollouts",
+            "packs",
+            "recover",
+            "rollouts",
+        )
     ],
     # The program that imports us may have an app of its own, whose shared tasks must not become ours.
     set_as_current=False,

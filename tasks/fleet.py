@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from celery.worker.control import inspect_command
@@ -10,6 +9,7 @@ from celery.worker.control import inspect_command
 from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection.diagnosis import Fleet
+from graph_migrator.core.rollouts.workers import WorkerState, served
 from graph_migrator.core.settings import settings
 from graph_migrator.tasks.celery import app
 
@@ -18,12 +18,18 @@ _NO_QUEUE = ("not_found", "does not exist", "no queue")
 
 def code_digests() -> dict[str, str]:
     """A short digest of all hops of each graph type that this process knows."""
-    return {
-        name: hashlib.sha256(
-            "".join(way.fingerprint for hop in kind.hops for way in hop.directions.values()).encode()
-        ).hexdigest()[:12]
-        for name, kind in graph_types().items()
-    }
+    return {name: served(kind).code for name, kind in graph_types().items()}
+
+
+def own_state(name: str, pool: str, processes: int) -> WorkerState:
+    """What this worker is and serves, for its row in Postgres."""
+    try:
+        types, error = {name: served(kind) for name, kind in graph_types().items()}, None
+    except GraphMigratorError as failure:  # it lives, and serves none
+        types, error = {}, str(failure)
+    return WorkerState(
+        name=name, queue=settings().queue, types=types, error=error, pool=pool, processes=processes
+    )
 
 
 @inspect_command(name="graph_types")

@@ -19,6 +19,7 @@ from click import Option
 
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection.metrics import Measures, measure
+from graph_migrator.core.rollouts.measures import FleetMeasures, measure_fleet
 from graph_migrator.core.settings import settings
 from graph_migrator.tasks.runtime import engine
 
@@ -43,6 +44,11 @@ METRICS = {
     "graph_migrator_graphs": "Graphs, by type and version.",
     "graph_migrator_graphs_behind": "Graphs below the newest version of their type that this worker knows.",
     "graph_migrator_graphs_partially_migrated": "Graphs that were force-released half-way through a batched hop.",
+    "graph_migrator_rollout_members": "Graphs of the live rollout, by graph type and status.",
+    "graph_migrator_rollout_pace": "How many graphs of the live rollout may be in flight at this moment.",
+    "graph_migrator_rollout_held": "1 for a live rollout that is held, by its reason.",
+    "graph_migrator_rollout_seconds_left": "How long the rest of the live rollout takes; quantiles of the estimate.",
+    "graph_migrator_workers": "Workers that live, by their rows in Postgres.",
 }
 """Every metric and what it says; docs/monitoring.md and the dashboard are held against it."""
 
@@ -64,6 +70,7 @@ class Counted:
         try:
             with self._one_at_a_time, engine().connect() as connection:
                 found = measure(connection)
+                fleet = measure_fleet(connection.connection.cursor(), settings().queue)
         except Exception as error:  # noqa: BLE001 - whatever is away: that is what the scrape says
             _log.warning("metrics: Postgres did not answer: %s", type(error).__name__)
             found = None
@@ -71,15 +78,16 @@ class Counted:
             "graph_migrator_up", METRICS["graph_migrator_up"], value=float(found is not None)
         )
         if found is not None:
-            yield from families(found, {name: kind.newest for name, kind in graph_types().items()})
+            yield from families(found, {name: kind.newest for name, kind in graph_types().items()}, fleet)
 
 
-def families(found: Measures, newest: dict[str, int]) -> Iterator[Any]:
+def families(found: Measures, newest: dict[str, int], fleet: FleetMeasures | None = None) -> Iterator[Any]:
     """The measures as Prometheus metric families.
 
     Args:
         found: What was counted.
         newest: The newest version by graph type.
+        fleet: Live rollouts and workers.
     """
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
@@ -122,6 +130,21 @@ def families(found: Measures, newest: dict[str, int]) -> Iterator[Any]:
             behind[kind,] += count
     yield gauge("graph_migrator_graphs_behind", {**behind}, ("graph_type",))
     yield gauge("graph_migrator_graphs_partially_migrated", {(): found.partially_migrated})
+    fleet = fleet or FleetMeasures()
+    by_type = ("graph_type",)
+    members = {(r.graph_type, status): float(n) for r in fleet.rollouts for status, n in r.members.items()}
+    yield gauge("graph_migrator_rollout_members", {**members}, ("graph_type", "status"))
+    yield gauge("graph_migrator_rollout_pace", {(r.graph_type,): r.pace for r in fleet.rollouts}, by_type)
+    held = {(r.graph_type, r.held): 1.0 for r in fleet.rollouts if r.held is not None}
+    yield gauge("graph_migrator_rollout_held", {**held}, ("graph_type", "reason"))
+    left = {
+        (r.graph_type, quantile): seconds
+        for r in fleet.rollouts
+        if r.time_left is not None
+        for quantile, seconds in (("0.1", r.time_left.low), ("0.9", r.time_left.high))
+    }
+    yield gauge("graph_migrator_rollout_seconds_left", {**left}, ("graph_type", "quantile"))
+    yield gauge("graph_migrator_workers", {(): float(fleet.workers)})
 
 
 class MetricsEndpoint(bootsteps.StartStopStep):

@@ -6,18 +6,21 @@ import logging
 import random
 import threading
 import time
+from typing import Any
 from uuid import uuid4
 
 from celery.signals import worker_ready, worker_shutting_down
 
 from graph_migrator.core.execution import recovery
 from graph_migrator.core.inspection import metrics
-from graph_migrator.core.rollouts.controller import move_rollouts_on
+from graph_migrator.core.rollouts.controller import move_rollouts_on, start_by_policy
+from graph_migrator.core.rollouts.workers import RENEW_SECONDS, WorkerState, announce, retire
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.tasks import telemetry
 from graph_migrator.tasks.answers import answer_callers
 from graph_migrator.tasks.celery import app
+from graph_migrator.tasks.fleet import own_state
 from graph_migrator.tasks.migrate import send
 from graph_migrator.tasks.queue_room import QueueRoom
 from graph_migrator.tasks.rollouts import send_members
@@ -57,6 +60,7 @@ def sweep_once(*, holder: str | None = None, room: QueueRoom | None = None) -> d
             return {}
         done = recovery.sweep(executor, most=room.left())
         room.sent(done.redelivered)
+        start_by_policy(executor)
         members = move_rollouts_on(executor)
         calls = recovery.unanswered(executor)
     # All is committed and no lock is held any more, the sweep's own neither: where the broker or the results are
@@ -82,12 +86,38 @@ def count_history() -> None:
         metrics.advance(connection)
 
 
-def _sweep_until_stopped() -> None:
+def _announce(worker: WorkerState) -> None:
+    with executors().borrow() as executor:
+        announce(executor, worker)
+
+
+def _retire(worker: WorkerState) -> None:
+    try:
+        with executors().borrow() as executor:
+            retire(executor, worker.name)
+    except Exception as error:  # noqa: BLE001 - its row is seen to be old soon
+        _log.debug(
+            "the row of this worker was not removed: %s: %s", type(error).__name__, safe_message(error)
+        )
+
+
+def _sweep_until_stopped(worker: WorkerState) -> None:
+    try:
+        _sweep(worker)
+    finally:
+        _retire(worker)
+
+
+def _sweep(worker: WorkerState) -> None:
     counted = time.monotonic()
+    announced = float("-inf")
     holder, room = f"{uuid4()}", QueueRoom()
     pause = settings().sweep_seconds
     while not _stop.wait(pause):
         try:
+            if time.monotonic() - announced >= RENEW_SECONDS:
+                _announce(worker)
+                announced = time.monotonic()
             swept = sweep_once(holder=holder, room=room)
             # Who has no lease asks more rarely, and not all at the same moment.
             pause = settings().sweep_seconds * (1 if swept else random.uniform(1, _LEASE))  # noqa: S311 - no secret
@@ -100,9 +130,15 @@ def _sweep_until_stopped() -> None:
 
 
 @worker_ready.connect
-def _start(**_: object) -> None:
+def _start(sender: Any = None, **_: object) -> None:
     _stop.clear()
-    threading.Thread(target=_sweep_until_stopped, name="recovery", daemon=True).start()
+    pool = getattr(sender, "pool", None)
+    worker = own_state(
+        str(getattr(sender, "hostname", "?")),
+        type(pool).__module__.rpartition(".")[2] if pool is not None else "?",
+        int(getattr(pool, "num_processes", 0) or 0),
+    )
+    threading.Thread(target=_sweep_until_stopped, args=(worker,), name="recovery", daemon=True).start()
 
 
 @worker_shutting_down.connect

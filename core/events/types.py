@@ -1,4 +1,4 @@
-"""What happens to migrations, as named events for whoever wants to know.
+"""What happens to migrations and rollouts, as named events for whoever wants to know.
 
     unsubscribe = events.subscribe(lambda event: print(event.name, event.fields()))
 
@@ -32,10 +32,6 @@ class Event:
 
     name: ClassVar[str] = ""
 
-    migration_id: Annotated[UUID, "The migration."]
-    graph_id: Annotated[UUID, "Its graph."]
-    graph: Annotated[str, "The graph's slug."]
-    graph_type: Annotated[str, "The graph's type."]
     at: Annotated[datetime, "When it was emitted, UTC."] = field(default_factory=lambda: datetime.now(UTC))
 
     def fields(self) -> dict[str, Any]:
@@ -45,7 +41,17 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HopEvent(Event):
+class MigrationEvent(Event):
+    """What every event of a migration carries besides."""
+
+    migration_id: Annotated[UUID, "The migration."]
+    graph_id: Annotated[UUID, "Its graph."]
+    graph: Annotated[str, "The graph's slug."]
+    graph_type: Annotated[str, "The graph's type."]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HopEvent(MigrationEvent):
     """What every event of one hop carries besides."""
 
     hop: Annotated[str, "The hop's name."]
@@ -58,7 +64,7 @@ class HopEvent(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MigrationBegun(Event):
+class MigrationBegun(MigrationEvent):
     """The graph is claimed and its plan is written; the chain is about to be sent."""
 
     name = "migration_begun"
@@ -72,7 +78,7 @@ class MigrationBegun(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MigrationAsked(Event):
+class MigrationAsked(MigrationEvent):
     """An operator asked for a pause or a cancel; it takes effect at the next boundary."""
 
     name = "migration_asked"
@@ -82,7 +88,7 @@ class MigrationAsked(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MigrationPaused(Event):
+class MigrationPaused(MigrationEvent):
     """A pause took effect: the graph stands at a boundary, still claimed."""
 
     name = "migration_paused"
@@ -91,7 +97,7 @@ class MigrationPaused(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MigrationResumed(Event):
+class MigrationResumed(MigrationEvent):
     """A paused migration was resumed, or a failed one retried."""
 
     name = "migration_resumed"
@@ -102,7 +108,7 @@ class MigrationResumed(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MigrationRecovered(Event):
+class MigrationRecovered(MigrationEvent):
     """Recovery found that nobody works on the migration, and had its chain sent again."""
 
     name = "migration_recovered"
@@ -112,7 +118,7 @@ class MigrationRecovered(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MigrationFinished(Event):
+class MigrationFinished(MigrationEvent):
     """The migration ended. One that failed may be retried or released later."""
 
     name = "migration_finished"
@@ -187,13 +193,94 @@ class HopFailed(HopEvent):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HopLost(Event):
+class HopLost(MigrationEvent):
     """An attempt's executor is gone: its process died, or its session did."""
 
     name = "hop_lost"
 
     attempt_id: Annotated[int, "The row in `hop_attempts`."]
     found_by: Annotated[str, "`recovery`, `executor` (the next one to run the hop) or `operator`."]
+
+
+# ── rollouts ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutEvent(Event):
+    """What every event of a rollout carries besides."""
+
+    rollout_id: Annotated[UUID, "The rollout."]
+    graph_type: Annotated[str, "The type of its graphs."]
+    to_version: Annotated[int, "The target."]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutStarted(RolloutEvent):
+    """A rollout was started: its graphs, stages and code are frozen."""
+
+    name = "rollout_started"
+
+    graphs: Annotated[int, "How many graphs it moves."]
+    stages: Annotated[int, "In how many stages."]
+    requested_by: Annotated[str | None, "Who asked; `policy` where the type's policy did."] = None
+    reason: Annotated[str | None, "Why."] = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutStageOpened(RolloutEvent):
+    """The graphs of a stage may be sent from now on."""
+
+    name = "rollout_stage_opened"
+
+    stage: Annotated[int, "Its number, from 1."]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutStageEnded(RolloutEvent):
+    """Every graph of a stage has settled; its bake begins."""
+
+    name = "rollout_stage_ended"
+
+    stage: Annotated[int, "Its number, from 1."]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutHeld(RolloutEvent):
+    """The controller sends nothing more until the reason is gone or an operator resumes it."""
+
+    name = "rollout_held"
+
+    reason: Annotated[str, "Such as `breaker` or `gate`; see the reference of rollouts."]
+    why: Annotated[str, "The same in words."]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutResumed(RolloutEvent):
+    """The reason of a hold is gone; the controller goes on by itself."""
+
+    name = "rollout_resumed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutChanged(RolloutEvent):
+    """An operator's verb changed a rollout: `pause`, `resume`, `promote`, `cancel`, `retry`, `skip` or `set`."""
+
+    name = "rollout_changed"
+
+    verb: Annotated[str, "The verb."]
+    status: Annotated[str, "The rollout's status after it."]
+    says: Annotated[str, "What it did."]
+    requested_by: Annotated[str | None, "Who asked."] = None
+    reason: Annotated[str | None, "Why."] = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutEnded(RolloutEvent):
+    """A rollout is over."""
+
+    name = "rollout_ended"
+
+    status: Annotated[str, "`succeeded`, `finished_with_failures` or `cancelled`."]
 
 
 ALL: Final[tuple[type[Event], ...]] = (
@@ -208,8 +295,15 @@ ALL: Final[tuple[type[Event], ...]] = (
     MigrationPaused,
     MigrationResumed,
     MigrationFinished,
+    RolloutStarted,
+    RolloutStageOpened,
+    RolloutStageEnded,
+    RolloutHeld,
+    RolloutResumed,
+    RolloutChanged,
+    RolloutEnded,
 )
-"""Every event, in the order in which a migration may meet them."""
+"""Every event, in the order in which a migration, and a rollout, may meet them."""
 
 
 def ended(report: MigrationReport) -> MigrationPaused | MigrationFinished:

@@ -14,7 +14,6 @@ from sqlalchemy import Connection, Engine, text
 from graph_migrator.core.errors import SchemaOutdated
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.graph_types.selectors import Rows
-from graph_migrator.core.inspection.history import UNREACHABLE
 from graph_migrator.core.inspection.quantities import count
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store import schema
@@ -247,33 +246,63 @@ def sessions(
         yield _ok("sessions", "no idle session and no old prepared transaction holds a lock")
 
 
+MOST = 10_000
+"""Counts end here: beyond it the number changes nothing, and counting a million graphs would take long."""
+
+# Overdue migrations are wrong where nobody sweeps. Else they wait in a full queue, and sending them again only makes
+# it longer. Each part follows an index.
 _STUCK = text("""
-SELECT count(*) FILTER (WHERE m.status IN ('queued', 'running', 'pausing', 'cancelling')
-                        AND m.deadline < clock_timestamp() - make_interval(secs => :overdue)
-                        AND NOT EXISTS (SELECT FROM graph_migrator.hop_attempts a
-                                        WHERE a.migration_id = m.id AND a.status = 'running')) AS overdue,
-       count(*) FILTER (WHERE m.status = 'failed') AS failed,
-       count(*) FILTER (WHERE g.partially_migrated IS NOT NULL) AS partially_migrated,
-       min(g.slug) FILTER (WHERE m.status = 'failed') AS example
-FROM graph_migrator.graphs g LEFT JOIN graph_migrator.migrations m ON m.id = g.migration_id
-WHERE g.migration_id IS NOT NULL OR g.partially_migrated IS NOT NULL
+SELECT (SELECT count(*) FROM (
+            SELECT FROM graph_migrator.migrations m
+            WHERE l.ends_at < clock_timestamp() - make_interval(secs => :overdue)
+              AND m.status IN ('queued', 'running', 'pausing', 'cancelling')
+              AND m.deadline < statement_timestamp() - make_interval(secs => :overdue)
+              AND NOT EXISTS (SELECT FROM graph_migrator.hop_attempts a
+                              WHERE a.migration_id = m.id AND a.status = 'running') LIMIT :most) o) AS overdue,
+       (SELECT count(*) FROM (
+            SELECT FROM graph_migrator.migrations m WHERE m.status = 'failed' LIMIT :most) f) AS failed,
+       (SELECT count(*) FROM (
+            SELECT FROM graph_migrator.graphs g WHERE g.partially_migrated IS NOT NULL LIMIT :most) p
+       ) AS partially_migrated,
+       (SELECT g.slug FROM graph_migrator.migrations m JOIN graph_migrator.graphs g ON g.id = m.graph_id
+        WHERE m.status = 'failed' LIMIT 1) AS example
+FROM graph_migrator.sweep_lease l
+""")
+
+# One step of the index for each type, not one row for each graph.
+_TYPES = text("""
+WITH RECURSIVE used AS (
+    (SELECT graph_type FROM graph_migrator.graphs ORDER BY graph_type LIMIT 1)
+    UNION ALL
+    SELECT (SELECT g.graph_type FROM graph_migrator.graphs g WHERE g.graph_type > u.graph_type
+            ORDER BY g.graph_type LIMIT 1) FROM used u WHERE u.graph_type IS NOT NULL
+) SELECT graph_type FROM used WHERE graph_type IS NOT NULL ORDER BY 1
+""")
+
+_UNREACHABLE = text("""
+SELECT count(*) FROM (
+    SELECT g.id FROM jsonb_each(CAST(:known AS jsonb)) k (name, versions) CROSS JOIN LATERAL (
+        SELECT id FROM graph_migrator.graphs WHERE graph_type = k.name AND version < (k.versions ->> 0)::integer
+        UNION ALL
+        SELECT id FROM graph_migrator.graphs WHERE graph_type = k.name AND version > (k.versions ->> 1)::integer
+    ) g LIMIT :most) found
 """)
 
 
 def graphs(connection: Connection, *, overdue: int = OVERDUE) -> Iterator[Finding]:
     """Graphs that do not move and will not by themselves."""
-    row = connection.execute(_STUCK, {"overdue": overdue}).one()
+    row = connection.execute(_STUCK, {"overdue": overdue, "most": MOST}).one()
     if row.overdue:
-        found = f"{count(row.overdue, 'migration')} past the deadline at which recovery redelivers"
+        found = f"{_at_most(row.overdue, 'migration')} past the deadline at which recovery redelivers"
         yield _wrong(
             "graphs", found, "No worker is recovering. Start one; `graph-migrator recover` sweeps once."
         )
     if row.failed:
         names = f"{row.example}, …" if row.failed > 1 else row.example
-        found = f"{count(row.failed, 'graph')} read-only after a failed migration ({names})"
+        found = f"{_at_most(row.failed, 'graph')} read-only after a failed migration ({names})"
         yield _warning("graphs", found, "`graph-migrator failures`, then retry or release them.")
     if row.partially_migrated:
-        found = f"{count(row.partially_migrated, 'graph')} released by force in the middle of a hop"
+        found = f"{_at_most(row.partially_migrated, 'graph')} released by force in the middle of a hop"
         yield _warning(
             "graphs", found, "`graph-migrator graphs --state partially-migrated`, then retry them."
         )
@@ -283,9 +312,7 @@ def graphs(connection: Connection, *, overdue: int = OVERDUE) -> Iterator[Findin
 
 def types_in_use(connection: Connection, types: dict[str, GraphType]) -> Iterator[Finding]:
     """Graphs whose type this process does not know."""
-    used = list(
-        connection.execute(text("SELECT DISTINCT graph_type FROM graph_migrator.graphs ORDER BY 1")).scalars()
-    )
+    used = list(connection.execute(_TYPES).scalars())
     missing = [name for name in used if name not in types]
     if missing:
         found = f"there are graphs of {', '.join(missing)}, which this process does not know"
@@ -297,14 +324,15 @@ def types_in_use(connection: Connection, types: dict[str, GraphType]) -> Iterato
 def reachable(connection: Connection, types: dict[str, GraphType]) -> Iterator[Finding]:
     """Graphs at a version that their type does not know here."""
     known = json.dumps({kind.name: (kind.oldest, kind.newest) for kind in types.values()})
-    number = connection.execute(
-        text(f"SELECT count(*) FROM graph_migrator.graphs g WHERE {UNREACHABLE}"),  # noqa: S608 - own text
-        {"known": known},
-    ).scalar_one()
+    number = connection.execute(_UNREACHABLE, {"known": known, "most": MOST}).scalar_one()
     if number:
-        found = f"{count(number, 'graph')} unreachable: at a version that the type does not know here"
+        found = f"{_at_most(number, 'graph')} unreachable: at a version that the type does not know here"
         remedy = "`graph-migrator graphs --unreachable`; deploy a release that knows these versions."
         yield _warning("unreachable", found, remedy)
+
+
+def _at_most(number: int, thing: str) -> str:
+    return f"{count(number, thing)} or more" if number >= MOST else count(number, thing)
 
 
 def _backend(connection: Any) -> int:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine
 
-from graph_migrator.core.errors import UnknownGraph, WaitTimedOut
+from graph_migrator.core.errors import GraphBehind, UnknownGraph, WaitTimedOut
 from graph_migrator.core.recorded_errors import own_error
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
@@ -38,7 +38,7 @@ Look = Callable[[MigrationReport | None], None]
 
 
 def wait_for(
-    migration: str | UUID | SentCall,
+    migration: str | UUID | SentCall | GraphBehind,
     timeout: float | None = None,
     *,
     database: Engine | None = None,
@@ -52,7 +52,7 @@ def wait_for(
     Args:
         migration: What `migrate_graph.delay` returned; or the id of a migration or call that Postgres knows; or a
             graph (id or slug), for the migration that owns it, else its latest. A call that was sent just now may not
-            have begun: pass what `.delay` returned, not the graph.
+            have begun: pass what `.delay` returned, not the graph. Or the error of `graph_migrator.current`.
         timeout: Seconds; None to wait for ever. A call that never arrives is waited for likewise.
         database: An engine of psycopg2; by default one for ``DATABASE_URL``.
         on_look: Called at each look, at the latest every two seconds, with the report as it stands; None while the
@@ -84,7 +84,9 @@ def wait_for(
             session.wait(min(left, _POLL_SECONDS))
 
 
-def _asked(migration: str | UUID | SentCall) -> tuple[str, bool]:
+def _asked(migration: str | UUID | SentCall | GraphBehind) -> tuple[str, bool]:
+    if isinstance(migration, GraphBehind):
+        return migration.call or migration.migration or migration.graph, migration.call is not None
     if isinstance(migration, str | UUID):
         return str(migration), False
     return migration.id, True

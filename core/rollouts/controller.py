@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from uuid import UUID
+from types import SimpleNamespace
+from typing import Any
 
+from graph_migrator.core.events import types as events
 from graph_migrator.core.recorded_errors import name_of
 from graph_migrator.core.rollouts.decisions import CloseStage, End, Hold, OpenStage, Resume
+from graph_migrator.core.rollouts.policy import start_what_is_behind
 from graph_migrator.core.rollouts.rows import PostgresRows, query
 from graph_migrator.core.rollouts.turn import Sending, SendingPack, Turn, take_turn
 from graph_migrator.core.store.errors import Failure, classify
@@ -26,7 +29,10 @@ def move_rollouts_on(executor: Executor) -> list[Sending | SendingPack]:
         Migrations to send now, after the commits. One that is not sent is found and sent again later.
     """
     with executor.cursor() as cursor:
-        live = query(cursor, "SELECT id FROM rollouts WHERE status IN ('running', 'held', 'cancelling')")
+        live = query(
+            cursor,
+            "SELECT id, graph_type, to_version FROM rollouts WHERE status IN ('running', 'held', 'cancelling')",
+        )
     to_send: list[Sending | SendingPack] = []
     for each in live:
         try:
@@ -40,23 +46,37 @@ def move_rollouts_on(executor: Executor) -> list[Sending | SendingPack]:
             _log.error("rollout %s: %s: %s", each.id, name_of(error), safe_message(error))
             continue
         to_send += turn.to_send
-        _log_decisions(each.id, turn)
+        _publish(each, turn)
     return to_send
 
 
-def _log_decisions(rollout_id: UUID, turn: Turn) -> None:
-    """One line for each decision that changed the rollout itself, after its commit."""
+def start_by_policy(executor: Executor) -> None:
+    """Start the rollouts that policies ask for. Whatever is wrong with one must not keep recovery from its work."""
+    try:
+        start_what_is_behind(executor)
+    except Exception as error:
+        if classify(error) is Failure.LOST_CONNECTION:
+            raise
+        _log.error("policies: %s: %s", name_of(error), safe_message(error))
+
+
+def _publish(rollout: SimpleNamespace, turn: Turn) -> None:
+    """An event for each decision that changed the rollout itself, after its commit."""
+    whose: dict[str, Any] = {
+        "rollout_id": rollout.id, "graph_type": rollout.graph_type, "to_version": rollout.to_version,
+    }  # fmt: skip
     for decision in turn.decisions:
         match decision:
             case Hold(reason, evidence):
-                _log.warning("rollout %s: held: %s %s", rollout_id, reason.phrase, evidence or "")
+                _log.warning("rollout %s: held: %s %s", rollout.id, reason.phrase, evidence or "")
+                events.emit(events.RolloutHeld(**whose, reason=str(reason), why=reason.phrase))
             case Resume():
-                _log.info("rollout %s: goes on: the reason of its hold is gone", rollout_id)
+                events.emit(events.RolloutResumed(**whose))
             case OpenStage(number):
-                _log.info("rollout %s: stage %d opens", rollout_id, number)
+                events.emit(events.RolloutStageOpened(**whose, stage=number))
             case CloseStage(number):
-                _log.info("rollout %s: stage %d has ended", rollout_id, number)
+                events.emit(events.RolloutStageEnded(**whose, stage=number))
             case End(status):
-                _log.info("rollout %s: %s", rollout_id, status)
+                events.emit(events.RolloutEnded(**whose, status=str(status)))
             case _:
                 pass

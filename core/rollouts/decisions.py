@@ -44,6 +44,7 @@ class RolloutFacts:
         paused: Members whose migration an operator paused.
         failed: Failed members of all stages.
         max_in_flight: How many may be in flight.
+        rate_allows: How many may be sent at this moment by the rate; None where none is set.
     """
 
     status: RolloutStatus
@@ -65,6 +66,7 @@ class RolloutFacts:
     paused: int = 0
     failed: int = 0
     max_in_flight: int = 8
+    rate_allows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ def decide_rollout(facts: RolloutFacts) -> RolloutDecision:
     if not facts.stage or not unsettled:
         return OpenStage(facts.stage + 1)
     free = facts.max_in_flight - facts.in_flight
+    if facts.rate_allows is not None:
+        free = min(free, facts.rate_allows)
     if facts.pending and free > 0:
         return DispatchMembers(min(free, facts.pending))
     if facts.in_flight and facts.stalled_seconds > facts.stall_limit:

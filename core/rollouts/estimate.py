@@ -32,6 +32,26 @@ def size_class(rows: int | None) -> int:
     return -1 if rows is None else len(str(rows)) - (rows == 0)
 
 
+def left_by_size(sizes: Mapping[int, int], pending: int, *, smallest_first: bool) -> dict[int, int]:
+    """How many of the graphs that wait are of each size class, from what there was at the start.
+
+    Args:
+        sizes: All graphs by class, as they were counted at the start.
+        pending: How many wait.
+        smallest_first: They are moved by size, so the largest are left; else each class shrinks alike.
+    """
+    if not sizes:
+        return {-1: pending} if pending else {}
+    if not smallest_first:
+        total = sum(sizes.values())
+        return {each: round(count * pending / total) for each, count in sizes.items()}
+    left: dict[int, int] = {}
+    for each in sorted(sizes, reverse=True):
+        left[each] = min(pending, sizes[each])
+        pending -= left[each]
+    return left
+
+
 def estimate(
     settled: Sequence[tuple[int, float]], left: Mapping[int, int], in_flight: int, *, seed: int = 0
 ) -> Estimate | None:

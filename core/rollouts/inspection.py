@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from graph_migrator.core.rollouts.estimate import estimate, size_class
+from graph_migrator.core.rollouts.estimate import Estimate, estimate, left_by_size, size_class
 from graph_migrator.core.rollouts.operations import find_rollout
 from graph_migrator.core.rollouts.rows import query
 from graph_migrator.core.rollouts.statuses import HoldReason, MemberStatus, RolloutStatus, StageKind
@@ -127,7 +127,7 @@ class Change(_Model):
 
 _SUMMARY = """
 SELECT r.id, r.graph_type, r.to_version, r.status, r.stage, r.hold, r.requested_by, r.reason, r.started_at,
-       r.finished_at, r.strategy, r.max_in_flight, c.*
+       r.finished_at, r.strategy, r.max_in_flight, r.sizes, c.*
 FROM rollouts r CROSS JOIN LATERAL (
     SELECT count(*) AS stages, sum(s.pending)::bigint AS pending, sum(s.dispatched)::bigint AS dispatched,
            sum(s.succeeded)::bigint AS succeeded, sum(s.failed)::bigint AS failed, sum(s.skipped)::bigint AS skipped
@@ -182,7 +182,7 @@ def show(executor: Executor, which: str) -> RolloutState:
         )
         in_hand += packs
         (now,) = query(cursor, "SELECT clock_timestamp() AS now, held_at, held_by, why FROM rollout_fleet")
-        left = _time_left(cursor, row)
+        left = time_left(cursor, row)
     strategy = Strategy.model_validate(row.strategy)
     paused = tuple(each.graph for each in in_hand if each.paused)
     why, what_to_do = _explained(row, stages, in_hand, now, strategy)
@@ -205,7 +205,9 @@ def show(executor: Executor, which: str) -> RolloutState:
         in_flight=len(in_hand) - len(paused),
         max_in_flight=row.max_in_flight,
         paused_graphs=paused,
-        time_left=left,
+        time_left=None
+        if left is None
+        else TimeLeft(low_seconds=left.low, high_seconds=left.high, graphs=left.graphs),
         strategy=strategy,
         fleet_held=now.held_at is not None,
     )
@@ -271,7 +273,13 @@ def _evidence(reason: HoldReason, hold: dict[str, Any], now: Any) -> str:
             return reason.phrase
 
 
-def _time_left(cursor: Any, row: Any) -> TimeLeft | None:
+def time_left(cursor: Any, row: Any) -> Estimate | None:
+    """How long the rest of a rollout takes, from its own settled graphs.
+
+    Args:
+        cursor: A driver's cursor.
+        row: The rollout, with its `sizes`, `strategy`, `max_in_flight` and the sum of `pending`.
+    """
     settled = query(
         cursor,
         "SELECT row_count, extract(epoch FROM settled_at - sent_at)::float8 AS seconds FROM rollout_members "
@@ -279,20 +287,10 @@ def _time_left(cursor: Any, row: Any) -> TimeLeft | None:
         "ORDER BY settled_at DESC LIMIT 1000",
         row.id,
     )
-    left = query(
-        cursor,
-        "SELECT CASE WHEN row_count IS NULL THEN -1 WHEN row_count = 0 THEN 0 ELSE length(row_count::text) END "
-        "AS size, count(*) AS graphs FROM rollout_members WHERE rollout_id = %s AND status = 'pending' GROUP BY 1",
-        row.id,
-    )
-    found = estimate(
-        [(size_class(each.row_count), each.seconds) for each in settled],
-        {each.size: each.graphs for each in left},
-        row.max_in_flight,
-    )
-    if found is None:
-        return None
-    return TimeLeft(low_seconds=found.low, high_seconds=found.high, graphs=found.graphs)
+    # Not counted among what waits: that may be a million graphs.
+    sizes = {int(size): count for size, count in (row.sizes or {}).items()}
+    left = left_by_size(sizes, int(row.pending), smallest_first=row.strategy["order"] == "size")
+    return estimate([(size_class(each.row_count), each.seconds) for each in settled], left, row.max_in_flight)
 
 
 def errors(executor: Executor, which: str) -> list[GroupOfErrors]:

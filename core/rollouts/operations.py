@@ -14,6 +14,7 @@ from psycopg2.extras import Json
 from pydantic import BaseModel, Field, ValidationError
 
 from graph_migrator.core.errors import InvalidRequest, RolloutInFlight, RolloutRefused, UnknownRollout
+from graph_migrator.core.events import types as events
 from graph_migrator.core.graph_types.registry import graph_type
 from graph_migrator.core.planning import Step
 from graph_migrator.core.rollouts.rows import RESUME, changed_hops, query, record_change
@@ -27,10 +28,17 @@ _LIVE = (RolloutStatus.RUNNING, RolloutStatus.HELD)
 
 @dataclass(frozen=True)
 class Operator:
-    """Who asks, and why."""
+    """Who asks, and why.
+
+    Attributes:
+        name: Who.
+        why: Why.
+        request: The id of the call, where its message may be delivered twice.
+    """
 
     name: str | None = None
     why: str | None = None
+    request: str | None = None
 
 
 class RolloutVerbReport(BaseModel):
@@ -71,6 +79,25 @@ def _require(row: SimpleNamespace, verb: str, statuses: Sequence[RolloutStatus],
         raise RolloutRefused(str(row.id), verb, row.status, why)
 
 
+def _report(
+    executor: Executor,
+    row: SimpleNamespace,
+    verb: str,
+    operator: Operator,
+    *,
+    status: RolloutStatus,
+    message: str,
+    graphs: int = 0,
+) -> RolloutVerbReport:
+    """What a verb did, for who asked; and as an event, once it is committed."""
+    event = events.RolloutChanged(
+        rollout_id=row.id, graph_type=row.graph_type, to_version=row.to_version, verb=verb, status=str(status),
+        says=message, requested_by=operator.name, reason=operator.why,
+    )  # fmt: skip
+    executor.after_commit(lambda: events.emit(event))
+    return RolloutVerbReport(rollout_id=row.id, status=status, message=message, graphs=graphs)
+
+
 def pause(executor: Executor, which: str, operator: Operator) -> RolloutVerbReport:
     """Hold a rollout until `resume`. Graphs in flight end their migration.
 
@@ -86,8 +113,8 @@ def pause(executor: Executor, which: str, operator: Operator) -> RolloutVerbRepo
             "WHERE id = %s",
             (Json(hold), row.id),
         )
-        record_change(cursor, row.id, "pause", row.hold, hold, operator.name, operator.why)
-        return RolloutVerbReport(rollout_id=row.id, status=RolloutStatus.HELD, message="paused")
+        record_change(cursor, row.id, "pause", row.hold, hold, operator.name, operator.why, operator.request)
+        return _report(executor, row, "pause", operator, status=RolloutStatus.HELD, message="paused")
 
 
 def resume(
@@ -119,8 +146,8 @@ def resume(
             )
         _settle_code(cursor, row, operator, accept=accept_new_code)
         cursor.execute(RESUME, (row.id,))
-        record_change(cursor, row.id, "resume", row.hold, None, operator.name, operator.why)
-        return RolloutVerbReport(rollout_id=row.id, status=RolloutStatus.RUNNING, message="resumed")
+        record_change(cursor, row.id, "resume", row.hold, None, operator.name, operator.why, operator.request)
+        return _report(executor, row, "resume", operator, status=RolloutStatus.RUNNING, message="resumed")
 
 
 def _settle_code(cursor: Any, row: SimpleNamespace, operator: Operator, *, accept: bool) -> None:
@@ -158,8 +185,17 @@ def promote(executor: Executor, which: str, operator: Operator) -> RolloutVerbRe
             (row.id, row.stage),
         )
         cursor.execute(RESUME, (row.id,))
-        record_change(cursor, row.id, "promote", row.hold, {"stage": row.stage}, operator.name, operator.why)
-        return RolloutVerbReport(rollout_id=row.id, status=RolloutStatus.RUNNING, message="promoted")
+        record_change(
+            cursor,
+            row.id,
+            "promote",
+            row.hold,
+            {"stage": row.stage},
+            operator.name,
+            operator.why,
+            operator.request,
+        )
+        return _report(executor, row, "promote", operator, status=RolloutStatus.RUNNING, message="promoted")
 
 
 def cancel(executor: Executor, which: str, operator: Operator) -> RolloutVerbReport:
@@ -178,10 +214,16 @@ def cancel(executor: Executor, which: str, operator: Operator) -> RolloutVerbRep
             (note, row.id),
         )
         skipped = cursor.rowcount
-        record_change(cursor, row.id, "cancel", row.hold, None, operator.name, operator.why)
+        record_change(cursor, row.id, "cancel", row.hold, None, operator.name, operator.why, operator.request)
         message = f"cancelling; {skipped} graphs that waited are left as they are"
-        return RolloutVerbReport(
-            rollout_id=row.id, status=RolloutStatus.CANCELLING, message=message, graphs=skipped
+        return _report(
+            executor,
+            row,
+            "cancel",
+            operator,
+            status=RolloutStatus.CANCELLING,
+            message=message,
+            graphs=skipped,
         )
 
 
@@ -225,10 +267,14 @@ def retry(
             {"graphs": count},
             operator.name,
             operator.why,
+            operator.request,
         )
         then = "; `graph-migrator rollout resume` lets it go on" if status is RolloutStatus.HELD else ""
-        return RolloutVerbReport(
-            rollout_id=row.id,
+        return _report(
+            executor,
+            row,
+            "retry",
+            operator,
             status=status,
             message=f"{count} graphs wait for another try{then}",
             graphs=count,
@@ -267,9 +313,21 @@ def skip(executor: Executor, which: str, graphs: Sequence[str], operator: Operat
             raise RolloutRefused(
                 str(row.id), "skip", row.status, f"{missing[0]!r} is no member that waits or has failed"
             )
-        record_change(cursor, row.id, "skip", None, {"graphs": sorted(graphs)}, operator.name, operator.why)
-        return RolloutVerbReport(
-            rollout_id=row.id,
+        record_change(
+            cursor,
+            row.id,
+            "skip",
+            None,
+            {"graphs": sorted(graphs)},
+            operator.name,
+            operator.why,
+            operator.request,
+        )
+        return _report(
+            executor,
+            row,
+            "skip",
+            operator,
             status=RolloutStatus(row.status),
             message=f"{len(taken)} graphs are left as they are",
             graphs=len(taken),
@@ -311,13 +369,38 @@ def set_knob(executor: Executor, which: str, knob: str, value: str, operator: Op
             (Json(stored), strategy.max_in_flight, row.id),
         )
         record_change(
-            cursor, row.id, "set", {name: before}, {name: stored[name]}, operator.name, operator.why
+            cursor,
+            row.id,
+            "set",
+            {name: before},
+            {name: stored[name]},
+            operator.name,
+            operator.why,
+            operator.request,
         )
-        return RolloutVerbReport(
-            rollout_id=row.id,
+        return _report(
+            executor,
+            row,
+            "set",
+            operator,
             status=RolloutStatus(row.status),
             message=f"{name}: {before} → {stored[name]}",
         )
+
+
+def done_before(executor: Executor, request: str) -> RolloutVerbReport | None:
+    """What an earlier delivery of the same call has done; None where this is the first."""
+    with executor.cursor() as cursor:
+        found = query(
+            cursor,
+            "SELECT c.rollout_id, c.what, r.status FROM rollout_changes c LEFT JOIN rollouts r ON r.id = c.rollout_id "
+            "WHERE c.request_id = %s",
+            request,
+        )
+    if not found:
+        return None
+    message = f"{found[0].what}: done before, by another delivery of this call"
+    return RolloutVerbReport(rollout_id=found[0].rollout_id, status=found[0].status, message=message)
 
 
 def hold_all(executor: Executor, operator: Operator) -> RolloutVerbReport:
@@ -327,7 +410,7 @@ def hold_all(executor: Executor, operator: Operator) -> RolloutVerbReport:
             "UPDATE rollout_fleet SET held_at = coalesce(held_at, clock_timestamp()), held_by = %s, why = %s",
             (operator.name, operator.why),
         )
-        record_change(cursor, None, "hold all", None, None, operator.name, operator.why)
+        record_change(cursor, None, "hold all", None, None, operator.name, operator.why, operator.request)
     return RolloutVerbReport(rollout_id=None, status=None, message="all rollouts are held")
 
 
@@ -335,5 +418,5 @@ def unhold_all(executor: Executor, operator: Operator) -> RolloutVerbReport:
     """End the hold of all rollouts. Those that are held for another reason stay held."""
     with executor.transaction(), executor.cursor() as cursor:
         cursor.execute("UPDATE rollout_fleet SET held_at = NULL, held_by = NULL, why = NULL")
-        record_change(cursor, None, "unhold all", None, None, operator.name, operator.why)
+        record_change(cursor, None, "unhold all", None, None, operator.name, operator.why, operator.request)
     return RolloutVerbReport(rollout_id=None, status=None, message="rollouts go on")

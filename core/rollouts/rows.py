@@ -29,7 +29,7 @@ from graph_migrator.core.rollouts.decisions import (
 )
 from graph_migrator.core.rollouts.packing import pack_size
 from graph_migrator.core.rollouts.statuses import HoldReason, MemberStatus, PackStatus, RolloutStatus
-from graph_migrator.core.rollouts.strategy import Strategy
+from graph_migrator.core.rollouts.strategy import SECONDS_AT_ONCE, Strategy, graphs_now, per_second
 from graph_migrator.core.rollouts.turn import InHand, Sending, SendingPack
 from graph_migrator.core.rollouts.window import Window
 from graph_migrator.core.settings import settings
@@ -37,8 +37,9 @@ from graph_migrator.core.statuses import MigrationStatus
 
 
 def query(cursor: Any, statement: str, *values: Any) -> list[SimpleNamespace]:
-    """The rows of a statement, columns as attributes."""
-    cursor.execute(statement, values or None)
+    """The rows of a statement, columns as attributes; a single mapping has its values by name."""
+    by_name = len(values) == 1 and isinstance(values[0], Mapping)
+    cursor.execute(statement, values[0] if by_name else values or None)
     names = [each.name for each in cursor.description]
     return [SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
 
@@ -49,12 +50,31 @@ def request_id(rollout_id: UUID, graph_id: UUID, number: int) -> UUID:
 
 
 def record_change(
-    cursor: Any, rollout_id: UUID | None, what: str, before: Any, after: Any, who: str | None, why: str | None
+    cursor: Any,
+    rollout_id: UUID | None,
+    what: str,
+    before: Any,
+    after: Any,
+    who: str | None,
+    why: str | None,
+    request: str | None = None,
 ) -> None:
-    """Write down what was changed. These rows are never changed or deleted."""
+    """Write down what was changed. These rows are never changed or deleted.
+
+    Args:
+        cursor: In the transaction of the change.
+        rollout_id: The rollout; None where all are meant.
+        what: The verb.
+        before: What was changed, as JSON.
+        after: What it was changed to.
+        who: Who asked; None for the controller.
+        why: Why.
+        request: The call that asked for it: a second delivery of it changes nothing.
+    """
     cursor.execute(
-        "INSERT INTO rollout_changes (rollout_id, what, before, after, who, why) VALUES (%s, %s, %s, %s, %s, %s)",
-        (rollout_id, what, _json(before), _json(after), who, why),
+        "INSERT INTO rollout_changes (rollout_id, what, before, after, who, why, request_id) "
+        "VALUES (%s, %s, %s, %s, %s, %s, %s)",
+        (rollout_id, what, _json(before), _json(after), who, why, request),
     )
 
 
@@ -91,6 +111,7 @@ class PostgresRows:
         self.kind = kind
         self.strategy = Strategy.model_validate(row.strategy)
         self._found: dict[UUID, UUID | None] = {}
+        self._allowed: int | None = None
 
     @classmethod
     def lock(cls, cursor: Any, rollout_id: UUID) -> PostgresRows | None:
@@ -189,14 +210,14 @@ class PostgresRows:
         return [self._sending(row) for row in rows]
 
     def next_pending(self, count: int) -> Iterable[tuple[UUID, GraphFacts]]:
-        """See `Rows`."""
+        """See `Rows`. A place may be a pack of many graphs; the rate counts graphs."""
         rows = query(
             self.cursor,
             "SELECT m.graph_id, g.version, g.partially_migrated IS NOT NULL AS partially_migrated, m.number, "
             "m.row_count, s.kind FROM rollout_members m LEFT JOIN graphs g ON g.id = m.graph_id "
             "JOIN rollout_stages s ON s.rollout_id = m.rollout_id AND s.number = m.stage "
             "WHERE m.rollout_id = %s AND m.status = 'pending' AND m.stage <= %s ORDER BY m.stage, m.position LIMIT %s",
-            self.id, self.row.stage, count,
+            self.id, self.row.stage, count if self._allowed is None else min(count, self._allowed),
         )  # fmt: skip
         known = self.kind.oldest, self.kind.newest
         for row in rows:
@@ -242,6 +263,7 @@ class PostgresRows:
             [packs.get(each.graph_id) for each in numbers], self.id,
         )  # fmt: skip
         self._progress()
+        self._use_up_the_rate(len(rows))
         return sent + [self._sending(row) for row in rows if row.pack_id is None]
 
     def _insert_packs(self, packs: Mapping[UUID, UUID]) -> list[SendingPack]:
@@ -349,6 +371,7 @@ class PostgresRows:
     def facts(self) -> RolloutFacts:
         """See `Rows`."""
         (found,) = query(self.cursor, _FACTS, self.id)
+        self._allowed = self._rate_allows(found.now)
         strategy = self.strategy
         bake = strategy.bake_seconds if found.kind == "canary" else strategy.wave_bake_seconds
         return RolloutFacts(
@@ -371,7 +394,28 @@ class PostgresRows:
             paused=found.paused,
             failed=found.failed,
             max_in_flight=self.row.max_in_flight,
+            rate_allows=self._allowed,
         )
+
+    def _rate_allows(self, now: datetime) -> int | None:
+        """How many graphs the rate lets go now. What was not sent in time is not made up for."""
+        if self.strategy.rate is None:
+            return None
+        after = self.row.dispatch_after
+        return graphs_now(
+            per_second(self.strategy.rate), None if after is None else (now - after).total_seconds()
+        )
+
+    def _use_up_the_rate(self, graphs: int) -> None:
+        if self.strategy.rate is None or not graphs:
+            return
+        rate = per_second(self.strategy.rate)
+        self.cursor.execute(
+            "UPDATE rollouts SET dispatch_after = greatest(coalesce(dispatch_after, '-infinity'), "
+            "clock_timestamp() - make_interval(secs => %s)) + make_interval(secs => %s) WHERE id = %s",
+            (max(SECONDS_AT_ONCE, 1 / rate), graphs / rate, self.id),
+        )
+        self._reload()
 
     def _window_open(self, now: datetime) -> bool:
         return self.strategy.window is None or Window.parse(self.strategy.window).is_open(now)

@@ -10,15 +10,24 @@ from uuid import UUID, uuid4
 from psycopg2.extras import Json
 from pydantic import BaseModel, ConfigDict, Field
 
-from graph_migrator.core.errors import InvalidRequest, RolloutInFlight, UnknownGraph, UnknownTarget
+from graph_migrator.core.errors import (
+    InvalidRequest,
+    RolloutGivesWay,
+    RolloutInFlight,
+    UnknownGraph,
+    UnknownTarget,
+)
+from graph_migrator.core.events import types as events
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.graph_types.registry import graph_type
 from graph_migrator.core.planning import Step, make_plan
 from graph_migrator.core.rollouts.canaries import Canary, Candidate, choose_canaries
 from graph_migrator.core.rollouts.rows import query, record_change
 from graph_migrator.core.rollouts.stages import Stage, cut_stages
-from graph_migrator.core.rollouts.statuses import HoldReason, StageKind
-from graph_migrator.core.rollouts.strategy import Strategy
+from graph_migrator.core.rollouts.statuses import LIVE, HoldReason, RolloutStatus, StageKind
+from graph_migrator.core.rollouts.strategy import Strategy, config_path
+from graph_migrator.core.rollouts.workers import lacking, live_workers, served
+from graph_migrator.core.settings import settings
 from graph_migrator.core.store.errors import sqlstate
 from graph_migrator.core.store.session import Executor
 
@@ -41,7 +50,14 @@ class RolloutRequest(BaseModel):
         (), description="Slugs of canaries; chosen by shape where none is named."
     )
     strategy: Strategy = Strategy()
+    where: str | None = Field(
+        None,
+        max_length=1_000,
+        description='Only graphs whose `config` fulfils this JSON path predicate, like `$.tier == "gold"`.',
+    )
     held: bool = Field(False, description="Start it held, until `resume`.")
+    automatic: bool = Field(False, description="Started by the policy of its type.")
+    reverses: UUID | None = Field(None, description="The rollout whose graphs it moves back.")
     requested_by: str | None = None
     reason: str | None = Field(None, max_length=1_000)
 
@@ -72,6 +88,12 @@ class RolloutPlan(BaseModel):
     hops: tuple[str, ...] = Field(description="All hops that are run, in order.")
     without_reverse: tuple[str, ...] = Field(description="Those that cannot be undone by a migration back.")
     skipped: dict[str, int] = Field(description="Selected graphs that are left as they are, by reason.")
+    expected_seconds: float | None = Field(
+        None, description="Work by the audit of the same hops; None where one of them has not run yet."
+    )
+    lacking: dict[str, str] = Field(
+        {}, description="Live workers that do not have the code of these hops, and what they have."
+    )
     canaries: tuple[PlannedCanary, ...]
     stages: tuple[PlannedStage, ...]
 
@@ -94,30 +116,42 @@ def plan(executor: Executor, request: RolloutRequest) -> RolloutPlan:
     return prepared.plan  # type: ignore[no-any-return]
 
 
-def start(executor: Executor, request: RolloutRequest) -> RolloutPlan:
+def start(executor: Executor, request: RolloutRequest, *, rollout_id: UUID | None = None) -> RolloutPlan:
     """Start a rollout: freeze members, stages and the code of all hops. The controller dispatches them.
 
     Args:
         executor: A session without an open transaction.
         request: What the rollout is to do.
+        rollout_id: Its id, from a call that may be delivered twice: the second finds the rollout of the first.
 
     Raises:
         RolloutInFlight: The type has a live rollout. Nothing was changed.
+        RolloutGivesWay: It was started by the type's policy and gives way; its graphs in flight end first.
         UnknownGraphType, UnknownTarget, UnknownGraph, InvalidRequest: As `plan`.
     """
     kind, target = _target(request)
-    rollout_id = uuid4()
+    if rollout_id is not None and (known := _known(executor, rollout_id)) is not None:
+        return known
+    rollout_id = rollout_id or uuid4()
+    if not request.automatic:
+        _let_the_policy_give_way(executor, request, kind, target)
     try:
         with executor.transaction(), executor.cursor() as cursor:
             _refuse_a_second(cursor, kind.name)
             prepared = _prepare(cursor, request, kind, target)
-            _write(cursor, rollout_id, request, target, prepared)
+            _write(cursor, rollout_id, request, target, prepared, served(kind).code)
     except Exception as error:
         if sqlstate(error) == "23505":  # another start was committed at the same time
             with executor.cursor() as cursor:
                 _refuse_a_second(cursor, kind.name)
         raise
     found: RolloutPlan = prepared.plan
+    events.emit(
+        events.RolloutStarted(
+            rollout_id=rollout_id, graph_type=kind.name, to_version=target, graphs=found.graphs,
+            stages=len(found.stages), requested_by=request.requested_by, reason=request.reason,
+        )
+    )  # fmt: skip
     return found.model_copy(update={"rollout_id": rollout_id})
 
 
@@ -126,11 +160,60 @@ def _target(request: RolloutRequest) -> tuple[GraphType, int]:
     target = kind.newest if request.to_version is None else request.to_version
     if not kind.oldest <= target <= kind.newest:
         raise UnknownTarget(f"the graphs of type {kind.name}", kind.name, target, kind.oldest, kind.newest)
-    if target == kind.oldest:
+    if target == kind.oldest and request.reverses is None:
         raise InvalidRequest(
             "target", f"no graph of type {kind.name!r} can be below v{target}, its oldest version"
         )
     return kind, target
+
+
+def _known(executor: Executor, rollout_id: UUID) -> RolloutPlan | None:
+    """The plan of a rollout that an earlier delivery of the same call has started."""
+    with executor.cursor() as cursor:
+        found = query(cursor, "SELECT planned FROM rollouts WHERE id = %s", rollout_id)
+    return None if not found else RolloutPlan.model_validate(found[0].planned)
+
+
+def _let_the_policy_give_way(
+    executor: Executor, request: RolloutRequest, kind: GraphType, target: int
+) -> None:
+    """End the policy's rollout of the type, where one is live and this request could start.
+
+    Raises:
+        RolloutGivesWay: Some of its graphs are in flight and end first.
+    """
+    with executor.cursor() as cursor:
+        live = query(cursor, _AUTOMATIC, kind.name)
+    if not live:
+        return
+    plan(executor, request)  # a request that is refused ends nothing
+    with executor.transaction(), executor.cursor() as cursor:
+        (row,) = query(cursor, "SELECT * FROM rollouts WHERE id = %s FOR UPDATE", live[0].id)
+        if row.status not in LIVE:
+            return
+        if row.status != RolloutStatus.CANCELLING:
+            cursor.execute("UPDATE rollouts SET status = 'cancelling', hold = NULL WHERE id = %s", (row.id,))
+            cursor.execute(
+                "UPDATE rollout_members SET status = 'skipped', note = 'it gave way to a rollout by hand', "
+                "settled_at = clock_timestamp() WHERE rollout_id = %s AND status = 'pending'",
+                (row.id,),
+            )
+            record_change(cursor, row.id, "give way", None, None, request.requested_by, request.reason)
+        (found,) = query(
+            cursor, "SELECT sum(dispatched)::bigint AS left FROM rollout_stages WHERE rollout_id = %s", row.id
+        )
+        if not found.left:
+            cursor.execute(
+                "UPDATE rollouts SET status = 'cancelled', finished_at = clock_timestamp() WHERE id = %s",
+                (row.id,),
+            )
+    if found.left:
+        raise RolloutGivesWay(kind.name, str(row.id), found.left)
+
+
+_AUTOMATIC = """
+SELECT id FROM rollouts WHERE graph_type = %s AND automatic AND status IN ('running', 'held', 'cancelling')
+"""
 
 
 def _refuse_a_second(cursor: Any, name: str) -> None:
@@ -172,7 +255,9 @@ def _prepare(cursor: Any, request: RolloutRequest, kind: GraphType, target: int)
             "selection",
             f"no graph of type {kind.name!r} is to be moved to v{target}" + (f" ({left})" if left else ""),
         )
-    steps = make_plan(kind.name, kind, min(by_version), target).steps
+    goes_back = request.reverses is not None and max(by_version) > target
+    begin = max(by_version) if goes_back else min(by_version)
+    steps = make_plan(kind.name, kind, begin, target).steps
     canaries = _canaries(cursor, request)
     stages = cut_stages(len(canaries), sum(by_version.values()) - len(canaries), strategy.waves)
     return SimpleNamespace(
@@ -180,18 +265,47 @@ def _prepare(cursor: Any, request: RolloutRequest, kind: GraphType, target: int)
         canaries=canaries,
         stages=stages,
         skipped=sum(skipped.values()),
+        direction=-1 if goes_back else 1,
+        sizes={str(row.size): row.graphs for row in query(cursor, _SIZES)},
         plan=RolloutPlan(
             graph_type=kind.name,
             to_version=target,
             graphs=sum(by_version.values()),
             by_version=by_version,
             hops=tuple(map(_in_words, steps)),
-            without_reverse=tuple(_in_words(s) for s in steps if not _is_reversible(kind, s.from_version)),
+            without_reverse=tuple(
+                _in_words(s) for s in steps if not goes_back and not _is_reversible(kind, s.from_version)
+            ),
+            expected_seconds=_expected_seconds(cursor, kind.name, steps, by_version, strategy.max_in_flight),
+            lacking=lacking(live_workers(cursor, settings().queue), kind.name, served(kind)),
             skipped=skipped,
             canaries=tuple(PlannedCanary(graph=c.candidate.slug, why=c.why) for c in canaries),
             stages=tuple(PlannedStage(number=s.number, kind=s.kind, size=s.size) for s in stages),
         ),
     )
+
+
+def _expected_seconds(
+    cursor: Any, name: str, steps: Sequence[Step], by_version: dict[int, int], in_flight: int
+) -> float | None:
+    """How long the hops take by the mean of those that succeeded, so many graphs at a time."""
+    means = {
+        row.hop_name: row.mean
+        for row in query(
+            cursor,
+            "SELECT hop_name, seconds / nullif((SELECT sum(b) FROM unnest(buckets) b), 0)::float8 AS mean "
+            "FROM hop_totals WHERE graph_type = %s AND status = 'succeeded'",
+            name,
+        )
+    }
+    if any(means.get(step.name) is None for step in steps):
+        return None
+    places = {step.from_version: place for place, step in enumerate(steps)}
+    work = sum(
+        count * sum(means[step.name] for step in steps[places[version] :])
+        for version, count in by_version.items()
+    )
+    return round(float(work) / min(in_flight, sum(by_version.values())), 1)
 
 
 def _in_words(step: Step) -> str:
@@ -220,27 +334,92 @@ def _select(cursor: Any, request: RolloutRequest, kind: GraphType, target: int) 
     like = None
     if request.slug is not None:
         like = request.slug.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("*", "%")
+    _require_paths(cursor, request)
+    # A parameter of a branch that is not there is not read.
     cursor.execute(
-        _SELECT,
+        f"{_SELECT} AND {_chosen(request)}",
         {
-            "type": kind.name, "target": target, "oldest": kind.oldest, "graphs": graphs, "slug": like,
-            "from": request.from_version,
+            "type": kind.name, "target": target, "oldest": kind.oldest, "newest": kind.newest, "graphs": graphs,
+            "slug": like, "from": request.from_version, "where": request.where, "reverses": request.reverses,
+            "order": config_path(request.strategy.order), "code": served(kind).code,
         },
     )  # fmt: skip
 
 
+def _chosen(request: RolloutRequest) -> str:
+    """Which graphs of the type, before the filters."""
+    if request.reverses is not None:
+        return _REVERSED
+    if request.graphs is not None:
+        return "g.id = ANY (%(graphs)s::uuid[])"
+    behind = "g.version < %(target)s"
+    return f"{behind} AND {LEFT_OUT}" if request.automatic else behind
+
+
+def _require_paths(cursor: Any, request: RolloutRequest) -> None:
+    """Refuse what is no JSON path, and a selection that is not true or false.
+
+    Raises:
+        InvalidRequest: Says what is wrong with it.
+    """
+    like = "one is written like '$.tier == \"gold\"'"
+    if request.where is not None and _kind_of_path(cursor, "where", request.where) not in {"boolean", "null"}:
+        raise InvalidRequest("where", f"{request.where!r} is no condition; {like}")
+    _kind_of_path(cursor, "order", config_path(request.strategy.order))
+
+
+def _kind_of_path(cursor: Any, name: str, path: str) -> str:
+    """What a JSON path finds in an empty config: a condition finds true, false or null."""
+    cursor.execute("SAVEPOINT path")
+    try:
+        (found,) = query(
+            cursor,
+            "SELECT coalesce(jsonb_typeof(jsonb_path_query_first('{}', %s::jsonpath, '{}', true)), 'nothing') AS kind",
+            path,
+        )
+    except Exception as error:
+        if sqlstate(error) is None:
+            raise
+        cursor.execute("ROLLBACK TO SAVEPOINT path")
+        like = '$.tier == "gold"' if name == "where" else "config:$.tier"
+        raise InvalidRequest(name, f"{path!r} is no JSON path; write it like '{like}'") from None
+    return str(found.kind)
+
+
+# The classes of `core.rollouts.estimate.size_class`.
+_SIZES = """
+SELECT CASE WHEN row_count IS NULL THEN -1 WHEN row_count = 0 THEN 0 ELSE length(row_count::text) END AS size,
+       count(*) AS graphs FROM rollout_candidates WHERE note IS NULL GROUP BY 1
+"""
+
+LEFT_OUT = """
+g.migration_id IS NULL AND g.partially_migrated IS NULL AND NOT EXISTS (
+    SELECT FROM rollout_members l JOIN rollouts o ON o.id = l.rollout_id
+    WHERE l.graph_id = g.id AND l.status IN ('failed', 'skipped') AND o.automatic AND o.to_version = %(target)s
+      AND o.code = %(code)s AND (l.status = 'failed' OR l.note LIKE 'taken out%%'
+                           OR l.sent_at IS NOT NULL AND l.note <> 'the rollout was cancelled'))
+"""
+"""Of graphs `g`: those that a policy may move. Not failed ones, and not again what it could not move with this code."""
+
+_REVERSED = """
+g.id IN (SELECT v.graph_id FROM rollout_members v
+         WHERE v.rollout_id = %(reverses)s AND v.status = 'succeeded' AND v.from_version = %(target)s)
+"""
+
 _SELECT = """
 CREATE TEMP TABLE rollout_candidates ON COMMIT DROP AS
 SELECT g.id AS graph_id, g.slug, g.version AS from_version, g.created_at, NULL::bigint AS row_count,
-       NULL::text AS shape,
-       CASE WHEN g.version > %(target)s THEN 'beyond the target'
-            WHEN g.version < %(oldest)s THEN 'unreachable: its type does not know its version'
+       NULL::text AS shape, jsonb_path_query_first(g.config, %(order)s::jsonpath, '{}', true) AS config_value,
+       CASE WHEN g.version NOT BETWEEN %(oldest)s AND %(newest)s THEN 'unreachable: its type does not know its version'
+            WHEN %(reverses)s::uuid IS NOT NULL AND g.version IS DISTINCT FROM
+                 (SELECT o.to_version FROM rollouts o WHERE o.id = %(reverses)s) THEN 'moved since'
+            WHEN %(reverses)s::uuid IS NULL AND g.version > %(target)s THEN 'beyond the target'
             WHEN g.partially_migrated IS NOT NULL THEN 'partially migrated' END AS note
 FROM graphs g
 WHERE g.graph_type = %(type)s AND g.version <> %(target)s
-  AND (%(graphs)s::uuid[] IS NULL AND g.version < %(target)s OR g.id = ANY (%(graphs)s::uuid[]))
   AND (%(slug)s::text IS NULL OR g.slug LIKE %(slug)s)
   AND (%(from)s::integer IS NULL OR g.version = %(from)s)
+  AND (%(where)s::jsonpath IS NULL OR coalesce(jsonb_path_match(g.config, %(where)s::jsonpath, '{}', true), false))
 """
 _COUNT_SHAPES = (
     """
@@ -301,10 +480,11 @@ def _canaries(cursor: Any, request: RolloutRequest) -> tuple[Canary, ...]:
 # ── writing it ──────────────────────────────────────────────────────────────────────────────────────
 
 _ORDER = {"slug": "slug", "size": "row_count NULLS FIRST, slug", "newest": "created_at DESC, slug"}
+_BY_CONFIG = "config_value NULLS LAST, slug"
 
 
 def _write(
-    cursor: Any, rollout_id: UUID, request: RolloutRequest, target: int, prepared: SimpleNamespace
+    cursor: Any, rollout_id: UUID, request: RolloutRequest, target: int, prepared: SimpleNamespace, code: str
 ) -> None:
     strategy = request.strategy
     hold = (
@@ -314,12 +494,15 @@ def _write(
     )
     cursor.execute(
         "INSERT INTO rollouts (id, graph_type, to_version, direction, status, strategy, max_in_flight, hold, plan, "
-        "requested_by, reason) VALUES (%s, %s, %s, 1, %s, %s, %s, "
-        "%s::jsonb || jsonb_build_object('since', clock_timestamp()), %s, %s, %s)",
+        "requested_by, reason, automatic, reverses, code, planned, sizes) VALUES (%s, %s, %s, %s, %s, %s, %s, "
+        "%s::jsonb || jsonb_build_object('since', clock_timestamp()), %s, %s, %s, %s, %s, %s, %s, %s)",
         (
-            rollout_id, request.graph_type, target, "held" if hold else "running",
+            rollout_id, request.graph_type, target, prepared.direction, "held" if hold else "running",
             Json(strategy.model_dump(mode="json")), strategy.max_in_flight, Json(hold) if hold else None,
             Json([step.to_json() for step in prepared.steps]), request.requested_by, request.reason,
+            request.automatic, request.reverses, code,
+            Json(prepared.plan.model_copy(update={"rollout_id": rollout_id}).model_dump(mode="json")),
+            Json(prepared.sizes),
         ),
     )  # fmt: skip
     _write_members(cursor, rollout_id, strategy, prepared.canaries, prepared.stages)
@@ -358,7 +541,7 @@ def _write_members(
         "c.position, CASE WHEN c.note IS NULL THEN 'pending' ELSE 'skipped' END, c.from_version, c.row_count, c.shape, "
         "c.note, CASE WHEN c.note IS NOT NULL THEN clock_timestamp() END "
         "FROM (SELECT *, row_number() OVER (PARTITION BY note IS NULL, is_canary "
-        f"ORDER BY {_ORDER[strategy.order]}) AS position "
+        f"ORDER BY {_ORDER.get(strategy.order, _BY_CONFIG)}) AS position "
         "FROM (SELECT *, graph_id = ANY (%(canaries)s::uuid[]) AS is_canary FROM rollout_candidates) k) c",
         {
             "rollout": rollout_id, "last": stages[-1].number, "first_wave": 2 if canaries else 1, "bounds": bounds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
@@ -92,8 +93,16 @@ class Strategy(BaseModel):
         description="How long a pack should take; its size follows from the packs before it. Five seconds make its "
         "message cheap, and are soon over when a worker shuts down.",
     )
-    order: Literal["slug", "size", "newest"] = Field(
-        "slug", description="In which order graphs are moved: by slug, small ones first, or the newest first."
+    rate: Annotated[str, StringConstraints(max_length=20)] | None = Field(
+        None,
+        description="So many graphs are sent in a time at most, like `20/min`; `s`, `min` or `h`. None: what is in "
+        "flight limits it. For what lies behind the hops, such as caches that each moved graph empties.",
+    )
+    order: str = Field(
+        "slug",
+        max_length=200,
+        description="In which order graphs are moved: `slug`, `size` (small ones first), `newest`, or `config:PATH` by "
+        "a value in their config, like `config:$.tier`; those without it come last.",
     )
     shapes: bool = Field(
         True,
@@ -108,12 +117,73 @@ class Strategy(BaseModel):
             raise ValueError("waves are growing percentages that end with 100, like 1,10,50,100")
         return waves
 
+    @field_validator("rate")
+    @classmethod
+    def _rate_can_be_kept(cls, rate: str | None) -> str | None:
+        if rate is not None:
+            per_second(rate)
+        return rate
+
+    @field_validator("order")
+    @classmethod
+    def _order_is_known(cls, order: str) -> str:
+        if order not in ORDERS and not order.startswith("config:$"):
+            raise ValueError(
+                f"graphs are ordered by {', '.join(ORDERS)} or config:PATH like config:$.tier, not {order!r}"
+            )
+        return order
+
     @field_validator("window")
     @classmethod
     def _window_is_one(cls, window: str | None) -> str | None:
         if window is not None:
             Window.parse(window)
         return window
+
+
+ORDERS = ("slug", "size", "newest")
+FASTEST = 1_000.0
+"""Graphs a second. A turn of the controller is taken about twice a second, and sends some hundreds at most."""
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*/\s*(s|min|h)")
+_SECONDS = {"s": 1, "min": 60, "h": 3_600}
+
+
+def per_second(rate: str) -> float:
+    """Graphs a second of a rate like ``20/min``.
+
+    Raises:
+        ValueError: It is no rate, or one that cannot be kept.
+    """
+    found = _RATE.fullmatch(rate.strip())
+    if found is None:
+        raise ValueError(f"a rate is written like '20/min', with s, min or h, not {rate!r}")
+    graphs = float(found[1]) / _SECONDS[found[2]]
+    if graphs <= 0:
+        raise ValueError(f"at the rate {rate!r} no graph would ever be sent; `rollout pause` holds a rollout")
+    if graphs > FASTEST:
+        raise ValueError(f"the rate {rate!r} cannot be kept: at most {FASTEST:g} graphs a second are sent")
+    return graphs
+
+
+SECONDS_AT_ONCE = 1.0
+"""What a rate allows in so many seconds may be sent at one moment, one graph at the least."""
+
+
+def graphs_now(rate: float, since: float | None) -> int:
+    """How many graphs a rate lets go at this moment.
+
+    Args:
+        rate: Graphs a second.
+        since: Seconds since what was sent has used up the rate, negative before that; None where nothing was sent.
+    """
+    longest = max(SECONDS_AT_ONCE, 1 / rate)
+    # A graph is let go at the end of its share, less what is lost in arithmetic.
+    return max(0, int(rate * min(longest if since is None else since, longest) + 1e-6))
+
+
+def config_path(order: str) -> str:
+    """The JSON path of an order by config; one that finds nothing where the order is another."""
+    return order.removeprefix("config:") if order.startswith("config:") else "$.nothing"
 
 
 FROZEN = frozenset({"canaries", "waves", "order", "shapes"})

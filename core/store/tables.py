@@ -393,6 +393,7 @@ class Rollout(_Base):
             postgresql_where=text("status IN ('running', 'held', 'cancelling')"),
         ),
         Index("rollouts_by_start", "started_at"),
+        Index("rollouts_automatic", "graph_type", "to_version", "code", postgresql_where=text("automatic")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -411,6 +412,14 @@ class Rollout(_Base):
     progress_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
     started_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
     finished_at: Mapped[datetime | None]
+    automatic: Mapped[bool] = mapped_column(server_default=text("false"))
+    code: Mapped[str | None]
+    reverses: Mapped[UUID | None] = mapped_column(
+        ForeignKey("graph_migrator.rollouts.id", name="rollouts_reverses_fkey")
+    )
+    dispatch_after: Mapped[datetime | None]
+    planned: Mapped[_Json | None]
+    sizes: Mapped[_Json | None]
 
 
 class RolloutStage(_Base):
@@ -478,6 +487,7 @@ class RolloutMember(_Base):
             "sent_at",
             postgresql_where=text("status = 'dispatched'"),
         ),
+        Index("rollout_members_left", "graph_id", postgresql_where=text("status IN ('failed', 'skipped')")),
         Index(
             "rollout_members_chains",
             "rollout_id",
@@ -545,6 +555,12 @@ class RolloutChange(_Base):
     __table_args__ = (
         Index("rollout_changes_by_rollout", "rollout_id", "id"),
         Index("rollout_changes_by_time", "at", "id"),
+        Index(
+            "rollout_changes_one_per_request",
+            "request_id",
+            unique=True,
+            postgresql_where=text("request_id IS NOT NULL"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
@@ -557,6 +573,7 @@ class RolloutChange(_Base):
     who: Mapped[str | None]
     why: Mapped[str | None]
     at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    request_id: Mapped[str | None]
 
 
 class RolloutFleet(_Base):
@@ -645,3 +662,38 @@ class ChangeFollowers(_Base):
     only_row: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"))
     followed_until: Mapped[datetime] = mapped_column(server_default=text("'-infinity'"))
     removed_up_to: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+
+
+class Worker(_Base):
+    """A worker that was seen within a day, renewed by its sweep."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    queue: Mapped[str]
+    types: Mapped[_Json]
+    error: Mapped[str | None]
+    pool: Mapped[str]
+    processes: Mapped[int]
+    types_since: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    seen_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+
+
+class TypePolicy(_Base):
+    """What was set as the policy of a graph type; the latest row is in force."""
+
+    __tablename__ = "policies"
+    __table_args__ = (
+        CheckConstraint("mode IN ('manual', 'automatic')", name="policies_mode_is_known"),
+        CheckConstraint("settle_seconds >= 0", name="policies_settle_is_a_time"),
+        Index("policies_by_type", "graph_type", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    graph_type: Mapped[str]
+    mode: Mapped[str]
+    strategy: Mapped[_Json]
+    settle_seconds: Mapped[float]
+    changed_by: Mapped[str | None]
+    why: Mapped[str | None]
+    changed_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)

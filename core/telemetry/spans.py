@@ -22,8 +22,10 @@ from graph_migrator.core.events.types import (
     HopProgressed,
     HopStarted,
     HopSucceeded,
+    MigrationEvent,
     MigrationFinished,
     MigrationPaused,
+    RolloutEvent,
 )
 
 _tracer: Final = trace.get_tracer("graph_migrator")
@@ -109,13 +111,20 @@ class Spans:
 
 
 def attributes_of(event: Event) -> dict[str, str | int]:
-    """Which graph, migration and hop an event is about."""
-    found: dict[str, str | int] = {
-        "graph_migrator.graph.id": str(event.graph_id),
-        "graph_migrator.graph.slug": event.graph,
-        "graph_migrator.graph.type": event.graph_type,
-        "graph_migrator.migration.id": str(event.migration_id),
-    }
+    """Which graph, migration and hop, or which rollout an event is about."""
+    found: dict[str, str | int] = {}
+    if isinstance(event, RolloutEvent):
+        found |= {
+            "graph_migrator.rollout.id": str(event.rollout_id),
+            "graph_migrator.graph.type": event.graph_type,
+        }
+    if isinstance(event, MigrationEvent):
+        found |= {
+            "graph_migrator.graph.id": str(event.graph_id),
+            "graph_migrator.graph.slug": event.graph,
+            "graph_migrator.graph.type": event.graph_type,
+            "graph_migrator.migration.id": str(event.migration_id),
+        }
     if isinstance(event, HopEvent):
         found |= {
             "graph_migrator.hop.name": event.hop,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from graph_migrator.core.errors import InvalidRequest
 from graph_migrator.core.inspection.quantities import duration
 from graph_migrator.core.rollouts import inspection, operations
+from graph_migrator.core.rollouts.back import back as make_back
 from graph_migrator.core.rollouts.inspection import Counts, RolloutState
 from graph_migrator.core.rollouts.operations import Operator, RolloutVerbReport
 from graph_migrator.core.rollouts.start import RolloutPlan, RolloutRequest
@@ -20,6 +21,7 @@ from graph_migrator.core.rollouts.start import start as start_rollout
 from graph_migrator.core.rollouts.statuses import MemberStatus
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.tasks.cli.output import console, json_option, moment, print_json, table, user
+from graph_migrator.tasks.cli.rollout_watch import time_left, watch
 from graph_migrator.tasks.runtime import executors
 
 
@@ -31,18 +33,17 @@ def rollout() -> None:
     """
 
 
+def knob_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for every knob."""
+    for name, field in reversed(Strategy.model_fields.items()):
+        says = f"{field.description} Default: {_shown(field.default)}."
+        command = click.option(f"--{name.replace('_', '-')}", name, metavar="VALUE", help=says)(command)
+    return command
+
+
 def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of `plan` and `start`: which graphs, and every knob."""
-    knobs = [
-        click.option(
-            f"--{name.replace('_', '-')}",
-            name,
-            metavar="VALUE",
-            help=f"{field.description} Default: {_shown(field.default)}.",
-        )
-        for name, field in Strategy.model_fields.items()
-    ]
-    options = [
+    options: list[Callable[..., Any]] = [
         click.argument("graph_type", metavar="TYPE"),
         click.option(
             "--to", "to_version", type=int, help="The target; the newest version of the type by default."
@@ -56,12 +57,18 @@ def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--slug", help="Only graphs whose slug fits this pattern; `*` stands for any text."),
         click.option("--from", "from_version", type=int, help="Only graphs at this version."),
+        click.option(
+            "--where",
+            metavar="PATH",
+            help='Only graphs whose config fulfils this JSON path predicate, like `$.tier == "gold"`.',
+        ),
         click.option("--canary-graphs", help="Slugs, comma-separated; chosen by shape where none is named."),
-        *knobs,
+        knob_options,
         json_option,
     ]
-    for option in reversed(options):
-        command = option(command)
+    decorate: Callable[..., Any]
+    for decorate in reversed(options):
+        command = decorate(command)
     return command
 
 
@@ -79,8 +86,10 @@ def _request(values: dict[str, Any], **more: Any) -> RolloutRequest:
         InvalidRequest: A knob cannot have that value.
     """
     file: Path | None = values["file"]
-    if not (values["everything"] or file or values["slug"] or values["from_version"]):
-        raise click.UsageError("select graphs: --all, --graphs FILE, --slug PATTERN or --from VERSION")
+    if not (values["everything"] or file or any(values[name] for name in ("slug", "from_version", "where"))):
+        raise click.UsageError(
+            "select graphs: --all, --graphs FILE, --slug PATTERN, --from VERSION or --where PATH"
+        )
     if values["everything"] and file:
         raise click.UsageError("--all and --graphs exclude each other")
     graphs = None
@@ -90,9 +99,7 @@ def _request(values: dict[str, Any], **more: Any) -> RolloutRequest:
         )
         if not graphs:
             raise InvalidRequest(str(file), "it names no graph")
-    knobs = {name: values[name] for name in Strategy.model_fields if values[name] is not None}
-    if "waves" in knobs:
-        knobs["waves"] = [each.strip(" %") for each in knobs["waves"].split(",")]
+    strategy = strategy_of(values)
     try:
         return RolloutRequest(
             graph_type=values["graph_type"],
@@ -100,15 +107,40 @@ def _request(values: dict[str, Any], **more: Any) -> RolloutRequest:
             graphs=graphs,
             slug=values["slug"],
             from_version=values["from_version"],
+            where=values["where"],
             canary_graphs=tuple(
                 each.strip() for each in (values["canary_graphs"] or "").split(",") if each.strip()
             ),
-            strategy=Strategy.model_validate(knobs),
+            strategy=strategy,
             **more,
         )
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise InvalidRequest(str(first["loc"][0]).replace("_", "-"), str(first["msg"])) from None
+        raise _invalid(error) from None
+
+
+def strategy_of(values: dict[str, Any], before: Strategy | None = None) -> Strategy:
+    """The knobs that were given, the others as they were before.
+
+    Raises:
+        InvalidRequest: A knob cannot have that value.
+    """
+    knobs: dict[str, Any] = (before or Strategy()).model_dump()
+    for name in Strategy.model_fields:
+        if values.get(name) is not None:
+            knobs[name] = None if values[name].lower() == "none" else values[name]
+    if isinstance(knobs["waves"], str):
+        knobs["waves"] = [each.strip(" %") for each in knobs["waves"].split(",")]
+    try:
+        return Strategy.model_validate(knobs)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _invalid(error: ValidationError) -> InvalidRequest:
+    first = error.errors(include_url=False)[0]
+    return InvalidRequest(
+        str(first["loc"][0]).replace("_", "-"), str(first["msg"]).removeprefix("Value error, ")
+    )
 
 
 @rollout.command()
@@ -149,6 +181,12 @@ def _show_plan(found: RolloutPlan) -> None:
     out.print(f"hops: {', '.join(found.hops)}")
     if found.without_reverse:
         out.print(f"without a reverse: {', '.join(found.without_reverse)}")
+    if found.expected_seconds is not None:
+        out.print(
+            f"work: about {duration(found.expected_seconds)} by the audit of these hops, without bakes and gates"
+        )
+    for worker, has in found.lacking.items():
+        out.print(f"worker {worker} {has}; what it receives waits for another worker")
     for why, count in found.skipped.items():
         out.print(f"skipped: {count:,} {why}")
     out.print(
@@ -156,6 +194,28 @@ def _show_plan(found: RolloutPlan) -> None:
     )
     if found.canaries:
         out.print(table(None, ("canary", "because it"), [(c.graph, c.why) for c in found.canaries]))
+
+
+@rollout.command()
+@click.argument("which", metavar="ROLLOUT")
+@click.option(
+    "--to", "to_version", type=int, help="The version to go back to, where the graphs came from several."
+)
+@click.option("--dry-run", is_flag=True, help="Say what it would do, and write nothing.")
+@knob_options
+@click.option("--reason", help="Why; it stands in the audit rows.")
+@json_option
+def back(
+    which: str, to_version: int | None, dry_run: bool, reason: str | None, as_json: bool, **knobs: Any
+) -> None:
+    """Start the rollout that moves back what ROLLOUT has moved, with canaries and stages of its own."""
+    strategy = strategy_of(knobs)
+    with executors().borrow() as executor:
+        request = make_back(
+            executor, which, Operator(user(), reason), to_version=to_version, strategy=strategy
+        )
+        found = make_plan(executor, request) if dry_run else start_rollout(executor, request)
+    _print(found, as_json, _show_plan)
 
 
 @rollout.command(name="list")
@@ -209,17 +269,10 @@ def _show_state(found: RolloutState) -> None:
     if found.paused_graphs:
         out.print(f"paused by an operator: {', '.join(found.paused_graphs)}")
     if r.counts.pending:
-        out.print(f"time left: {_time_left(found)}")
+        out.print(f"time left: {time_left(found)}")
 
 
-def _time_left(found: RolloutState) -> str:
-    left = found.time_left
-    if left is None:
-        return "unknown before five graphs have settled"
-    return (
-        f"{duration(left.low_seconds)} to {duration(left.high_seconds)} of work, without bakes and gates "
-        f"(from {left.graphs} settled graphs)"
-    )
+rollout.add_command(watch)
 
 
 @rollout.command()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
 import pytest
+from rich.console import Console
 from sqlalchemy import Engine
 
 from graph_migrator.core.graph_types import registry
+from graph_migrator.core.rollouts import workers as fleet_workers
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.session import Executors
 from graph_migrator.tasks import runtime
+from graph_migrator.tasks.cli import rollout_watch
 from tests.integration.console import call
 from tests.integration.fleet_inline import Fleet, add_tenants, tenants
 from tests.rows import rows
@@ -84,6 +88,20 @@ def test_from_plan_to_done_with_a_failure_on_the_way(engine: Engine, fleet: Flee
         ("start", "tenant", "--all", "--window", "never"),
         ("start", "tenant", "--all", "--max-in-flight", 0),
         ("start", "tenant", "--all", "--graphs", "/dev/null"),
+        ("start", "tenant", "--all", "--window", "Mon-Fri 01:00-01:00 Europe/Berlin"),
+        ("start", "tenant", "--all", "--window", "Mon-Fri 01:00-05:00 Europe/Nowhere"),
+        ("start", "tenant", "--all", "--window", "Mon-Fri 25:00-26:00 UTC"),
+        ("start", "tenant", "--all", "--rate", "fast"),
+        ("start", "tenant", "--all", "--rate", "0/min"),
+        ("start", "tenant", "--all", "--rate", "100000/s"),
+        ("start", "tenant", "--all", "--order", "colour"),
+        ("start", "tenant", "--all", "--order", "config:$..["),
+        ("start", "tenant", "--where", "$.tier"),
+        ("start", "tenant", "--where", "tier is gold"),
+        ("start", "tenant", "--from", 3),
+        ("start", "tenant", "--all", "--canary-graphs", "nobody"),
+        ("back", "tenant"),
+        ("watch", "nothing"),
         ("show", "nothing"),
         ("errors", "ffffffff"),
         ("set", "tenant", "speed", 9),
@@ -94,7 +112,8 @@ def test_2_wrong_usage_changes_nothing(engine: Engine, fleet: Fleet, words: tupl
     add_tenants(engine, 2)
     outcome = call("rollout", *words)
     assert outcome.exit_code == 2, outcome
-    assert outcome.err
+    last = outcome.err.strip().splitlines()[-1]
+    assert len(last) > 20, "it says what is wrong"
     assert rows(engine, "SELECT * FROM rollouts") == []
     assert rows(engine, "SELECT held_at FROM rollout_fleet") == [(None,)]
 
@@ -107,6 +126,7 @@ def test_3_refused_in_its_present_state(engine: Engine, fleet: Fleet) -> None:
         ("promote", "tenant"),
         ("retry", "tenant"),
         ("skip", "tenant", "x"),
+        ("back", "tenant"),
     ):
         outcome = call("rollout", *words)
         assert outcome.exit_code == 3, outcome
@@ -121,3 +141,88 @@ def test_the_switch_for_all_rollouts(engine: Engine, fleet: Fleet) -> None:
     assert "the database is slow" in call("rollout", "show", "tenant").out.splitlines()[0]
     assert call("rollout", "unhold").exit_code == 0
     assert fleet.turn()
+
+
+def test_the_way_back_from_the_command_line(engine: Engine, fleet: Fleet) -> None:
+    add_tenants(engine, 1)
+    call("rollout", "start", "tenant", "--all", "--gate", "auto")
+    fleet.run()
+    refused = call("rollout", "back", "tenant", "--dry-run")
+    assert refused.exit_code == 3
+    assert "these hops have no reverse: v2→v3 divide, v1→v2 rename" in refused.err
+
+
+def test_a_rollout_is_watched_until_it_has_ended_or_needs_somebody(engine: Engine, fleet: Fleet) -> None:
+    add_tenants(engine, 3)
+    call(
+        "rollout",
+        "start",
+        "tenant",
+        "--all",
+        "--canary-graphs",
+        "t001",
+        "--gate",
+        "auto",
+        "--bake-seconds",
+        0,
+    )
+    fleet.run()
+    held = call("rollout", "watch", "tenant", "--until-held")
+    assert held.exit_code == 3
+    assert held.out.startswith("held: 0 of 3 moved, 1 failed, 1 causes")
+    call("rollout", "skip", "tenant", "t001")
+    call("rollout", "resume", "tenant")
+    fleet.run()
+    ended = call("rollout", "watch", "tenant")
+    assert (ended.exit_code, ended.out.count("\n")) == (0, 1)
+    assert call("rollout", "watch", "tenant", "--json").json()["rollout"]["status"] == "succeeded"
+
+
+def test_the_screen_of_a_watched_rollout(engine: Engine, fleet: Fleet) -> None:
+    add_tenants(engine, 3)
+    call("rollout", "start", "tenant", "--all", "--canary-graphs", "t001", "--rate", "2/s")
+    fleet.run()
+    shown, errors = rollout_watch._look("tenant")
+    out = Console(width=120, record=True, file=io.StringIO())
+    out.print(rollout_watch.screen(shown, errors))
+    lines = out.export_text().splitlines()
+    assert lines[0].startswith("held: since ")
+    assert lines[1].startswith("to do: ")
+    assert [line.split()[:2] for line in lines if line[:1].isdigit()][:3] == [
+        ["1", "canary"],
+        ["2", "wave"],
+        ["3", "wave"],
+    ]
+    assert any("1 of 1, 1 failed" in line for line in lines)
+    assert any("in flight: 0 of 8, at most 2/s; time left: unknown" in line for line in lines)
+    assert lines[-1].startswith("1 × ValueError")
+
+
+def test_policies_and_workers_from_the_command_line(engine: Engine, fleet: Fleet) -> None:
+    assert "No worker has been seen" in call("workers").out
+    state = fleet_workers.WorkerState(name="w1@host", queue="q", types={}, pool="prefork", processes=4)
+    fleet.do(fleet_workers.announce, state)
+    assert call("workers", "--json").json()[0]["name"] == "w1@host"
+    assert "w1@host" in call("workers").out
+    done = call(
+        "policy", "set", "tenant", "automatic", "--settle-seconds", 5, "--max-in-flight", 3, "--reason", "r"
+    )
+    assert (done.exit_code, "tenant: automatic" in done.out) == (0, True)
+    (shown,) = call("policy", "show", "tenant", "--json").json()
+    policy = shown["policy"]
+    assert (policy["mode"], policy["settle_seconds"], policy["why"]) == ("automatic", 5, "r")
+    assert (policy["strategy"]["max_in_flight"], policy["strategy"]["gate"]) == (3, "auto")
+    assert "no worker lives" in call("policy", "show").out
+    call("policy", "set", "tenant", "automatic", "--canaries", 1)
+    (shown,) = call("policy", "show", "tenant", "--json").json()
+    assert shown["policy"]["strategy"]["max_in_flight"] == 3, "what is not given is as it was"
+    for words in (
+        ("set", "nobody", "automatic"),
+        ("set", "tenant", "sometimes"),
+        ("set", "tenant", "automatic", "--settle-seconds", -1),
+        ("set", "tenant", "automatic", "--rate", "soon"),
+        ("show", "nobody"),
+    ):
+        refused = call("policy", *words)
+        assert refused.exit_code == 2, refused
+    assert len(rows(engine, "SELECT 1 FROM policies")) == 2

@@ -18,6 +18,7 @@ from graph_migrator.core.errors import (
     UnknownRollout,
     UnknownTarget,
 )
+from graph_migrator.core.events import types as events
 from graph_migrator.core.execution import operations as graph_verbs
 from graph_migrator.core.execution.in_process import follow, run_graph_migration
 from graph_migrator.core.execution.model import Caller
@@ -374,18 +375,36 @@ def test_a_turn_that_dies_leaves_nothing(
     assert fleet.run().rollout.status is RolloutStatus.SUCCEEDED
 
 
-def test_a_turn_does_not_wait_for_an_operators_verb(
-    engine: Engine, fleet: Fleet, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_turn_does_not_wait_for_an_operators_verb(engine: Engine, fleet: Fleet) -> None:
     add_tenants(engine, 3)
     fleet.start()
     with engine.begin() as operator:
         operator.execute(text("SELECT FROM rollouts FOR UPDATE"))
         assert fleet.turn() == []
-    with caplog.at_level("INFO", "graph_migrator.rollouts"):
-        assert fleet.run().rollout.status is RolloutStatus.SUCCEEDED
-    said = [record.getMessage().partition(": ")[2] for record in caplog.records]
-    assert said == ["stage 1 opens", "stage 1 has ended", "stage 2 opens", "stage 2 has ended", "succeeded"]
+    assert fleet.run().rollout.status is RolloutStatus.SUCCEEDED
+
+
+def test_what_happens_to_a_rollout_is_an_event_after_its_commit(engine: Engine, executors: Executors) -> None:
+    seen: list[events.Event] = []
+    unsubscribe = events.subscribe(lambda event: seen.append(event) if "rollout" in event.name else None)
+    try:
+        registry.register(tenants({"t001"}.__contains__))
+        fleet = Fleet(executors)
+        add_tenants(engine, 3)
+        started = fleet.start(QUICK.model_copy(update={"canaries": 0, "max_failures": 1, "waves": (100.0,)}))
+        fleet.run()
+        fleet.do(operations.skip, "tenant", ["t001"], Operator("ada", "odd"))
+        fleet.do(operations.resume, "tenant", Operator("ada"))
+        fleet.run()
+    finally:
+        unsubscribe()
+    assert [event.name.removeprefix("rollout_") for event in seen] == [
+        "started", "stage_opened", "held", "changed", "changed", "stage_ended", "ended",
+    ]  # fmt: skip
+    assert {event.fields()["rollout_id"] for event in seen} == {started.rollout_id}
+    held, skipped = seen[2].fields(), seen[3].fields()
+    assert (held["reason"], held["why"]) == ("breaker", "too many graphs failed")
+    assert (skipped["verb"], skipped["requested_by"], skipped["reason"]) == ("skip", "ada", "odd")
 
 
 def test_graphs_that_changed_since_the_start_are_settled_with_what_they_are(

@@ -46,7 +46,7 @@ def test_every_event_is_listed_named_and_explained() -> None:
 def test_an_event_is_frozen_and_leaves_out_what_is_none() -> None:
     begun = events.MigrationBegun(**WHOSE, from_version=1, to_version=2, hops=1)
     assert list(begun.fields()) == [
-        "migration_id", "graph_id", "graph", "graph_type", "at", "from_version", "to_version", "hops",
+        "at", "migration_id", "graph_id", "graph", "graph_type", "from_version", "to_version", "hops",
     ]  # fmt: skip
     with pytest.raises(dataclasses.FrozenInstanceError):
         begun.hops = 2  # type: ignore[misc]

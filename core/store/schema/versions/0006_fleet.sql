@@ -1,0 +1,52 @@
+-- The fleet around rollouts: who works, and which types move forward by themselves.
+
+-- One row per live worker, renewed by its sweep. A worker that was killed is seen by its age.
+CREATE TABLE workers (
+    name        text PRIMARY KEY,
+    queue       text NOT NULL,
+    types       jsonb NOT NULL,
+    error       text,
+    pool        text NOT NULL,
+    processes   integer NOT NULL,
+    types_since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    seen_at     timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON COLUMN workers.types IS 'By graph type: oldest and newest version, and a digest of the code of all hops.';
+COMMENT ON COLUMN workers.types_since IS 'Since when it serves these types with this code: its start, or a change.';
+
+-- The policy of a type is its latest row; older ones are kept.
+CREATE TABLE policies (
+    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    graph_type     text NOT NULL,
+    mode           text NOT NULL,
+    strategy       jsonb NOT NULL,
+    settle_seconds double precision NOT NULL,
+    changed_by     text,
+    why            text,
+    changed_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT policies_mode_is_known CHECK (mode IN ('manual', 'automatic')),
+    CONSTRAINT policies_settle_is_a_time CHECK (settle_seconds >= 0)
+);
+CREATE INDEX policies_by_type ON policies (graph_type, id);
+CREATE TRIGGER policies_are_kept BEFORE DELETE OR UPDATE ON policies
+    FOR EACH ROW EXECUTE FUNCTION refuse_change('changed or deleted');
+CREATE TRIGGER policies_are_not_truncated BEFORE TRUNCATE ON policies
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change('deleted');
+
+ALTER TABLE rollouts ADD COLUMN automatic boolean NOT NULL DEFAULT false, ADD COLUMN code text,
+    ADD COLUMN reverses uuid REFERENCES rollouts (id), ADD COLUMN dispatch_after timestamptz, ADD COLUMN planned jsonb,
+    ADD COLUMN sizes jsonb;
+COMMENT ON COLUMN rollouts.sizes IS 'Its graphs by size class, counted at the start: how long the rest takes.';
+COMMENT ON COLUMN rollouts.planned IS 'What its start said: a second delivery of the call says the same.';
+COMMENT ON COLUMN rollouts.automatic IS 'Started by the policy of its type.';
+COMMENT ON COLUMN rollouts.code IS 'The digest of the type''s hops at the start: an automatic rollout that was cancelled is not repeated with the same.';
+COMMENT ON COLUMN rollouts.reverses IS 'The rollout whose graphs it moves back.';
+COMMENT ON COLUMN rollouts.dispatch_after IS 'With a rate: when the graphs that were dispatched have used it up.';
+CREATE INDEX rollouts_automatic ON rollouts (graph_type, to_version, code) WHERE automatic;
+
+-- An automatic rollout leaves out what an earlier one with the same code could not move.
+CREATE INDEX rollout_members_left ON rollout_members (graph_id) WHERE status IN ('failed', 'skipped');
+
+-- A verb whose message is delivered twice is carried out once.
+ALTER TABLE rollout_changes ADD COLUMN request_id text;
+CREATE UNIQUE INDEX rollout_changes_one_per_request ON rollout_changes (request_id) WHERE request_id IS NOT NULL;

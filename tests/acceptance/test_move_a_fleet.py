@@ -1,0 +1,96 @@
+"""docs/move-a-fleet.md from top to bottom: its commands in order, with the deploys and deaths that it speaks of."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graph_migrator.core.embedded import Redis
+from tests.acceptance.cluster import ROOT, Cluster
+from tests.rows import rows
+from tests.waiting import until
+
+PAGE = ROOT / "docs" / "move-a-fleet.md"
+TYPES = "tests.acceptance.fleet_types:tenant"
+MENDED = {"GRAPH_MIGRATOR_TEST_MENDED": "1"}
+TENANTS = 120
+
+
+def sections() -> dict[str, list[str]]:
+    """The commands of the page, by the first words of their headings."""
+    found: dict[str, list[str]] = {}
+    for part in re.split(r"^## ", PAGE.read_text("utf-8"), flags=re.MULTILINE)[1:]:
+        heading = part.partition("\n")[0].partition(": ")[0]
+        found[heading] = re.findall(r"^\$ (.+)$", part, re.MULTILINE)
+    return found
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, database_url: str, redis_server: Redis) -> Any:
+    with Cluster(tmp_path, database_url=database_url, redis=redis_server, types=TYPES) as cluster:
+        yield cluster
+
+
+@pytest.mark.timeout(300)
+def test_the_commands_of_the_page_move_a_fleet(cluster: Cluster) -> None:
+    page = sections()
+    assert sum(map(len, page.values())) == 17
+    for number in range(TENANTS):
+        cluster.add_graph(f"t{number:03}", "tenant", nodes=2, label="Odd" if number == 77 else "Person")
+    environment = (
+        os.environ
+        | cluster.environment
+        | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    )
+
+    def run(heading: str, extra: dict[str, str] | None = None) -> list[str]:
+        outputs = []
+        for command in page.pop(heading):
+            done = subprocess.run(
+                ["bash", "-c", command], env=environment | (extra or {}), capture_output=True, text=True,
+                timeout=120, cwd=cluster.folder, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+            outputs.append(done.stdout)
+        return outputs
+
+    old = [cluster.start_worker(name, wait=False) for name in ("w1", "w2")]
+    for worker in old:
+        worker.wait_until_ready()
+    until(lambda: len(rows(cluster.engine, "SELECT 1 FROM workers")) == 2, "both workers have a row")
+    seen, planned = run("Monday")
+    assert "tenant v3" in seen
+    assert f"{TENANTS} graphs: {TENANTS} from v1" in planned
+    started, watched = run("Tuesday, 09:00")
+    assert "started" in started
+    assert watched.splitlines()[-1].startswith("held: ")
+    shown, errors = run("09:01")
+    assert "of the canaries failed (t077" in shown
+    assert "ValueError" in errors
+    assert rows(cluster.engine, "SELECT count(*) FROM graphs WHERE version = 1")[0][0] >= TENANTS - 5
+
+    for worker in old:
+        cluster.kill_worker(worker)
+    doomed = cluster.start_worker("w3", env=MENDED)
+    cluster.start_worker("w4", env=MENDED)
+    *_, watched = run("10:30", MENDED)
+    assert "its gate is manual" in watched.splitlines()[-1]
+    cluster.kill_worker(doomed)
+    *_, watched = run("10:45", MENDED)
+    assert watched.splitlines()[-1].startswith(f"succeeded: {TENANTS} of {TENANTS} moved, 0 failed")
+    shown, _, changes = run("12:00", MENDED)
+    assert shown.startswith("succeeded: every graph is at the target")
+    assert [
+        word for word in ("start", "hold", "retry", "resume", "promote", "set", "end") if word not in changes
+    ] == []
+    assert rows(cluster.engine, "SELECT DISTINCT version FROM graphs") == [(3,)]
+
+    _, policy = run("From now on", MENDED)
+    assert "automatic" in policy
+    assert page == {}
