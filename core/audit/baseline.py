@@ -39,7 +39,13 @@ class BaselineReport(BaseModel):
 
 
 def baseline(
-    executor: Executor, graph: str, version: int | None, caller: Caller, *, dry_run: bool = False
+    executor: Executor,
+    graph: str,
+    version: int | None,
+    caller: Caller,
+    *,
+    from_version: int | None = None,
+    dry_run: bool = False,
 ) -> BaselineReport:
     """Say that a graph's data is of a version already. No hop runs and no data changes.
 
@@ -50,11 +56,13 @@ def baseline(
         graph: Id or slug.
         version: The version of its data; None asks the type's `detect` function.
         caller: Who says so, and why.
+        from_version: Refuse a graph that is at another version than this one: it was changed since it was looked at.
         dry_run: Only say what would be done.
 
     Raises:
         UnknownGraph, UnknownGraphType, UnknownTarget: Nothing was changed.
-        InvalidRequest: The version cannot be seen in the data, or no reason is given. Nothing was changed.
+        InvalidRequest: The version cannot be seen in the data, no reason is given, or the graph is not at
+            `from_version`. Nothing was changed.
         IllegalTransition, GraphPartiallyMigrated: A migration owns the graph, or stopped inside of a hop.
         OpenWriteTransactions: Writers did not end in time.
     """
@@ -65,6 +73,9 @@ def baseline(
         if state.graph_id is None:
             raise UnknownGraph(graph)
         _require_free(state)
+        if from_version not in (None, state.version):
+            moved = f"it came from v{from_version} to v{state.version} meanwhile; look at it again"
+            raise InvalidRequest(state.slug, moved)
         kind = graph_type(state.graph_type)
         to = version if version is not None else _detected(executor, state)
         if not kind.oldest <= to <= kind.newest:

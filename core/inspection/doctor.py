@@ -157,7 +157,7 @@ def guards(connection: Connection, types: dict[str, GraphType]) -> Iterator[Find
         ]
         own = each.table.startswith("graph_migrator.")
         remedy = (
-            "Somebody dropped or disabled our triggers: ALTER TABLE … ENABLE ALWAYS TRIGGER, or restore the schema."
+            f"Somebody dropped or disabled our triggers: `graph-migrator repair guard {each.table}` restores them."
             if own
             else f"`graph-migrator guard install {each.table} --column {each.column}`"
         )

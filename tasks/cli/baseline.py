@@ -61,7 +61,8 @@ def baseline(
         named = [(slug, None) for slug in _of_type(kind)]
     if not named:
         raise click.UsageError("no graph is named")
-    planned, refused = _each(named, Caller(None, user(), reason), dry_run=True)
+    caller = Caller(None, user(), reason)
+    planned, refused = _each([(graph, to, None) for graph, to in named], caller, dry_run=True)
     changes = [each for each in planned if each.changes]
     if changes:
         for each in changes[:_PREVIEW]:
@@ -69,9 +70,8 @@ def baseline(
         if len(changes) > _PREVIEW:
             click.echo(f"… and {len(changes) - _PREVIEW:,} more", err=True)
         ask(f"Set the version of {count(len(changes), 'graph')} without running a hop?", yes=yes)
-    done, failed = _each(
-        [(e.graph, e.to_version) for e in planned], Caller(None, user(), reason), dry_run=False
-    )
+    meant = [(each.graph, each.to_version, each.from_version) for each in planned]
+    done, failed = _each(meant, caller, dry_run=False)
     refused |= failed
     _show(done, refused, as_json=as_json)
     if refused:
@@ -93,14 +93,14 @@ def _show(done: list[BaselineReport], refused: dict[str, GraphMigratorError], *,
 
 
 def _each(
-    named: list[tuple[str, int | None]], caller: Caller, *, dry_run: bool
+    named: list[tuple[str, int | None, int | None]], caller: Caller, *, dry_run: bool
 ) -> tuple[list[BaselineReport], dict[str, GraphMigratorError]]:
     done: list[BaselineReport] = []
     refused: dict[str, GraphMigratorError] = {}
-    for graph, version in named:
+    for graph, to, before in named:
         try:
             with executors().borrow() as executor:
-                done.append(adopt(executor, graph, version, caller, dry_run=dry_run))
+                done.append(adopt(executor, graph, to, caller, from_version=before, dry_run=dry_run))
         except GraphMigratorError as error:
             refused[graph] = error
     return done, refused

@@ -141,6 +141,8 @@ def test_what_is_refused_changes_nothing(engine: Engine, executors: Executors) -
     with executors.borrow() as executor:
         assert baseline(executor, "g", 3, WHY, dry_run=True).changes
         assert not baseline(executor, "g", 1, WHY).changes
+    with executors.borrow() as executor, pytest.raises(InvalidRequest, match="from v2 to v1 meanwhile"):
+        baseline(executor, "g", 3, WHY, from_version=2)
     with executors.borrow() as executor, pytest.raises(InvalidRequest, match="reason"):
         baseline(executor, "g", 3, Caller(None, "ada", " "))
     assert dump(engine) == before

@@ -18,7 +18,8 @@ SELECT json_build_object(
         FROM migrations m WHERE m.graph_id = $1),
     'attempts', (SELECT coalesce(json_agg(json_build_object('id', a.id, 'migration', a.migration_id,
             'from', a.from_version, 'to', a.to_version, 'dispatch', a.dispatch, 'status', a.status,
-            'batches', a.batches, 'transient', a.transient) ORDER BY a.id), '[]')
+            'batches', a.batches, 'transient', a.transient, 'link', a.link, 'previous', a.previous, 'hash', a.hash,
+            'intact', a.hash = attempt_hash(a)) ORDER BY a.id), '[]')
         FROM hop_attempts a WHERE a.graph_id = $1),
     'checkpoints', (SELECT coalesce(json_agg(json_build_object('migration', c.migration_id,
             'to', c.to_version, 'cursor', c.cursor)), '[]')
@@ -55,6 +56,7 @@ def check(now: dict[str, Any], before: dict[str, Any] | None, *, mended: bool, w
     """
     _check_claim(now)
     _check_data(now, mended=mended)
+    _check_proof(now)
     running = [a for a in now["attempts"] if a["status"] == "running"]
     _require(len(running) <= 1, f"two running rows: {running}")
     if before is not None:
@@ -91,6 +93,17 @@ def _check_data(now: dict[str, Any], *, mended: bool) -> None:
             trail == expected or (mended and half is not None and trail == applied),
             f"node {node} has {trail} instead of {expected} at v{version} (partially migrated: {half})",
         )
+
+
+def _check_proof(now: dict[str, Any]) -> None:
+    """The finished attempts are one chain in the order of their ids, whoever finished them."""
+    finished = [a for a in now["attempts"] if a["status"] != "running"]
+    _require([a["link"] for a in finished] == list(range(1, len(finished) + 1)), f"not one chain: {finished}")
+    _require(
+        [a["previous"] for a in finished] == [None, *(a["hash"] for a in finished)][: len(finished)],
+        f"a link does not name the hash before it: {finished}",
+    )
+    _require(all(a["intact"] for a in finished), f"a row does not have its hash: {finished}")
 
 
 def _half(now: dict[str, Any]) -> tuple[str, str] | None:
