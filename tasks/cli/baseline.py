@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TextIO
 
 import click
@@ -93,7 +94,7 @@ def _show(done: list[BaselineReport], refused: dict[str, GraphMigratorError], *,
 
 
 def _each(
-    named: list[tuple[str, int | None, int | None]], caller: Caller, *, dry_run: bool
+    named: Sequence[tuple[str, int | None, int | None]], caller: Caller, *, dry_run: bool
 ) -> tuple[list[BaselineReport], dict[str, GraphMigratorError]]:
     done: list[BaselineReport] = []
     refused: dict[str, GraphMigratorError] = {}
