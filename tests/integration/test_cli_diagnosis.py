@@ -313,7 +313,7 @@ def test_a_disabled_trigger_a_new_partition_and_their_remedy(here: Cluster) -> N
         "`graph-migrator guard install public.orders --column graph_id`"
     )
     assert (
-        "ENABLE ALWAYS TRIGGER"
+        "`graph-migrator repair guard graph_migrator.nodes`"
         in wrong["graph_migrator.nodes: graph_migrator.nodes: graph_migrator_guard_update is off"]
     )
     assert "no guard on public.orders_2" in call("guard", "list").out
