@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import Engine
 
 from bench.database import connect, server
+from bench.plot import line_chart, side_by_side
 from bench.results import at_most, table
 from bench.types import small
 from graph_migrator.core.embedded import Postgres
@@ -31,10 +33,12 @@ from graph_migrator.core.store.schema import upgrade
 from graph_migrator.core.store.session import Executors
 
 SMALL, ROUNDS, WARM_UP = 1_000, 20, 3
+PLOT = Path(__file__).parents[1] / "docs" / "fleet.svg"
+DRAWN = (("begin, refused", "status", "list, deep page"), ("sweep", "unanswered", "metrics scrape"))
 
 FILL = """
 SET search_path = graph_migrator;
-ALTER TABLE graphs DISABLE TRIGGER USER;
+ALTER TABLE graphs DISABLE TRIGGER USER; ALTER TABLE hop_attempts DISABLE TRIGGER USER;
 INSERT INTO graphs (id, slug, graph_type, version, changed_at)
     SELECT gen_random_uuid(), 'tenant-' || lpad(n::text, 7, '0'), 'bench-small', 4, now() - interval '1 day'
     FROM generate_series(1, {graphs}) n;
@@ -44,11 +48,13 @@ INSERT INTO migrations (id, graph_id, graph_type, from_version, to_version, stat
            now() - k * interval '1 day', now() - k * interval '1 day'
     FROM graphs g, generate_series(1, {migrations}) k;
 INSERT INTO hop_attempts (migration_id, graph_id, from_version, to_version, hop_name, fingerprint, attempt, dispatch,
-                          status, started_at, finished_at)
-    SELECT m.id, m.graph_id, h, h + 1, 'hop_' || h, 'f', 1, 1, 'succeeded', m.started_at, m.finished_at
+                          status, started_at, finished_at, link, hash)
+    SELECT m.id, m.graph_id, h, h + 1, 'hop_' || h, 'f', 1, 1, 'succeeded', m.started_at, m.finished_at,
+           3 * round(extract(epoch FROM now() - m.created_at) / 86400) - 3 + h, 'unread'
     FROM migrations m, generate_series(1, 3) h;
-INSERT INTO requests (task_id, verb, graph_id, target, migration_id, created_at, answered_at)
-    SELECT gen_random_uuid(), 'migrate', m.graph_id, 4, m.id, m.created_at, m.finished_at FROM migrations m;
+INSERT INTO requests (task_id, verb, graph_id, target, migration_id, created_at, settled_at, answered_at)
+    SELECT gen_random_uuid(), 'migrate', m.graph_id, 4, m.id, m.created_at, m.finished_at, m.finished_at
+    FROM migrations m;
 WITH chosen AS (
     SELECT g.id, row_number() OVER (ORDER BY g.slug) AS n FROM graphs g
 ), live AS (
@@ -56,13 +62,13 @@ WITH chosen AS (
                             error_type)
     SELECT gen_random_uuid(), id, 'bench-small', 4, 3, CASE WHEN n % 1000 = 0 THEN 'failed' ELSE 'queued' END, '[]',
            now() + interval '1 hour', CASE WHEN n % 1000 = 0 THEN now() END, CASE WHEN n % 1000 = 0 THEN 'E' END
-    FROM chosen WHERE n % 100 = 0 RETURNING id, graph_id
+    FROM chosen WHERE n % 100 = 0 RETURNING id, graph_id, finished_at
 ), waiting AS (
-    INSERT INTO requests (task_id, verb, graph_id, target, migration_id)
-    SELECT gen_random_uuid(), 'migrate', graph_id, 3, id FROM live
+    INSERT INTO requests (task_id, verb, graph_id, target, migration_id, settled_at, answered_at)
+    SELECT gen_random_uuid(), 'migrate', graph_id, 3, id, finished_at, finished_at FROM live
 )
 UPDATE graphs g SET migration_id = live.id FROM live WHERE live.graph_id = g.id;
-ALTER TABLE graphs ENABLE TRIGGER USER;
+ALTER TABLE graphs ENABLE TRIGGER USER; ALTER TABLE hop_attempts ENABLE TRIGGER USER;
 """
 
 
@@ -144,10 +150,12 @@ def run(graphs: int = 100_000, migrations: int = 3) -> list[dict[str, Any]]:
     """The lines of all calls."""
     registry.register(small)
     with server() as postgres:
-        engines = {size: filled(postgres, size, migrations) for size in (SMALL, graphs)}
+        sizes = sorted({SMALL, round((SMALL * graphs) ** 0.5), graphs})
+        engines = {size: filled(postgres, size, migrations) for size in sizes}
         executors = {size: Executors(engine) for size, engine in engines.items()}
         by_size = {size: calls(engines[size], executors[size], size) for size in engines}
         lines = []
+        medians: dict[str, dict[int, float]] = {}
         for name in by_size[SMALL]:
             times: dict[int, list[float]] = {size: [] for size in engines}
             for _ in range(WARM_UP + ROUNDS):
@@ -155,6 +163,7 @@ def run(graphs: int = 100_000, migrations: int = 3) -> list[dict[str, Any]]:
                     began = time.perf_counter()
                     by_size[size][name]()
                     times[size].append((time.perf_counter() - began) * 1e3)
+            medians[name] = {size: statistics.median(times[size][WARM_UP:]) for size in engines}
             few, many = ([t for t in times[size][WARM_UP:]] for size in (SMALL, graphs))
             print(f"fleet: {name:24} {statistics.median(few):8.2f} ms {statistics.median(many):8.2f} ms")
             ratios = [b / a for a, b in zip(few, many, strict=True)]
@@ -163,6 +172,11 @@ def run(graphs: int = 100_000, migrations: int = 3) -> list[dict[str, Any]]:
             each.close()
         for engine in engines.values():
             engine.dispose()
+    charts = [
+        line_chart("ms per call, by graphs in the database", {name: medians[name] for name in drawn})
+        for drawn in DRAWN
+    ]
+    PLOT.write_text(side_by_side(charts), "utf-8")
     return lines
 
 

@@ -48,3 +48,12 @@ def line_chart(title: str, series: dict[str, dict[int, float]]) -> str:
             f'<text x="{x(last):.1f}" y="{y(points[last]) - 9:.1f}" text-anchor="end" fill="{colour}">{name}</text>'
         )
     return "".join(parts)
+
+
+def side_by_side(charts: list[str]) -> str:
+    """Two charts as a whole SVG file."""
+    moved = "".join(
+        f'<g transform="translate({place * 460} 0)">{chart}</g>' for place, chart in enumerate(charts)
+    )
+    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 920 280" font-family="sans-serif" font-size="12">'
+    return f'{head}<rect width="920" height="280" fill="white"/>{moved}</svg>\n'

@@ -15,7 +15,7 @@ from uuid import UUID
 from bench import bulk
 from bench.bulk import make_template, measure
 from bench.database import connect, make_graphs, server
-from bench.plot import line_chart
+from bench.plot import line_chart, side_by_side
 from bench.results import at_most
 from bench.types import small
 from graph_migrator import run_graph_migration
@@ -58,7 +58,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
                 "µs per row, by rows in the graph", {name: by_rows[kind] for kind, name in KINDS.items()}
             ),
         ]
-        PLOT.write_text(_side_by_side(charts))
+        PLOT.write_text(side_by_side(charts))
     return [
         at_most(
             f"Cost per migration at {graphs[-1]:,} / {graphs[0]:,} graphs",
@@ -113,14 +113,6 @@ def _per_migration(postgres: Postgres, sizes: tuple[int, ...]) -> tuple[dict[int
 
     ratios = [median(sizes[-1], turn) / median(sizes[0], turn) for turn in range(_ROUNDS)]
     return {size: statistics.median(times[size][_WARM_UP:]) for size in sizes}, ratios
-
-
-def _side_by_side(charts: list[str]) -> str:
-    moved = "".join(
-        f'<g transform="translate({place * 460} 0)">{chart}</g>' for place, chart in enumerate(charts)
-    )
-    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 920 280" font-family="sans-serif" font-size="12">'
-    return f'{head}<rect width="920" height="280" fill="white"/>{moved}</svg>\n'
 
 
 if __name__ == "__main__":

@@ -55,7 +55,11 @@ GRANT SELECT ON ALL TABLES IN SCHEMA graph_migrator TO graph_migrator_worker;
 GRANT INSERT, UPDATE, DELETE ON nodes, edges, checkpoints TO graph_migrator_worker;
 GRANT INSERT, UPDATE ON migrations, hop_attempts, requests, hop_totals, traces TO graph_migrator_worker;
 GRANT INSERT, UPDATE ON graphs TO graph_migrator_worker;
-GRANT UPDATE ON metrics_state TO graph_migrator_worker;
+GRANT UPDATE ON metrics_state, sweep_lease TO graph_migrator_worker;
+GRANT INSERT, UPDATE ON rollouts, rollout_stages, rollout_members, packs TO graph_migrator_worker;
+GRANT INSERT ON rollout_changes, policies TO graph_migrator_worker;
+GRANT UPDATE ON rollout_fleet TO graph_migrator_worker;
+GRANT INSERT, UPDATE, DELETE ON workers TO graph_migrator_worker;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA graph_migrator TO graph_migrator_worker;
 -- Archived audit rows are removed by the owner alone.
 REVOKE EXECUTE ON FUNCTION remove_archived(uuid, text, timestamptz, jsonb, uuid[], text[]) FROM graph_migrator_worker;
@@ -68,6 +72,10 @@ GRANT INSERT (id, slug, graph_type, version, owner_read_only, config, changed_at
     TO graph_migrator_application;
 GRANT UPDATE (slug, owner_read_only, config, updated_at), DELETE ON graphs TO graph_migrator_application;
 GRANT EXECUTE ON FUNCTION write_guard(text, integer), graph_id_of(text) TO graph_migrator_application;
+-- For `graph_migrator.current`: who moves a graph that is opened, and which rollout it waits in.
+GRANT SELECT (id, status, to_version) ON migrations, rollouts TO graph_migrator_application;
+GRANT SELECT (rollout_id, graph_id, status, number) ON rollout_members TO graph_migrator_application;
+GRANT EXECUTE ON FUNCTION move_to_front(uuid, uuid) TO graph_migrator_application;
 
 -- ── the reader ────────────────────────────────────────────────────────────────────────────────────
 

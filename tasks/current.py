@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from graph_migrator.core.errors import GraphBehind
 from graph_migrator.core.rollouts.current import Begin, Behind, decide_current, look, move_to_front
 from graph_migrator.tasks.migrate import migrate_graph
-from graph_migrator.tasks.runtime import executors
+from graph_migrator.tasks.runtime import engine
 
 
 def current(session: Session | Connection, graph: str | UUID, version: int) -> None:
@@ -35,8 +35,8 @@ def current(session: Session | Connection, graph: str | UUID, version: int) -> N
     match decide_current(standing, version):
         case Behind(error, to_front):
             if to_front and standing.rollout_id is not None:
-                with executors().borrow() as executor:
-                    move_to_front(executor, standing.rollout_id, standing.graph_id)
+                with engine().begin() as connection:
+                    move_to_front(connection, standing.rollout_id, standing.graph_id)
             raise error
         case Begin(call):
             migrate_graph.apply_async(

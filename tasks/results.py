@@ -163,10 +163,10 @@ def checked(model: type[BaseModel], args: Any, kwargs: Any) -> dict[str, Any]:
 
 def in_words(given: dict[str, Any]) -> str:
     """A call's arguments as Flower's row and the worker's log show them: ``novel → v3, by release-7``."""
-    graph = given["graph_id"]
+    subject = str(given.get("graph_id") or given.get("rollout") or given.get("graph_type") or "all")
     if "target" in given:
-        graph += f" → v{given['target']}" if given["target"] else " → newest"
-    words = [graph, *(name for name, value in given.items() if value is True)]
+        subject += f" → v{given['target']}" if given["target"] else " → newest"
+    words = [subject, *(name for name, value in given.items() if value is True)]
     if given.get("requested_by"):
         words.append(f"by {given['requested_by']}")
     return ", ".join(words)

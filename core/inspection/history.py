@@ -205,10 +205,13 @@ def list_graphs(
     if graph_type is not None:
         conditions.append("g.graph_type = :type")
     tables = _TABLES
-    if behind is None or state is not None:
+    if state is not None or (behind is None and unreachable is None):
         conditions += [page] if after is not None else []
     else:
-        pages = _behind(behind, oldest or {}, parameters)
+        versions = (
+            _behind(behind, oldest or {}) if behind is not None else _outside(source, unreachable or {})
+        )
+        pages = _pages(versions, parameters)
         tables = f"FROM (SELECT * FROM ({pages}) pages ORDER BY slug LIMIT :limit) g {_OWNER}"  # noqa: S608 - own text
     if behind is not None and state is not None:
         conditions.append(
@@ -228,17 +231,43 @@ CAST(:known AS jsonb) ? g.graph_type AND g.version NOT BETWEEN
 """Of graphs `g`: those whose version their type does not know; `known` has the oldest and newest version by type."""
 
 
-def _behind(newest: dict[str, int], oldest: dict[str, int], parameters: dict[str, Any]) -> str:
-    """The first page of each version that is behind. The index by type, version and slug has it in order."""
+def _behind(newest: dict[str, int], oldest: dict[str, int]) -> list[tuple[str, int]]:
+    """The versions that are behind, by type."""
+    return [
+        (kind, version) for kind, limit in newest.items() for version in range(oldest.get(kind, 1), limit)
+    ]
+
+
+_VERSIONS = """
+WITH RECURSIVE found AS (
+    (SELECT version FROM graph_migrator.graphs WHERE graph_type = :type ORDER BY version LIMIT 1)
+    UNION ALL
+    SELECT (SELECT g.version FROM graph_migrator.graphs g WHERE g.graph_type = :type AND g.version > f.version
+            ORDER BY g.version LIMIT 1) FROM found f WHERE f.version IS NOT NULL
+) SELECT version FROM found WHERE version IS NOT NULL
+"""
+"""The versions that graphs of a type have: one step of the index for each, not one row for each graph."""
+
+
+def _outside(source: Engine | Connection, known: dict[str, tuple[int, int]]) -> list[tuple[str, int]]:
+    """The versions of graphs that their type does not know, by type."""
+    return [
+        (kind, row["version"])
+        for kind, (oldest, newest) in known.items()
+        for row in _rows(source, _VERSIONS, {"type": kind})
+        if not oldest <= row["version"] <= newest
+    ]
+
+
+def _pages(versions: list[tuple[str, int]], parameters: dict[str, Any]) -> str:
+    """The first page of each version. The index by type, version and slug has it in order."""
     pages: list[str] = []
-    for kind, limit in newest.items():
-        for version in range(oldest.get(kind, 1), limit):
-            n = len(pages)
-            parameters |= {f"type_{n}": kind, f"version_{n}": version}
-            pages.append(
-                f"(SELECT * FROM graph_migrator.graphs WHERE graph_type = :type_{n} AND version = :version_{n} "  # noqa: S608 - own text
-                f"{'' if parameters['after'] is None else 'AND slug > :after'} ORDER BY slug LIMIT :limit)"
-            )
+    for n, (kind, version) in enumerate(versions):
+        parameters |= {f"type_{n}": kind, f"version_{n}": version}
+        pages.append(
+            f"(SELECT * FROM graph_migrator.graphs WHERE graph_type = :type_{n} AND version = :version_{n} "  # noqa: S608 - own text
+            f"{'' if parameters['after'] is None else 'AND slug > :after'} ORDER BY slug LIMIT :limit)"
+        )
     return " UNION ALL ".join(pages) or "SELECT * FROM graph_migrator.graphs WHERE false"
 
 

@@ -9,9 +9,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
 
 from graph_migrator.core.errors import GraphBehind, InvalidRequest, UnknownGraph
-from graph_migrator.core.rollouts.rows import query, request_id
+from graph_migrator.core.rollouts.rows import request_id
 from graph_migrator.core.rollouts.statuses import RolloutStatus
-from graph_migrator.core.store.session import Executor
 
 
 @dataclass(frozen=True)
@@ -131,30 +130,16 @@ WHERE g.id = graph_migrator.graph_id_of(:graph)
 """
 
 
-def move_to_front(executor: Executor, rollout_id: UUID, graph_id: UUID) -> bool:
+def move_to_front(connection: Connection, rollout_id: UUID, graph_id: UUID) -> bool:
     """Let a member be the next one of its stage.
 
     Args:
-        executor: A session without an open transaction.
+        connection: In a transaction of its own; the caller commits.
         rollout_id: The rollout.
         graph_id: A member that waits.
 
     Returns:
         Whether it is next now; not where the controller holds the rollout at this moment, or it waits no more.
     """
-    with executor.transaction(), executor.cursor() as cursor:
-        # Every writer of members takes the rollout first.
-        if not query(cursor, "SELECT id FROM rollouts WHERE id = %s FOR UPDATE SKIP LOCKED", rollout_id):
-            return False
-        cursor.execute(_TO_FRONT, (rollout_id, graph_id, graph_id))
-        return bool(cursor.rowcount)
-
-
-_TO_FRONT = """
-UPDATE rollout_members m SET position = f.position - 1
-FROM (SELECT n.rollout_id, n.position FROM rollout_members n
-      JOIN rollout_members me ON me.rollout_id = n.rollout_id AND me.stage = n.stage
-      WHERE me.rollout_id = %s AND me.graph_id = %s AND me.status = 'pending' AND n.status = 'pending'
-      ORDER BY n.position LIMIT 1) f
-WHERE m.rollout_id = f.rollout_id AND m.graph_id = %s AND m.status = 'pending' AND m.position <> f.position
-"""
+    statement = text("SELECT graph_migrator.move_to_front(:rollout, :graph)")
+    return bool(connection.execute(statement, {"rollout": rollout_id, "graph": graph_id}).scalar_one())

@@ -12,7 +12,9 @@ from graph_migrator.core.rollouts.estimate import Estimate, estimate, left_by_si
 from graph_migrator.core.rollouts.operations import find_rollout
 from graph_migrator.core.rollouts.rows import query
 from graph_migrator.core.rollouts.statuses import HoldReason, MemberStatus, RolloutStatus, StageKind
-from graph_migrator.core.rollouts.strategy import Strategy
+from graph_migrator.core.rollouts.strategy import Strategy, per_second
+from graph_migrator.core.rollouts.workers import LIVE_SECONDS, WorkerState, live_workers
+from graph_migrator.core.settings import settings
 from graph_migrator.core.store.session import Executor
 
 
@@ -127,7 +129,7 @@ class Change(_Model):
 
 _SUMMARY = """
 SELECT r.id, r.graph_type, r.to_version, r.status, r.stage, r.hold, r.requested_by, r.reason, r.started_at,
-       r.finished_at, r.strategy, r.max_in_flight, r.sizes, c.*
+       r.finished_at, r.strategy, r.max_in_flight, r.sizes, r.dispatch_after, c.*
 FROM rollouts r CROSS JOIN LATERAL (
     SELECT count(*) AS stages, sum(s.pending)::bigint AS pending, sum(s.dispatched)::bigint AS dispatched,
            sum(s.succeeded)::bigint AS succeeded, sum(s.failed)::bigint AS failed, sum(s.skipped)::bigint AS skipped
@@ -182,10 +184,11 @@ def show(executor: Executor, which: str) -> RolloutState:
         )
         in_hand += packs
         (now,) = query(cursor, "SELECT clock_timestamp() AS now, held_at, held_by, why FROM rollout_fleet")
+        served = _serve(live_workers(cursor, settings().queue), row)
         left = time_left(cursor, row)
     strategy = Strategy.model_validate(row.strategy)
     paused = tuple(each.graph for each in in_hand if each.paused)
-    why, what_to_do = _explained(row, stages, in_hand, now, strategy)
+    why, what_to_do = _explained(row, stages, in_hand, now, strategy, served)
     return RolloutState(
         rollout=_summary(row),
         why=why,
@@ -213,8 +216,14 @@ def show(executor: Executor, which: str) -> RolloutState:
     )
 
 
+def _serve(live: list[WorkerState], row: Any) -> bool:
+    """Whether any of these workers has the rollout's hops."""
+    types = (worker.types.get(row.graph_type) for worker in live)
+    return any(each is not None and each.oldest <= row.to_version <= each.newest for each in types)
+
+
 def _explained(
-    row: Any, stages: list[Any], in_hand: list[Any], now: Any, strategy: Strategy
+    row: Any, stages: list[Any], in_hand: list[Any], now: Any, strategy: Strategy, served: bool
 ) -> tuple[str, str]:
     """The two lines that a person reads first."""
     status = RolloutStatus(row.status)
@@ -232,6 +241,11 @@ def _explained(
             f"an operator paused the migration of {', '.join(paused[:3])}",
             f"`graph-migrator resume {paused[0]}`, or `graph-migrator cancel {paused[0]}`",
         )
+    if moving and not served and (now.now - in_hand[0].sent_at).total_seconds() > LIVE_SECONDS:
+        return (
+            f"{moving} graphs were sent, and no live worker serves {row.graph_type} v{row.to_version}",
+            "start one: `celery -A graph_migrator worker`; `graph-migrator workers` lists those that live",
+        )
     if moving:
         verb = "moves" if status is RolloutStatus.RUNNING else "is cancelled; it waits for"
         return (
@@ -246,9 +260,16 @@ def _explained(
             f"stage {row.stage} bakes for another {rest} s",
             "nothing, or `graph-migrator rollout pause {rollout}`",
         )
+    if strategy.rate is not None and row.dispatch_after is not None:
+        wait = (row.dispatch_after - now.now).total_seconds() + 1 / per_second(strategy.rate)
+        if wait > 0:
+            return (
+                f"its rate of {strategy.rate} lets the next graph go in {wait:.0f} s",
+                "nothing, or `graph-migrator rollout set {rollout} rate none`",
+            )
     return (
         "it waits for the controller, which runs inside every worker that has the graph type",
-        "start a worker, if none runs: `graph-migrator doctor` lists them",
+        "start a worker, if none runs: `graph-migrator workers` lists them",
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from graph_migrator.core.embedded import Redis
 from tests.acceptance.cluster import ROOT, Cluster
+from tests.integration.console import spawn
 from tests.rows import rows
 from tests.waiting import until
 
@@ -94,3 +95,13 @@ def test_the_commands_of_the_page_move_a_fleet(cluster: Cluster) -> None:
     _, policy = run("From now on", MENDED)
     assert "automatic" in policy
     assert page == {}
+    # The page waits for two minutes; here the workers that were killed have to be forgotten first.
+    outcome = spawn(
+        "policy", "set", "tenant", "automatic", "--settle-seconds", 0, env=cluster.environment | MENDED
+    )
+    assert outcome.exit_code == 0, outcome
+    cluster.add_graph("restored", "tenant", nodes=1)
+    moved = "SELECT 1 FROM graphs WHERE slug = 'restored' AND version = 3"
+    until(lambda: rows(cluster.engine, moved) != [], "a restored tenant moves by itself", seconds=90)
+    by = rows(cluster.engine, "SELECT automatic, requested_by FROM rollouts ORDER BY started_at")
+    assert by[-1] == (True, "policy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from uuid import UUID
 
@@ -281,7 +282,7 @@ def sent(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> list[Any]:
     monkeypatch.setattr(
         migrate_graph, "apply_async", lambda args, kwargs, task_id: calls.append((args, task_id))
     )
-    monkeypatch.setattr(opening, "executors", lambda: Executors(engine))
+    monkeypatch.setattr(opening, "engine", lambda: engine)
     return calls
 
 
@@ -357,7 +358,9 @@ def test_a_member_that_waits_no_more_is_not_moved(engine: Engine, fleet: Fleet) 
     started = fleet.start()
     fleet.run()
     (graph,) = rows(engine, "SELECT id FROM graphs")
-    assert not fleet.do(move_to_front, started.rollout_id, UUID(str(graph[0])))
+    assert started.rollout_id is not None
+    with engine.begin() as connection:
+        assert not move_to_front(connection, started.rollout_id, UUID(str(graph[0])))
 
 
 # ── selecting, ordering, pacing ─────────────────────────────────────────────────────────────────────
@@ -408,6 +411,25 @@ def test_a_rate_limits_what_is_sent(engine: Engine, fleet: Fleet) -> None:
     assert len(fleet.turn()) == 2
 
 
+def test_show_says_that_the_rate_or_a_missing_worker_keeps_it(engine: Engine, fleet: Fleet) -> None:
+    add_tenants(engine, 2)
+    fleet.start(Strategy(canaries=0, waves=(100,), rate="1/min"))
+    fleet.turn()
+    assert fleet.show().why == "it moves 1 graphs in stage 1 of 1"
+    execute(
+        engine, "UPDATE rollout_members SET sent_at = now() - interval '1 minute' WHERE status = 'dispatched'"
+    )
+    shown = fleet.show()
+    assert shown.why == "1 graphs were sent, and no live worker serves tenant v3"
+    assert "celery -A graph_migrator worker" in shown.what_to_do
+    fleet.do(announce, worker("w1", tenants()))
+    assert "it moves" in fleet.show().why
+    fleet.deliver()
+    fleet.turn()
+    assert re.fullmatch(r"its rate of 1/min lets the next graph go in (5\d|60) s", fleet.show().why)
+    assert "rate none" in fleet.show().what_to_do
+
+
 # ── a message that comes twice ──────────────────────────────────────────────────────────────────────
 
 
@@ -421,3 +443,50 @@ def test_a_call_that_is_delivered_twice_acts_once(engine: Engine, fleet: Fleet) 
     assert fleet.do(operations.done_before, "call-2") is None
     assert "done before" in fleet.do(operations.done_before, "call-1").message
     assert [each.what for each in fleet.do(changes, "tenant")] == ["start", "pause", "resume"]
+
+
+def test_a_rollout_is_operated_by_tasks_of_the_commands_names(
+    engine: Engine, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graph_migrator import app
+    from graph_migrator.tasks import operate_rollouts
+
+    monkeypatch.setattr(operate_rollouts, "executors", lambda: fleet.executors)
+    add_tenants(engine, 3)
+
+    def call(name: str, task_id: str | None = None, **arguments: Any) -> Any:
+        return app.tasks[f"tasks.{name}"].apply(kwargs=arguments, task_id=task_id, throw=True).result
+
+    assert call("rollout_plan", graph_type="tenant")["graphs"] == 3
+    begin = {
+        "graph_type": "tenant",
+        "strategy": {"gate": "auto"},
+        "requested_by": "ada",
+        "reason": "release 7",
+    }
+    first, again = (call("rollout_start", "call-1", **begin) for _ in range(2))
+    assert first == again
+    assert call("rollout_pause", "call-2", rollout="tenant", requested_by="ada")["status"] == "held"
+    assert call("rollout_resume", "call-3", rollout="tenant")["status"] == "running"
+    assert "done before" in call("rollout_pause", "call-2", rollout="tenant", requested_by="ada")["message"]
+    assert call("rollout_show", rollout="tenant")["rollout"]["status"] == "running"
+    assert call("rollout_set", rollout="tenant", knob="rate", value="5/s")["message"] == "rate: None → 5/s"
+    with pytest.raises(RolloutRefused):
+        call("rollout_promote", rollout="tenant")
+    with pytest.raises(InvalidRequest):
+        call("rollout_start", graph_type="tenant", speed=9)
+    assert call("rollout_cancel", rollout="tenant", requested_by="ada")["graphs"] == 3
+    assert call("policy_set", graph_type="tenant", mode="automatic")["mode"] == "automatic"
+    assert [each["policy"]["graph_type"] for each in call("policy_show")] == ["tenant"]
+    assert call("workers") == []
+    assert [each["what"] for each in call("rollout_changes", rollout="tenant")] == [
+        "start", "pause", "resume", "set", "cancel",
+    ]  # fmt: skip
+
+
+def test_a_rollout_task_says_in_flower_what_it_is_about() -> None:
+    from graph_migrator.tasks.results import in_words
+
+    assert in_words({"rollout": "tenant", "requested_by": "ada"}) == "tenant, by ada"
+    assert in_words({"graph_type": "tenant", "held": True}) == "tenant, held"
+    assert in_words({"reason": "slow"}) == "all"

@@ -13,13 +13,20 @@ from sqlalchemy.exc import DBAPIError
 
 from graph_migrator import graph_writer, run_graph_migration
 from graph_migrator.core.execution.recovery import sweep, sweeping
+from graph_migrator.core.graph_types import registry
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.lock_sessions import lock_sessions
 from graph_migrator.core.interchange import import_graph
+from graph_migrator.core.rollouts.current import look, move_to_front
+from graph_migrator.core.rollouts.operations import Operator, hold_all, unhold_all
+from graph_migrator.core.rollouts.policy import Mode, set_policy, start_what_is_behind
+from graph_migrator.core.rollouts.workers import WorkerState, announce, retire, served
+from graph_migrator.core.settings import settings
 from graph_migrator.core.store import schema
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.session import Executors
 from tests.acceptance.cluster import ROOT
+from tests.integration.fleet_inline import QUICK, Fleet, add_tenants, tenants
 from tests.integration.scripted import Script
 from tests.rows import add_graph, graph_row
 
@@ -86,10 +93,39 @@ def test_the_worker_migrates_and_recovers(engine: Engine, log_in: LogIn, script:
         assert sweep(executor).is_empty
 
 
+def test_the_worker_moves_a_fleet_and_the_application_opens_a_graph_of_it(
+    engine: Engine, log_in: LogIn
+) -> None:
+    registry.register(tenants())
+    add_tenants(engine, 5)
+    fleet = Fleet(Executors(log_in("worker")))
+    served_types = {"tenant": served(tenants())}
+    state = WorkerState(name="w", queue=settings().queue, types=served_types, pool="prefork", processes=1)
+    fleet.do(announce, state)
+    fleet.do(set_policy, "tenant", Mode.AUTOMATIC, Operator("ada"), strategy=QUICK, settle_seconds=0)
+    with sweeping(fleet.executors, holder="w", lease_seconds=1) as executor:
+        assert executor is not None
+        sweep(executor)
+        assert start_what_is_behind(executor) == [("tenant", 3, 5)]
+    application = log_in("application")
+    with application.connect() as connection:
+        standing = look(connection, "t004", 3)
+    assert standing.pending
+    assert standing.rollout_id is not None
+    with application.begin() as connection:
+        move_to_front(connection, standing.rollout_id, standing.graph_id)
+    fleet.do(hold_all, Operator("ada"))
+    fleet.do(unhold_all, Operator("ada"))
+    assert fleet.run().rollout.status == "succeeded"
+    fleet.do(retire, "w")
+
+
 @pytest.mark.parametrize(
     ("statement", "state"),
     [
         ("DROP TABLE graph_migrator.nodes", DENIED),
+        ("DELETE FROM graph_migrator.rollout_changes", DENIED),
+        ("DELETE FROM graph_migrator.policies", DENIED),
         ("ALTER TABLE graph_migrator.nodes DISABLE TRIGGER ALL", DENIED),
         ("ALTER TABLE graph_migrator.graphs DISABLE TRIGGER graph_migrator_guard", DENIED),
         ("DROP TRIGGER hop_attempts_are_kept ON graph_migrator.hop_attempts", DENIED),

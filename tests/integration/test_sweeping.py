@@ -17,6 +17,7 @@ from graph_migrator.core.errors import ResultsNotKept, UnreadableOutcome
 from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.model import Dispatch
 from graph_migrator.core.execution.recovery import sweep, sweeping
+from graph_migrator.core.store import protocol
 from graph_migrator.core.store.session import Executors
 from graph_migrator.tasks import answers, recover
 from graph_migrator.tasks.cli.doctor import _of_the_results
@@ -105,6 +106,19 @@ def test_no_more_is_redelivered_than_there_is_room_for_the_most_overdue_first(
         assert [dispatch.graph for dispatch in sweep(executor, most=1).to_send] == ["b"]
         assert sweep(executor, most=0).to_send == []
         assert sorted(dispatch.graph for dispatch in sweep(executor, most=5).to_send) == ["a", "c"]
+
+
+@pytest.mark.usefixtures("script")
+def test_what_somebody_executes_costs_a_sweep_no_message(engine: Engine, executors: Executors) -> None:
+    for slug in ("a", "b"):
+        begin_overdue(engine, executors, slug)
+    with engine.connect() as elsewhere, executors.borrow() as executor:
+        elsewhere.execute(text("SELECT pg_advisory_lock(lock_key(id)) FROM graphs WHERE slug = 'a'"))
+        found = executor.call_all(protocol.Candidates(most=9))
+        assert found == [migration_of(engine, "b").id]
+        elsewhere.execute(text("SELECT pg_advisory_unlock_all()"))
+        assert len(executor.call_all(protocol.Candidates(most=9))) == 2
+        assert rows(engine, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory'") == []
 
 
 def test_a_worker_that_waits_for_its_broker_or_results_lets_others_sweep(

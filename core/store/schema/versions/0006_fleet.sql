@@ -50,3 +50,24 @@ CREATE INDEX rollout_members_left ON rollout_members (graph_id) WHERE status IN 
 -- A verb whose message is delivered twice is carried out once.
 ALTER TABLE rollout_changes ADD COLUMN request_id text;
 CREATE UNIQUE INDEX rollout_changes_one_per_request ON rollout_changes (request_id) WHERE request_id IS NOT NULL;
+
+-- Lets a member that waits be the next one of its stage; false where the rollout's row is held at this moment. With the
+-- owner's rights: an application that opens a graph may do this and nothing else to a rollout.
+CREATE FUNCTION move_to_front(p_rollout uuid, p_graph uuid) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    first bigint;
+BEGIN
+    -- Every writer of members takes the rollout first.
+    PERFORM FROM rollouts WHERE id = p_rollout FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    SELECT n.position INTO first FROM rollout_members n
+        WHERE n.rollout_id = p_rollout AND n.status = 'pending' AND n.stage =
+            (SELECT m.stage FROM rollout_members m WHERE m.rollout_id = p_rollout AND m.graph_id = p_graph)
+        ORDER BY n.position LIMIT 1;
+    UPDATE rollout_members SET position = first - 1
+        WHERE rollout_id = p_rollout AND graph_id = p_graph AND status = 'pending' AND position <> first;
+    RETURN FOUND;
+END $$;
