@@ -81,8 +81,11 @@ class HopState:
     running_to: int | None
     running_dispatch: int | None
     running_batches: int | None
+    running_crashed: bool
     next_hop_started: bool
     lost: int
+    crashed: int
+    crashed_how: str | None
     tries: int
     mismatches: int
     mismatch_seconds: float
@@ -113,9 +116,12 @@ class RecoveryState:
     dispatch: int
     running_id: int | None
     running_batches: int | None
+    running_crashed: bool
     hop_name: str | None
     hop_to: int | None
     lost: int
+    crashed: int
+    crashed_how: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,7 +101,8 @@ class HopMessage:
 class Limits:
     """How often a hop may go wrong before its migration fails."""
 
-    lost_attempts: int = 3
+    crashes: int = 3
+    interruptions: int = 20
     deploy_seconds: float = 900
     transient_tries: int = 8
 
@@ -138,11 +139,35 @@ class StopAtBoundary:
 
 
 @dataclass(frozen=True)
-class CrashLimitReached:
-    """The hop lost its worker too often."""
+class Losses:
+    """How often a hop's executor was lost since the hop's last progress.
 
-    lost: int
+    Attributes:
+        crashes: Its process died and the worker lived on: the hop itself is suspected.
+        interruptions: Its worker or its session went, as far as is known: a deploy, a machine, the database.
+        how: How the processes died; None where none did.
+    """
+
+    crashes: int
+    interruptions: int
+    how: str | None = None
+
+
+@dataclass(frozen=True)
+class LossLimitReached:
+    """The hop's executor was lost too often."""
+
+    losses: Losses
     running_id: int | None
+    by_crashes: bool
+
+
+@dataclass(frozen=True)
+class Postpone:
+    """The hop's executor was lost again: mark attempt `lost_id`, and let recovery redeliver in so many seconds."""
+
+    lost_id: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -165,7 +190,16 @@ class Run:
 
 
 HopDecision = (
-    Answer | Ignored | Later | PassOn | StopAtBoundary | CrashLimitReached | Requeue | CodeDiffers | Run
+    Answer
+    | Ignored
+    | Later
+    | PassOn
+    | StopAtBoundary
+    | LossLimitReached
+    | Requeue
+    | CodeDiffers
+    | Postpone
+    | Run
 )
 
 
@@ -199,17 +233,19 @@ def decide_hop(facts: HopState, message: HopMessage, fingerprint: str | None, li
         return PassOn()  # 6
     if facts.version != message.from_version:  # 7
         return Ignored(f"the graph is at v{facts.version}", must_not_occur=True)
-    lost = lost_attempts(facts)  # 8
+    losses = count_losses(facts)  # 8
     if status in {
         MigrationStatus.PAUSING,
         MigrationStatus.CANCELLING,
     }:  # 9: the crash limit never overrides it
         return StopAtBoundary()
-    if lost >= limits.lost_attempts:  # 10
-        return CrashLimitReached(lost, facts.running_id)
+    if (reached := _limit_reached(losses, facts.running_id, limits)) is not None:  # 10
+        return reached
     if facts.hop is None or fingerprint != facts.hop["fingerprint"]:  # 11
         waiting = facts.mismatch_seconds < limits.deploy_seconds
         return Requeue(deploy_pause(facts.mismatches)) if waiting else CodeDiffers()
+    if facts.running_id is not None and (pause := loss_pause(losses, limits)):
+        return Postpone(facts.running_id, pause)
     return Run(facts.running_id)  # 12
 
 
@@ -223,14 +259,35 @@ def deploy_waited(tries: int) -> float:
     return sum(map(deploy_pause, range(tries)))
 
 
-def lost_attempts(facts: HopState | RecoveryState) -> int:
-    """How often the hop lost its worker since its last progress, an attempt just found dead included.
+def count_losses(facts: HopState | RecoveryState) -> Losses:
+    """How often the hop's executor was lost since its last progress, an attempt just found dead included.
 
     A batched attempt that committed a batch has made progress: counting starts again with it.
     """
-    if facts.running_id is None:
-        return facts.lost
-    return 0 if facts.running_batches else facts.lost + 1
+    if facts.running_id is not None and facts.running_batches:
+        return Losses(0, 0)
+    just_now = facts.running_id is not None and not facts.running_crashed
+    return Losses(facts.crashed, facts.lost + just_now, facts.crashed_how)
+
+
+def _limit_reached(losses: Losses, running_id: int | None, limits: Limits) -> LossLimitReached | None:
+    if losses.crashes >= limits.crashes:
+        return LossLimitReached(losses, running_id, by_crashes=True)
+    if losses.interruptions >= limits.interruptions:
+        return LossLimitReached(losses, running_id, by_crashes=False)
+    return None
+
+
+def loss_pause(losses: Losses, limits: Limits) -> float:
+    """Seconds until a hop whose executor was lost runs again.
+
+    None after the first interruption; then 5 s, doubling, to 5 minutes: whatever ends workers may need time to pass.
+    The worker whose process died says so a moment later. Where that may be the crash too many, there is time for it.
+    """
+    if losses.interruptions > 1:
+        return min(5.0 * 2.0 ** min(losses.interruptions - 2, 20), 300.0)
+    may_be_the_last = losses.interruptions and losses.crashes + 1 >= limits.crashes
+    return 2.0 if may_be_the_last else 0.0
 
 
 # ── a recovery sweep ────────────────────────────────────────────────────────────────────────────────
@@ -243,7 +300,9 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Redispatch:
-    """Its executor died: mark the attempt lost and send the rest of the chain under a new number."""
+    """Its executor died: mark the attempt lost and send the rest of the chain under a new number, after a pause."""
+
+    pause: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -251,7 +310,7 @@ class Redeliver:
     """It only waits. The same dispatch: a new number would kill the message that still queues."""
 
 
-RecoveryDecision = Nothing | StopAtBoundary | CrashLimitReached | Redispatch | Redeliver
+RecoveryDecision = Nothing | StopAtBoundary | LossLimitReached | Redispatch | Redeliver
 
 
 def decide_recovery(facts: RecoveryState, limits: Limits) -> RecoveryDecision:
@@ -262,6 +321,7 @@ def decide_recovery(facts: RecoveryState, limits: Limits) -> RecoveryDecision:
     if status not in {MigrationStatus.QUEUED, MigrationStatus.RUNNING}:
         return Nothing()
     if facts.running_id is not None:  # rows are opened and finished under the lock, so its executor is dead
-        lost = lost_attempts(facts)
-        return CrashLimitReached(lost, facts.running_id) if lost >= limits.lost_attempts else Redispatch()
+        losses = count_losses(facts)
+        reached = _limit_reached(losses, facts.running_id, limits)
+        return reached or Redispatch(loss_pause(losses, limits))
     return Redeliver() if facts.overdue else Nothing()

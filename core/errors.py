@@ -37,6 +37,7 @@
     │   ├── HopTimedOut
     │   ├── HopAddsRows             a batched hop inserts what it processes, and would never end
     │   ├── HopCrashedRepeatedly
+    │   ├── HopInterruptedRepeatedly
     │   ├── HopCodeChanged
     │   ├── PartiallyMigrated       cancelled inside a batched hop
     │   ├── MigrationCancelled
@@ -425,7 +426,10 @@ class GraphBusy(Refused):
 
     @property
     def message(self) -> str:
-        return f"{self.graph}: its lock is held by {self.holder}. Nothing was changed. Try again in a moment."
+        return (
+            f"{self.graph}: its lock is held by {self.holder}. Nothing was changed. Try again in a moment; a hop that "
+            f"never ends is ended by `graph-migrator release {self.graph} --force --terminate`."
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -638,7 +642,26 @@ class HopAddsRows(MigrationError):
 
 @dataclass(eq=False, repr=False)
 class HopCrashedRepeatedly(MigrationError):
-    """A hop's worker was lost too often; the migration fails so that the hop ends no more workers."""
+    """A hop's process died too often while its worker lived on; the migration fails so that it ends no more of them."""
+
+    graph: str
+    hop: str
+    times: int
+    how: str = ""
+
+    @property
+    def message(self) -> str:
+        how = f" ({self.how})" if self.how else ""
+        return (
+            f"{self.graph}: the process of hop {self.hop!r} died {self.times} times{how} while its worker lived on, so "
+            "its migration failed. What was not committed was rolled back. Look for memory or crashes in that hop, "
+            f"then `graph-migrator retry {self.graph}`."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class HopInterruptedRepeatedly(MigrationError):
+    """A hop lost its whole worker, or its session, too often. Nothing says that the hop is to blame."""
 
     graph: str
     hop: str
@@ -647,8 +670,10 @@ class HopCrashedRepeatedly(MigrationError):
     @property
     def message(self) -> str:
         return (
-            f"{self.graph}: hop {self.hop!r} lost its worker {self.times} times, so its migration failed. "
-            f"Look for memory or crashes in that hop, then `graph-migrator retry {self.graph}`."
+            f"{self.graph}: hop {self.hop!r} lost its whole worker or its session {self.times} times, so its migration "
+            "failed. What was not committed was rolled back. No process of it was seen to die by itself: look for what "
+            "ends workers or connections (deploys, the machine's memory, the database), then "
+            f"`graph-migrator retry {self.graph}`."
         )
 
 

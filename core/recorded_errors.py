@@ -15,6 +15,26 @@ from graph_migrator.core import errors
 from graph_migrator.core.errors import GraphMigratorError, HopFailed, UnreadableOutcome
 
 CODE_PREFIX: Final = "graph_migrator."
+LONGEST_MESSAGE: Final = 10_000
+LONGEST_TRACEBACK: Final = 100_000
+"""Characters that are stored of an error. A message can hold a whole document."""
+_LONGEST_FIELD: Final = 2_000
+_MOST_ITEMS: Final = 100
+
+
+def bounded(text: str, most: int) -> str:
+    """The beginning and the end of a text that is too long; the end of a traceback says what was raised."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]}\n… {len(text) - 2 * half} characters left out …\n{text[-half:]}"
+
+
+def _bounded_field(value: Any) -> Any:
+    if isinstance(value, str):
+        return bounded(value, _LONGEST_FIELD)
+    is_list = isinstance(value, list | tuple)
+    return [_bounded_field(each) for each in value[:_MOST_ITEMS]] if is_list else value
 
 
 def name_of(error: BaseException) -> str:
@@ -30,10 +50,16 @@ def name_of(error: BaseException) -> str:
 
 
 def json_args(error: BaseException) -> list[Any] | None:
-    """The error's arguments, where they are JSON values and build the same error again; else None."""
-    if isinstance(error, GraphMigratorError) or (
+    """The error's arguments, where they are JSON values of a bounded length and build the error again; else None.
+
+    Long fields of our own errors are cut; their message follows from them.
+    """
+    if isinstance(error, GraphMigratorError):
+        return [_bounded_field(each) for each in error.args]
+    if (
         len(error.args) == 1
         and isinstance(error.args[0], str)
+        and len(error.args[0]) <= LONGEST_MESSAGE
         and _rebuilt(type(error), error.args, str(error))
     ):
         return list(error.args)

@@ -42,7 +42,13 @@ class Settings(BaseSettings):
     )
     sweep_seconds: PositiveFloat = Field(0.5, description="Pause between two recovery sweeps of a worker.")
     max_lost_attempts: PositiveInt = Field(
-        3, description="A hop that lost its worker this often fails its migration."
+        3,
+        description="A hop whose process died this often, while its worker lived on, fails its migration.",
+    )
+    max_interruptions: PositiveInt = Field(
+        20,
+        description="A hop that lost its whole worker or its session this often fails its migration; it pauses "
+        "between them, up to 5 minutes.",
     )
     max_transient_tries: PositiveInt = Field(
         8, description="A hop that met a transient error this often fails."
@@ -54,6 +60,14 @@ class Settings(BaseSettings):
     quiet_seconds: PositiveFloat = Field(
         300,
         description="A running hop without a commit or a statement for this long is named as perhaps stuck.",
+    )
+    watch_seconds: PositiveFloat = Field(
+        5,
+        description="How often a pool process looks whether a long hop is still its own; it ends itself where not.",
+    )
+    hop_timeout_seconds: PositiveFloat | None = Field(
+        None,
+        description="The `timeout=` of hops that declare none, for all batches together; none by default.",
     )
     retry_base_seconds: PositiveFloat = Field(
         0.2, description="First pause after a transient error; doubles with each try, with jitter."

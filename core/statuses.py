@@ -93,6 +93,20 @@ _ATTEMPT_PHRASES: Final = {
     AttemptStatus.STOPPED: "it was paused or cancelled between two batches",
 }
 
+
+def loss_phrase(because: str | None, how: str | None) -> str:
+    """How the executor of a lost attempt went, for people: `lost_because` and `lost_how` of its row."""
+    rolled_back = "what it had not committed was rolled back"
+    match because:
+        case "process":
+            return f"its process died ({how}) while its worker lived on; {rolled_back}"
+        case "session":
+            return f"its session in Postgres was ended, {how}; {rolled_back}"
+        case "operator":
+            return f"terminated by {how}; {rolled_back}"
+    return f"its whole worker is gone, or lost its connection; {rolled_back}"
+
+
 APPLIED: Final = frozenset({AttemptStatus.SUCCEEDED, AttemptStatus.SKIPPED})
 """The hop is done; it is never run again in its migration."""
 

@@ -45,6 +45,8 @@ app = App(
         f"graph_migrator.tasks.{module}"
         for module in (
             "processes",
+            "children",
+            "watchdog",
             "fleet",
             "migrate",
             "operate",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from celery import Task, chain, current_task, uuid
@@ -16,7 +16,7 @@ from celery.utils.log import get_task_logger
 from graph_migrator.core.decisions import HopMessage, Ignored, Later, deploy_pause, deploy_waited
 from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.execution import failpoints
-from graph_migrator.core.execution.begin import begin_migration, lacks_code
+from graph_migrator.core.execution.begin import begin_migration, lacks_code, waits_so_far
 from graph_migrator.core.execution.limits import backoff
 from graph_migrator.core.execution.model import Applied, Caller, Dispatch, Failed, Worker
 from graph_migrator.core.execution.run_hop import run_hop as run_one_hop
@@ -33,6 +33,7 @@ from graph_migrator.tasks.types_here import require_types
 
 _log = get_task_logger("graph_migrator.tasks")
 _T = TypeVar("_T")
+_WAITS: Final = "graph_migrator_waits"
 
 
 @app.task(bind=True, base=MigrateTask, name="tasks.migrate_graph", max_retries=None)
@@ -54,10 +55,17 @@ def migrate_graph(self: MigrateTask, *args: Any, **kwargs: Any) -> Any:
     may_wait = deploy_waited(self.request.retries) < settings().deploy_seconds
     return carry_out_begin(
         self,
-        lambda executor: begin_migration(executor, graph, target, caller=caller, may_wait=may_wait),
+        lambda executor: begin_migration(
+            executor, graph, target, caller=caller, may_wait=may_wait, waited=waited_for_writers(self)
+        ),
         graph,
         may_wait=may_wait,
     )
+
+
+def waited_for_writers(task: Task) -> float:
+    """Seconds that a call has waited for open write transactions; counted in a header of its message."""
+    return waits_so_far(int(task.request.get(_WAITS, 0)))
 
 
 def carry_out_begin(
@@ -100,6 +108,11 @@ def carry_out_begin(
         case Ignored(why):
             _log.info("%s: ignored: %s", graph, why)
             raise Ignore(why)
+        case Later(seconds, why):
+            _log.info("%s: again in %.1f s: %s", graph, seconds, why)
+            headers = {**(task.request.headers or {}), _WAITS: task.request.get(_WAITS, 0) + 1}
+            pause = seconds * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+            raise task.retry(countdown=pause, headers=headers)
         case MigrationReport():
             return begun.model_dump(mode="json")
         case _:

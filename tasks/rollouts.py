@@ -10,7 +10,7 @@ from celery import Task
 from graph_migrator.core.rollouts.members import OtherCode, begin_member
 from graph_migrator.core.rollouts.turn import Sending, SendingPack
 from graph_migrator.tasks.celery import app
-from graph_migrator.tasks.migrate import carry_out_begin
+from graph_migrator.tasks.migrate import carry_out_begin, waited_for_writers
 from graph_migrator.tasks.packs import send_pack
 from graph_migrator.tasks.results import MemberArguments, MigrateTask, checked
 from graph_migrator.tasks.types_here import requeue, require_types
@@ -24,7 +24,11 @@ def migrate_member(self: MigrateTask, *args: Any, **kwargs: Any) -> Any:
     given = checked(MemberArguments, args, kwargs)
     require_types(self)
     rollout, graph, number = UUID(given["rollout_id"]), UUID(given["graph_id"]), given["number"]
-    begun = carry_out_begin(self, lambda executor: begin_member(executor, rollout, graph, number), str(graph))
+    begun = carry_out_begin(
+        self,
+        lambda executor: begin_member(executor, rollout, graph, number, waited=waited_for_writers(self)),
+        str(graph),
+    )
     if isinstance(begun, OtherCode):
         # A worker that has the planned code takes the message, or the rollout is resumed with this one.
         raise requeue(self, f"{graph}: this worker has other code for {', '.join(begun.hops)}")

@@ -36,6 +36,8 @@ SELECT m.id, m.graph_id, jsonb_build_object(
     'migration', to_jsonb(m),
     'attempts', (SELECT coalesce(jsonb_agg(to_jsonb(a) ORDER BY a.id), '[]')
                  FROM graph_migrator.hop_attempts a WHERE a.migration_id = m.id),
+    'losses', (SELECT coalesce(jsonb_agg(to_jsonb(l) ORDER BY l.attempt_id), '[]') FROM graph_migrator.losses l
+               JOIN graph_migrator.hop_attempts a ON a.id = l.attempt_id WHERE a.migration_id = m.id),
     'requests', (SELECT coalesce(jsonb_agg(to_jsonb(r) ORDER BY r.task_id), '[]')
                  FROM graph_migrator.requests r WHERE r.migration_id = m.id))::text AS line
 FROM graph_migrator.migrations m

@@ -11,12 +11,13 @@ from typing import Any
 from graph_migrator.core.events.types import Event
 
 _log = logging.getLogger("graph_migrator.events")
+_LEVELS = {"hop_progressed": logging.DEBUG, "hop_quiet": logging.WARNING}
 _PLAIN = re.compile(r'[^\s="\\]+')
 
 
 def log_event(event: Event) -> None:
-    """A subscriber: one line for each event, `hop_progressed` for debugging only."""
-    level = logging.DEBUG if event.name == "hop_progressed" else logging.INFO
+    """A subscriber: one line for each event, `hop_progressed` for debugging only, `hop_quiet` as a warning."""
+    level = _LEVELS.get(event.name, logging.INFO)
     if _log.isEnabledFor(level):
         _log.log(level, "%s", _KeyValues(event), extra={"event": event})
 

@@ -153,6 +153,17 @@ def ended(executor: Executor, migration_id: UUID, *, lost_id: int | None = None,
     events.emit(events.ended(report))
 
 
+def quiet(attempt: Attempt, seconds: float) -> None:
+    """A hop runs no statement; seen by another thread of its process."""
+    events.emit(events.HopQuiet(**_graph(attempt), **_hop(attempt), seconds=seconds))
+
+
+@_where_somebody_listens
+def lost(executor: Executor, migration_id: UUID, attempt_id: int, found_by: str) -> None:
+    """An attempt's executor is gone, and its hop is to run again after a pause."""
+    events.emit(_lost(_report(executor, migration_id), attempt_id, found_by))
+
+
 @_where_somebody_listens
 def recovered(executor: Executor, dispatch: Dispatch, graph_id: UUID, lost_id: int | None) -> None:
     """Recovery is about to send a chain again."""

@@ -202,6 +202,15 @@ class HopLost(MigrationEvent):
     found_by: Annotated[str, "`recovery`, `executor` (the next one to run the hop) or `operator`."]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HopQuiet(HopEvent):
+    """A hop has run no statement for `GRAPH_MIGRATOR_QUIET_SECONDS`: it computes, or it is in an endless loop."""
+
+    name = "hop_quiet"
+
+    seconds: Annotated[float, "Seconds without a statement."]
+
+
 # ── rollouts ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -290,6 +299,7 @@ ALL: Final[tuple[type[Event], ...]] = (
     HopSucceeded,
     HopFailed,
     HopLost,
+    HopQuiet,
     MigrationRecovered,
     MigrationAsked,
     MigrationPaused,

@@ -17,6 +17,7 @@ from graph_migrator.core.execution.model import Attempt, Done, EnoughSeen, Stopp
 from graph_migrator.core.execution.time_limit import TimeLimit
 from graph_migrator.core.graph_types.context import HopContext
 from graph_migrator.core.graph_types.definition import DirectedHop
+from graph_migrator.core.graph_types.hop_session import OWN_TRANSACTION
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
@@ -117,7 +118,7 @@ def _apply_whole(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done
     ):
         failpoints.hit("hop_before_data")
         before = executor.call(GraphDigest(graph=attempt.graph.id)) if hop.digest else None
-        with limit.around_code():
+        with limit.around_code(), _no_ending(executor, hop):
             skipped = hop.when is not None and not hop.when(ctx)
             if not skipped:
                 _run_whole(hop, ctx)
@@ -214,7 +215,7 @@ class _Batches:
         failpoints.hit("batch_before_data")
         if self._lacks_digest:
             self._record_digest_before()
-        with self._limit.around_code():
+        with self._limit.around_code(), _no_ending(self._executor, hop):
             skipped = walk.is_at_start and hop.when is not None and not hop.when(ctx)
             if not skipped:
                 walk.advance(ctx)
@@ -268,16 +269,30 @@ def _check(hop: DirectedHop, ctx: HopContext) -> None:
 
 
 @contextmanager
+def _no_ending(executor: Executor, hop: DirectedHop) -> Iterator[None]:
+    """Around the hop's code: what follows from a commit or rollback that was refused is reported as that."""
+    try:
+        yield
+    except Exception as error:
+        if executor.ending_was_refused and str(error) != OWN_TRANSACTION:
+            raise _ended(hop) from error
+        raise
+
+
+def _ended(hop: DirectedHop) -> RuntimeError:
+    return RuntimeError(f"hop {hop.name!r} ended its own transaction; it must neither commit nor roll back")
+
+
+@contextmanager
 def _own_transaction(executor: Executor, hop: DirectedHop) -> Iterator[None]:
     """Around what ends a hop's transaction: it is the one opened for the hop, else the hop fails."""
-    ended = RuntimeError(f"hop {hop.name!r} ended its own transaction; it must neither commit nor roll back")
     if executor.transaction_was_ended:
-        raise ended
+        raise _ended(hop)
     try:
         yield
     except DRIVER_ERRORS as error:
         if sqlstate(error) == ENDED:  # and another one was begun, behind the driver's back
-            raise ended from None
+            raise _ended(hop) from None
         raise
 
 

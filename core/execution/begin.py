@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import time
 from contextlib import suppress
+from typing import Final, overload
 from uuid import UUID, uuid4
 
 from graph_migrator.core.decision_inputs import BeginState, OperatorState
@@ -20,6 +21,7 @@ from graph_migrator.core.decisions import (
     InFlight,
     IsPartiallyMigrated,
     KnownRequest,
+    Later,
     NoSuchGraph,
     ResumeFailed,
     decide_begin,
@@ -65,7 +67,8 @@ def begin_migration(
     finish_partially_migrated: bool = False,
     direction: int | None = None,
     may_wait: bool = False,
-) -> Dispatch | MigrationReport | Ignored:
+    waited: float | None = None,
+) -> Dispatch | MigrationReport | Ignored | Later:
     """Take a graph for a migration.
 
     Waits for writers in flight to finish, then plans, and commits request, migration and claim together.
@@ -78,11 +81,14 @@ def begin_migration(
         caller: Who asks. With a task id, the call is remembered and never carried out twice.
         finish_partially_migrated: Also take a graph that was force-released in the middle of a hop, to finish that hop.
         direction: 1 or -1 where the graph may move in that direction only, as in a rollout; None for either.
+        waited: Seconds that this call has waited for open write transactions already. With it, a graph that has some
+            is not waited for here: `Later` says when to call again.
         may_wait: This process's code may be older than the caller's: the call is not recorded as refused where
             this process lacks the type, or a version that is newer than those that it knows.
 
     Returns:
-        The chain to send; or the final report where there is nothing to do, or where this very call was
+        `Later` where writers are to be waited for; the chain to send; or the final report where there is nothing
+        to do, or where this very call was
         answered before; or `Ignored` where it is being carried out already.
 
     Raises:
@@ -94,10 +100,12 @@ def begin_migration(
     if target is not None and target < 1:
         raise InvalidRequest("target", f"a version is 1 or more, not {target}")
     try:
-        state = lock_and_load(executor, str(graph), caller.task_id)
+        state = lock_and_load(executor, str(graph), caller.task_id, waited=waited)
     except GraphMigratorError as refusal:
         record_outcome(executor, caller, graph, target, refusal)
         raise
+    if isinstance(state, Later):
+        return state
     with GraphLock(executor, state.graph_id, held=state.locked) as lock:
         failpoints.hit("begin_locked")
         if state.request_known:
@@ -238,14 +246,32 @@ def retry_migration(
     return load_dispatch(executor, state.owner, expect=number)
 
 
-def lock_and_load(executor: Executor, graph: str, task_id: str | None) -> BeginState:
+_ONE_WAIT: Final = 0.5
+"""Seconds that a message waits for writers; a worker's slot is not for waiting."""
+
+
+@overload
+def lock_and_load(executor: Executor, graph: str, task_id: str | None) -> BeginState: ...
+
+
+@overload
+def lock_and_load(
+    executor: Executor, graph: str, task_id: str | None, *, waited: float | None
+) -> BeginState | Later: ...
+
+
+def lock_and_load(
+    executor: Executor, graph: str, task_id: str | None, *, waited: float | None = None
+) -> BeginState | Later:
     """Read everything under the graph's lock; wait for writers in flight, but not for ever.
 
     The wait is cut into pieces of at most two seconds: a writer may hold rows that another waits for, and
-    a queued exclusive lock keeps new writers out while it waits.
+    a queued exclusive lock keeps new writers out while it waits. With `waited` it is one short piece; see
+    `begin_migration`.
     """
     limit = settings().writer_drain_seconds
-    deadline = time.monotonic() + limit
+    patience = limit if waited is None else max(0.0, min(_ONE_WAIT, limit - waited))
+    deadline = time.monotonic() + patience
     while True:
         wait_ms = max(1, min(2_000, int((deadline - time.monotonic()) * 1_000)))
         try:
@@ -262,6 +288,8 @@ def lock_and_load(executor: Executor, graph: str, task_id: str | None) -> BeginS
             if sqlstate(error) not in {"55P03", "40P01"}:
                 raise
             if time.monotonic() >= deadline:
+                if waited is not None and waited + patience < limit:
+                    return Later(WAIT_PAUSE, "open write transactions")
                 raise OpenWriteTransactions(graph, limit, lock_holders(executor, graph)) from None
         else:
             if state.locked or state.graph_id is None or state.request_known or _is_owned(state):
@@ -269,6 +297,15 @@ def lock_and_load(executor: Executor, graph: str, task_id: str | None) -> BeginS
             # The live migration that kept `lock_and_load` from locking has ended since: what it read is of no lock's.
             continue
         time.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - jitter: lets writers that queue behind us pass
+
+
+WAIT_PAUSE: Final = 0.7
+"""Seconds between two such waits, in which writers get in."""
+
+
+def waits_so_far(tries: int) -> float:
+    """Seconds that a message which was delivered so often before has waited for open write transactions, about."""
+    return tries * (_ONE_WAIT + WAIT_PAUSE)
 
 
 def _is_owned(state: BeginState) -> bool:

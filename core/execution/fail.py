@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from graph_migrator.core.decisions import Ignored, Limits
 from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.limits import backoff
 from graph_migrator.core.execution.model import Attempt, AttemptFailed
-from graph_migrator.core.recorded_errors import name_of, rows_of
+from graph_migrator.core.recorded_errors import (
+    LONGEST_MESSAGE,
+    LONGEST_TRACEBACK,
+    bounded,
+    name_of,
+    rows_of,
+)
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store import frames
 from graph_migrator.core.store.errors import DRIVER_ERRORS, Failure, classify
 from graph_migrator.core.store.protocol import FailAttempt
 from graph_migrator.core.store.redaction import safe_args, safe_message, safe_traceback
 from graph_migrator.core.store.session import Executor
-
-LONGEST_MESSAGE: Final = 10_000
-LONGEST_TRACEBACK: Final = 100_000
-"""Characters that are stored of an error. A message can hold a whole document."""
-
-
-def bounded(text: str, most: int) -> str:
-    """The beginning and the end of a text that is too long; the end of a traceback says what was raised."""
-    if len(text) <= most:
-        return text
-    half = most // 2
-    return f"{text[:half]}\n… {len(text) - 2 * half} characters left out …\n{text[-half:]}"
 
 
 class ConnectionLost(Exception):

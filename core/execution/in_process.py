@@ -74,7 +74,7 @@ def run_graph_migration(
         with executors.borrow() as executor:
             begun = begin_migration(executor, graph_id, target, caller=caller)
         if not isinstance(begun, Dispatch):
-            if isinstance(begun, Ignored):
+            if isinstance(begun, Ignored | Later):
                 raise InvalidRequest("task_id", begun.why)
             return begun
         return follow(executors, begun, on_hop=on_hop)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 
-from graph_migrator.core.decisions import Limits
+from graph_migrator.core.decisions import Limits, LossLimitReached
+from graph_migrator.core.errors import HopCrashedRepeatedly, HopInterruptedRepeatedly
 from graph_migrator.core.settings import settings
 
 
 def limits_of_settings() -> Limits:
     """How often a hop may go wrong, by the settings."""
     s = settings()
-    return Limits(s.max_lost_attempts, s.deploy_seconds, s.max_transient_tries)
+    return Limits(s.max_lost_attempts, s.max_interruptions, s.deploy_seconds, s.max_transient_tries)
 
 
 def backoff(tries: int) -> float:
@@ -20,3 +21,11 @@ def backoff(tries: int) -> float:
     # After hours of an outage 2.0**tries is no float any more.
     longest: float = min(s.retry_base_seconds * 2.0 ** min(tries, 64), s.retry_max_seconds)
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+
+
+def lost_too_often(graph: str, hop: str, reached: LossLimitReached) -> Exception:
+    """The error of a migration whose hop lost its executor too often; it says which way."""
+    losses = reached.losses
+    if reached.by_crashes:
+        return HopCrashedRepeatedly(graph, hop, losses.crashes, losses.how or "")
+    return HopInterruptedRepeatedly(graph, hop, losses.interruptions)

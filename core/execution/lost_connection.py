@@ -11,7 +11,7 @@ from graph_migrator.core.execution.recorded import load_report
 from graph_migrator.core.statuses import APPLIED
 from graph_migrator.core.store.errors import DRIVER_ERRORS, Failure, classify
 from graph_migrator.core.store.locks import taken
-from graph_migrator.core.store.protocol import BecomeExecutor, LoadAttemptStatus
+from graph_migrator.core.store.protocol import BecomeExecutor, ExplainLoss, LoadAttemptStatus
 from graph_migrator.core.store.session import Executor, Executors
 
 
@@ -42,6 +42,8 @@ def _resolve(executor: Executor, attempt: Attempt, limits: Limits) -> HopOutcome
     if status in APPLIED:
         end = load_report(executor, attempt.message.migration_id) if attempt.is_last else None
         publish.succeeded(executor, attempt, None, end)
+    if status == "lost":  # recovery was quicker, and could not know how
+        executor.call(ExplainLoss(attempt=attempt.id, how="its process lived on"))
     if status != "running":
         return None
     executor.call(BecomeExecutor(migration=attempt.message.migration_id))

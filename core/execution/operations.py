@@ -96,7 +96,7 @@ def resume(
         _require(state, Verb.RESUME, EDGES["unpause"], EDGES["resume"])
         if state.status == MigrationStatus.PAUSING:  # its executor may hold the lock for hours
             return _unpause(executor, state, caller), None
-    with _locked(executor, graph) as graph_id, executor.transaction():
+    with _locked(executor, graph) as (graph_id, _), executor.transaction():
         state = _look(executor, graph, caller, migration_id, Verb.RESUME)
         if state.known:  # the same message, carried out meanwhile by another worker
             return _answered(state.known_outcome), None
@@ -203,7 +203,8 @@ def release(
         graph: Id or slug.
         caller: Who asks.
         force: Also where it is live, or half-way through a batched hop; the graph then remembers that hop.
-        terminate: End the session that holds the graph's lock, where that does not release it in time.
+        terminate: End the session that holds the graph's lock, where that does not release it in time. A pool
+            process whose hop runs on without it ends itself within seconds.
         whole: The graph was force-released before and its rows were corrected: declare it whole.
         migration_id: The migration that is meant; the verb is refused where the graph is under another one.
 
@@ -221,7 +222,7 @@ def release(
             return _answered(state.known_outcome)
         if state.partially_migrated is None:
             _require(state, Verb.RELEASE, *edges)
-    with _locked(executor, graph, terminate=terminate) as graph_id, executor.transaction():
+    with _locked(executor, graph, terminate=terminate) as (graph_id, terminated), executor.transaction():
         state = _look(executor, graph, caller, migration_id, Verb.RELEASE)
         if state.known:  # the same message, carried out meanwhile by another worker
             return _answered(state.known_outcome)
@@ -238,7 +239,10 @@ def release(
                 raise partially_migrated(state)
             executor.call(
                 protocol.Release(
-                    migration=state.owner, graph=graph_id, partially_migrated=_partially_migrated(state)
+                    migration=state.owner,
+                    graph=graph_id,
+                    partially_migrated=_partially_migrated(state),
+                    terminated_by=(caller.requested_by or "an operator") if terminated else None,
                 )
             )
             publish.ended(executor, state.owner)
@@ -365,14 +369,14 @@ def _answered(outcome: dict[str, Any] | None) -> VerbReport:
 
 
 @contextmanager
-def _locked(executor: Executor, graph: str, *, terminate: bool = False) -> Iterator[UUID]:
-    """Hold the graph's lock around a verb's transaction."""
+def _locked(executor: Executor, graph: str, *, terminate: bool = False) -> Iterator[tuple[UUID, bool]]:
+    """Hold the graph's lock around a verb's transaction; yields the graph, and whether its holders were ended."""
     state = executor.call(protocol.LoadOperatorState(graph=graph, request=None))
     if state is None:
         raise UnknownGraph(graph)
     with taken(executor, state.graph_id, seconds=settings().writer_drain_seconds) as lock:
         if lock is not None:
-            yield state.graph_id
+            yield state.graph_id, False
             return
     holders = "; ".join(lock_holders(executor, graph)) or "somebody"
     if not terminate:
@@ -381,7 +385,7 @@ def _locked(executor: Executor, graph: str, *, terminate: bool = False) -> Itera
     with taken(executor, state.graph_id, seconds=10) as lock:
         if lock is None:
             raise GraphBusy(graph, holders)
-        yield state.graph_id
+        yield state.graph_id, True
 
 
 def _partially_migrated(state: OperatorState) -> dict[str, Any] | None:

@@ -17,8 +17,8 @@ from uuid import UUID
 
 from graph_migrator.core.decision_inputs import RecoveryState
 from graph_migrator.core.decisions import (
-    CrashLimitReached,
     Limits,
+    LossLimitReached,
     Nothing,
     RecoveryDecision,
     Redeliver,
@@ -26,13 +26,12 @@ from graph_migrator.core.decisions import (
     StopAtBoundary,
     decide_recovery,
 )
-from graph_migrator.core.errors import HopCrashedRepeatedly
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution import failpoints
-from graph_migrator.core.execution.limits import limits_of_settings
+from graph_migrator.core.execution.limits import limits_of_settings, lost_too_often
 from graph_migrator.core.execution.model import Dispatch
 from graph_migrator.core.execution.recorded import load_dispatch, load_report
-from graph_migrator.core.recorded_errors import json_args, name_of, own_error
+from graph_migrator.core.recorded_errors import LONGEST_MESSAGE, bounded, json_args, name_of, own_error
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
@@ -120,9 +119,12 @@ def recover_one(executor: Executor, migration_id: UUID, done: Sweep, limits: Lim
         failpoints.hit("recovery_decided")
         _write(executor, migration_id, state, decision, done)
     failpoints.hit("recovery_committed")
-    if isinstance(decision, StopAtBoundary | CrashLimitReached):
+    if isinstance(decision, StopAtBoundary | LossLimitReached):
         publish.ended(executor, migration_id, lost_id=state.running_id, found_by="recovery")
-    if isinstance(decision, Redispatch | Redeliver):
+    if isinstance(decision, Redispatch) and decision.pause:  # its deadline redelivers it
+        assert state.running_id is not None  # noqa: S101 - that is why
+        publish.lost(executor, migration_id, state.running_id, "recovery")
+    elif isinstance(decision, Redispatch | Redeliver):
         try:
             dispatch = load_dispatch(executor, migration_id)
         except LookupError:  # it ended meanwhile
@@ -159,25 +161,24 @@ def _write(
         case StopAtBoundary():
             executor.call(protocol.Settle(migration=migration_id, attempt_becomes="lost"))
             done.settled += 1
-        case CrashLimitReached(lost, running_id):
+        case LossLimitReached(running_id=running_id):
             graph = load_report(executor, migration_id).graph
-            error = HopCrashedRepeatedly(graph, state.hop_name or "?", lost)
+            error = lost_too_often(graph, state.hop_name or "?", decision)
             executor.call(
                 protocol.FailBetweenHops(
                     migration=migration_id,
                     dispatch=state.dispatch,
                     lost=running_id,
                     type=name_of(error),
-                    message=str(error),
+                    message=bounded(str(error), LONGEST_MESSAGE),
                     args=json_args(error),
                 )
             )
             done.failed_by_recovery += 1
-        case Redispatch():
+        case Redispatch(pause):
+            deadline = pause or s.deadline_seconds
             executor.call(
-                protocol.RecordRedispatch(
-                    migration=migration_id, running=state.running_id, deadline=s.deadline_seconds
-                )
+                protocol.RecordRedispatch(migration=migration_id, running=state.running_id, deadline=deadline)
             )
             done.lost += 1
         case Redeliver():

@@ -13,24 +13,25 @@ from graph_migrator.core.decision_inputs import HopState
 from graph_migrator.core.decisions import (
     Answer,
     CodeDiffers,
-    CrashLimitReached,
     HopDecision,
     HopMessage,
     Ignored,
     Later,
     Limits,
+    LossLimitReached,
     PassOn,
+    Postpone,
     Requeue,
     Run,
     StopAtBoundary,
     decide_hop,
 )
-from graph_migrator.core.errors import HopCodeChanged, HopCrashedRepeatedly, UnknownGraphType
+from graph_migrator.core.errors import HopCodeChanged, UnknownGraphType
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.apply_hop import apply_hop
 from graph_migrator.core.execution.fail import ConnectionLost, record_failure
-from graph_migrator.core.execution.limits import backoff, limits_of_settings
+from graph_migrator.core.execution.limits import backoff, limits_of_settings, lost_too_often
 from graph_migrator.core.execution.lost_connection import resolve_lost_commit
 from graph_migrator.core.execution.model import (
     Applied,
@@ -43,9 +44,10 @@ from graph_migrator.core.execution.model import (
     Worker,
 )
 from graph_migrator.core.execution.recorded import load_report
+from graph_migrator.core.execution.watch import watched
 from graph_migrator.core.graph_types.definition import DirectedHop
 from graph_migrator.core.graph_types.registry import graph_type
-from graph_migrator.core.recorded_errors import json_args, name_of
+from graph_migrator.core.recorded_errors import LONGEST_MESSAGE, bounded, json_args, name_of
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store import frames, protocol
@@ -135,9 +137,12 @@ def _carry_out(
             return Applied()
         case StopAtBoundary():
             return _settle(executor, message.migration_id, state.running_id)
-        case CrashLimitReached(lost, running_id):
-            crashed = HopCrashedRepeatedly(state.slug, state.hop_name, lost)
-            return _fail_between_hops(executor, message, running_id, crashed)
+        case LossLimitReached(running_id=running_id):
+            return _fail_between_hops(
+                executor, message, running_id, lost_too_often(state.slug, state.hop_name, decision)
+            )
+        case Postpone(lost_id, seconds):
+            return _postpone(executor, message, lost_id, seconds)
         case Requeue(seconds):
             executor.call(
                 protocol.CountMismatch(migration=message.migration_id, deadline=settings().deadline_seconds)
@@ -161,6 +166,14 @@ def _settle(executor: Executor, migration_id: UUID, running_id: int | None) -> H
     return Ignored("paused") if settled == MigrationStatus.PAUSED else _answer(executor, migration_id)
 
 
+def _postpone(executor: Executor, message: HopMessage, lost_id: int, seconds: float) -> Ignored:
+    executor.call(
+        protocol.RecordRedispatch(migration=message.migration_id, running=lost_id, deadline=seconds)
+    )
+    publish.lost(executor, message.migration_id, lost_id, "executor")
+    return Ignored(f"its executor was lost again; recovery redelivers it in {seconds:g} s")
+
+
 def _fail_between_hops(
     executor: Executor, message: HopMessage, running_id: int | None, error: Exception
 ) -> HopOutcome | None:
@@ -170,7 +183,7 @@ def _fail_between_hops(
             dispatch=message.dispatch,
             lost=running_id,
             type=name_of(error),
-            message=str(error),
+            message=bounded(str(error), LONGEST_MESSAGE),
             args=json_args(error),
         )
     )
@@ -246,7 +259,8 @@ def _apply(
     executor: Executor, attempt: Attempt, lock: GraphLock, limits: Limits
 ) -> Done | Stopped | AttemptFailed | Ignored:
     try:
-        done = apply_hop(executor, attempt)
+        with watched(executor, attempt):
+            done = apply_hop(executor, attempt)
     except Stopped as stopped:
         return stopped
     except Exception as error:  # noqa: BLE001 - a hop may raise anything; it is all recorded

@@ -11,6 +11,7 @@ from typing import Self
 
 from graph_migrator.core.errors import HopTimedOut
 from graph_migrator.core.execution.model import Attempt
+from graph_migrator.core.settings import settings
 from graph_migrator.core.store.errors import DRIVER_ERRORS, sqlstate
 from graph_migrator.core.store.protocol import SetTimeout
 from graph_migrator.core.store.session import Executor
@@ -19,7 +20,7 @@ _QUERY_CANCELED = "57014"
 
 
 class TimeLimit:
-    """A hop's ``timeout=``, for all its batches together.
+    """A hop's ``timeout=``, or the default of the settings, for all its batches together.
 
     Postgres ends a statement that takes that long; an alarm ends Python code, where it runs in the main
     thread, as it does in Celery's own pool; and every batch looks at the clock. The alarm is never armed
@@ -29,7 +30,8 @@ class TimeLimit:
     def __init__(self, executor: Executor, attempt: Attempt) -> None:
         self._executor = executor
         self._attempt = attempt
-        self._seconds = attempt.hop.timeout
+        own = attempt.hop.timeout
+        self._seconds = settings().hop_timeout_seconds if own is None else own
         self._end = time.monotonic() + (self._seconds or 0)
 
     def __enter__(self) -> Self:

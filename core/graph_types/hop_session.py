@@ -7,7 +7,7 @@ from typing import NoReturn
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 
-_OWN_TRANSACTION = (
+OWN_TRANSACTION = (
     "a hop must neither commit nor roll back: its transaction also moves the version. "
     "To undo a part of what it does, write it in `with ctx.savepoint():`"
 )
@@ -41,7 +41,7 @@ class HopSession(Session):
         self._refuse()
 
     def _refuse(self) -> NoReturn:
-        self.refused = RuntimeError(_OWN_TRANSACTION)
+        self.refused = RuntimeError(OWN_TRANSACTION)
         raise self.refused
 
     def finish(self) -> None:

@@ -97,7 +97,9 @@ def _failed_migration(state: GraphState) -> Reason:
 
 def _paused_migration(state: GraphState) -> Reason:
     slug = state.graph.slug
-    resume = f"`graph-migrator resume {slug}` goes on"
+    resume = (
+        f"To correct its data first: graph_repair (docs/how-to.md). `graph-migrator resume {slug}` goes on"
+    )
     if state.checkpoint_done is None:
         way_out = f"{resume}, `graph-migrator cancel {slug}` ends it at this version."
         return Reason(kind="paused", what="An operator paused it.", way_out=way_out)
@@ -109,7 +111,7 @@ def _live_migration(state: GraphState, sessions: list[LockSession], ask_workers:
     holders = [each for each in sessions if each.holds]
     named = "; ".join(each.describe() for each in holders)
     if state.running is not None and holders:
-        return [Reason(kind="working", what=f"A worker is on it: {named}.")]
+        return [*_quiet_hop(state, holders), Reason(kind="working", what=f"A worker is on it: {named}.")]
     fleet = ask_workers()
     if state.running is not None:
         what = "Its worker died a moment ago. Recovery in any living worker sends it again within seconds."
@@ -130,10 +132,33 @@ def _live_migration(state: GraphState, sessions: list[LockSession], ask_workers:
         what = f"The graph's lock is held by {named}."
         way_out = "Let it finish, or end that session; the worker tries again each second."
         reasons.insert(0, Reason(kind="lock-held", what=what, way_out=way_out))
+    if state.lost_in_a_row:
+        times = count(state.lost_in_a_row, "time")
+        what = f"Its hop lost its executor {times} in a row; the last time {state.last_loss}."
+        way_out = (
+            f"`graph-migrator history {state.graph.slug}` shows each. It runs again after a pause that grows."
+        )
+        reasons.insert(0, Reason(kind="interrupted", what=what, way_out=way_out))
     if state.deadline_in is not None:
         what = f"Recovery sends it again in {duration(max(0.0, state.deadline_in))}."
         reasons.append(Reason(kind="deadline", what=what))
     return reasons
+
+
+def _quiet_hop(state: GraphState, holders: list[LockSession]) -> list[Reason]:
+    """A hop that computes runs no statement, and neither does one in an endless loop."""
+    idle = max((each.idle or 0.0 for each in holders if each.exclusive), default=0.0)
+    running, migration = state.running, state.migration
+    if running is None or migration is None or idle <= settings().quiet_seconds:
+        return []
+    what = f"Hop {running.hop_name!r} has run no statement for {duration(idle)}: it computes, or never ends."
+    if migration.status is not MigrationStatus.RUNNING:
+        what += " What was asked for takes effect at its next boundary only."
+    way_out = (
+        f"Look at the process: `py-spy dump --pid {running.pid}` on {running.worker}. To end it: `graph-migrator "
+        f"release {state.graph.slug} --force --terminate`, which ends the process too; then give the hop a timeout=."
+    )
+    return [Reason(kind="quiet-hop", what=what, way_out=way_out)]
 
 
 def _waiting_begin(sessions: list[LockSession]) -> list[Reason]:

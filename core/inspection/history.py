@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +20,7 @@ from graph_migrator.core.inspection.metrics import current_counts
 from graph_migrator.core.pace import seconds_left
 from graph_migrator.core.recorded_errors import own_error
 from graph_migrator.core.reports import MigrationReport
-from graph_migrator.core.statuses import AttemptStatus, MigrationStatus, ReadOnlyReason
+from graph_migrator.core.statuses import AttemptStatus, MigrationStatus, ReadOnlyReason, loss_phrase
 
 _READ_ONLY = """
 CASE WHEN m.status = 'failed' THEN 'error' WHEN g.migration_id IS NOT NULL THEN 'migrating'
@@ -71,6 +72,12 @@ class Attempt(BaseModel):
         None, description="The row or batch that the error is about, by ids alone."
     )
     error_line: str | None = Field(None, description="The last line of the hop's own code that it passed.")
+    lost_because: str | None = Field(
+        None,
+        description="Of a lost attempt: `process` (its process died, its worker lived on), `session`, `operator`; "
+        "None where its whole worker went.",
+    )
+    lost_how: str | None = Field(None, description="The signal or exit code; the operator.")
     started_at: datetime
     finished_at: datetime | None
     seconds: float = Field(description="How long it took, or has taken so far.")
@@ -85,13 +92,26 @@ class Attempt(BaseModel):
         return seconds_left(self.done, self.total, self.rows_per_second)
 
 
+class Repair(BaseModel):
+    """A correction of a graph's data while its migration stood failed or paused; see `graph_repair`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    migration_id: UUID
+    repaired_at: datetime
+    requested_by: str | None
+    reason: str | None
+    rows: dict[str, int] = Field(description="Rows that were written, by table.")
+
+
 class MigrationStory(BaseModel):
-    """One migration with all its attempts, oldest first."""
+    """One migration with all its attempts and repairs, oldest first."""
 
     model_config = ConfigDict(frozen=True)
 
     report: MigrationReport
     attempts: tuple[Attempt, ...]
+    repairs: tuple[Repair, ...] = ()
 
 
 class GraphState(BaseModel):
@@ -104,6 +124,10 @@ class GraphState(BaseModel):
     edges: int | None
     migration: MigrationReport | None = Field(description="The one that owns the graph, else the latest.")
     running: Attempt | None = Field(description="The attempt that has a running row.")
+    lost_in_a_row: int = Field(
+        0, description="How often its hop lost its executor since the last attempt that ended."
+    )
+    last_loss: str | None = Field(None, description="How that happened the last time, in words.")
     checkpoint_done: int | None = Field(description="Rows done of a batched hop that stands half-way.")
     deadline_in: float | None = Field(
         description="Seconds until recovery redelivers the message, where nothing runs."
@@ -330,16 +354,17 @@ def graph_state(source: Engine | Connection, graph: str, *, count_rows: bool = T
         {"id": summary.id, "claim": summary.migration_id, "count": count_rows},
     )[0]
     report = MigrationReport.model_validate(row["report"]) if row["report"] else None
-    running = None
-    if report is not None and report.migration_id is not None:
-        attempts = _attempts(source, [report.migration_id], only_running=True)
-        running = attempts[0] if attempts else None
+    attempts = _attempts(source, [report.migration_id]) if report and report.migration_id else []
+    running = attempts.pop() if attempts and attempts[-1].status is AttemptStatus.RUNNING else None
+    lost = list(takewhile(lambda a: a.status is AttemptStatus.LOST, reversed(attempts)))
     return GraphState(
         graph=summary,
         nodes=row["nodes"] if count_rows else None,
         edges=row["edges"] if count_rows else None,
         migration=report,
         running=running,
+        lost_in_a_row=len(lost),
+        last_loss=loss_phrase(lost[0].lost_because, lost[0].lost_how) if lost else None,
         checkpoint_done=row["checkpoint_done"],
         deadline_in=row["deadline_in"],
         requeued=row["requeued"] or 0,
@@ -366,10 +391,12 @@ def history(source: Engine | Connection, graph: str, *, limit: int = 20) -> list
     if not rows:
         find_graph(source, graph)
     attempts = _attempts(source, [row["id"] for row in rows])
+    repairs = _repairs(source, [row["id"] for row in rows])
     return [
         MigrationStory(
             report=MigrationReport.model_validate(row["report"]),
             attempts=tuple(a for a in attempts if a.migration_id == row["id"]),
+            repairs=tuple(r for r in repairs if r.migration_id == row["id"]),
         )
         for row in reversed(rows)
     ]
@@ -399,6 +426,19 @@ def archived_parts(source: Engine | Connection, graph: str) -> list[ArchivedPart
         {"graph": graph, "deleted": _as_id(graph)},
     )
     return [ArchivedPart.model_validate(dict(row)) for row in rows]
+
+
+def _repairs(source: Engine | Connection, migrations: list[UUID]) -> list[Repair]:
+    rows = _rows(
+        source,
+        """
+        SELECT migration_id, created_at AS repaired_at, requested_by, outcome ->> 'reason' AS reason,
+               coalesce(outcome -> 'rows', '{}') AS rows
+        FROM graph_migrator.requests WHERE migration_id = ANY (:migrations) AND verb = 'repair' ORDER BY created_at
+        """,
+        {"migrations": migrations},
+    )
+    return [Repair.model_validate(dict(row)) for row in rows]
 
 
 def _as_id(graph: str) -> UUID | None:
@@ -444,22 +484,22 @@ def attempts_after(source: Engine | Connection, migration: UUID, after: int) -> 
 
 
 # A traceback may be long, and nobody reads one through these models.
-_ATTEMPT_COLUMNS = ", ".join(f"a.{name}" for name in Attempt.model_fields if name != "seconds")
+_NOT_OF_THE_ROW = {"seconds", "lost_because", "lost_how"}
+_ATTEMPT_COLUMNS = ", ".join(f"a.{name}" for name in Attempt.model_fields if name not in _NOT_OF_THE_ROW)
 
 
-def _attempts(
-    source: Engine | Connection, migrations: list[UUID], *, only_running: bool = False, after: int = 0
-) -> list[Attempt]:
+def _attempts(source: Engine | Connection, migrations: list[UUID], *, after: int = 0) -> list[Attempt]:
     rows = _rows(
         source,
         f"""
-        SELECT {_ATTEMPT_COLUMNS},
+        SELECT {_ATTEMPT_COLUMNS}, l.because AS lost_because, l.how AS lost_how,
                extract(epoch FROM coalesce(a.finished_at, clock_timestamp()) - a.started_at)::float AS seconds
         FROM graph_migrator.hop_attempts a
-        WHERE a.migration_id = ANY (:migrations) AND (NOT :only_running OR a.status = 'running') AND a.id > :after
+        LEFT JOIN graph_migrator.losses l ON l.attempt_id = a.id AND a.status = 'lost'
+        WHERE a.migration_id = ANY (:migrations) AND a.id > :after
         ORDER BY a.id
         """,  # noqa: S608 - own names
-        {"migrations": migrations, "only_running": only_running, "after": after},
+        {"migrations": migrations, "after": after},
     )
     return [Attempt.model_validate(dict(row)) for row in rows]
 

@@ -18,7 +18,8 @@ SELECT l.pid, a.application_name AS application, coalesce(a.usename, x.owner)::t
        coalesce(a.client_hostname, host(a.client_addr)) AS host, l.granted AS holds,
        l.mode = 'ExclusiveLock' AS exclusive,
        coalesce(a.xact_start, a.query_start, x.prepared, a.backend_start) AS since,
-       a.state, a.query AS statement, x.gid AS prepared
+       a.state, a.query AS statement, x.gid AS prepared,
+       CASE WHEN a.state LIKE 'idle%' THEN extract(epoch FROM clock_timestamp() - a.state_change)::float END AS idle
 FROM pg_locks l
 LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND '-1/' || x.transaction = l.virtualtransaction
@@ -44,6 +45,7 @@ class LockSession(BaseModel):
     exclusive: bool = Field(description="An executor, or a begin; a writer's lock is shared.")
     since: datetime | None = Field(description="When its transaction, else its statement, began.")
     state: str | None
+    idle: float | None = Field(None, description="Seconds since its last statement, where it runs none.")
     statement: str | None = Field(description="The statement it runs or ran last, its values left out.")
     prepared: str | None = Field(description="The name of the prepared transaction.")
 

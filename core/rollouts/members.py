@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from graph_migrator.core.decisions import Ignored
+from graph_migrator.core.decisions import Ignored, Later
 from graph_migrator.core.errors import RolloutRefused, UnknownGraphType
 from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.model import Caller, Dispatch
@@ -34,8 +34,14 @@ class OtherCode:
 
 
 def begin_member(
-    executor: Executor, rollout_id: UUID, graph_id: UUID, number: int, *, pack_id: UUID | None = None
-) -> Dispatch | MigrationReport | Ignored | OtherCode | Held:
+    executor: Executor,
+    rollout_id: UUID,
+    graph_id: UUID,
+    number: int,
+    *,
+    pack_id: UUID | None = None,
+    waited: float | None = None,
+) -> Dispatch | MigrationReport | Ignored | Later | OtherCode | Held:
     """Begin one try of one member's migration.
 
     The message names the try and nothing else; target, direction and code are those of the rollout's row.
@@ -46,6 +52,7 @@ def begin_member(
         graph_id: The member's graph.
         number: Which try; the message of another one does nothing.
         pack_id: The pack that is to begin it; None for a message of its own, which a hold does not stop.
+        waited: As for `begin_migration`.
 
     Returns:
         As `begin_migration`; or `OtherCode` or `Held`, and nothing was recorded.
@@ -83,7 +90,9 @@ def begin_member(
     changed = other_code(rollout.plan, rollout.graph_type)
     if changed is not None:
         return changed
-    return begin_migration(executor, graph_id, rollout.to_version, caller=caller, direction=rollout.direction)
+    return begin_migration(
+        executor, graph_id, rollout.to_version, caller=caller, direction=rollout.direction, waited=waited
+    )
 
 
 def other_code(plan: Sequence[Mapping[str, Any]], type_name: str) -> OtherCode | None:

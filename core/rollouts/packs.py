@@ -226,13 +226,15 @@ class _Run:
                 return why
             case Dispatch():
                 self._run_hops(graph, begun)
-            case Ignored() | OtherCode():
+            case Ignored() | Later() | OtherCode():
                 self._let_go(graph)
             case MigrationReport():
                 self._settled(graph, "moved")
         return None
 
-    def _begin(self, graph: PackedGraph) -> Dispatch | MigrationReport | Ignored | OtherCode | Held | None:
+    def _begin(
+        self, graph: PackedGraph
+    ) -> Dispatch | MigrationReport | Ignored | Later | OtherCode | Held | None:
         """Begin one graph. None where it was refused, which is recorded."""
         try:
             with self.executors.borrow() as executor:

@@ -95,7 +95,7 @@ def safe_args(error: BaseException) -> list[Any] | None:
     None where they may hold what the message must not, and the message alone does not build it.
     """
     if isinstance(error, GraphMigratorError):
-        return [_storable_arguments(each) for each in error.args]
+        return [_storable_arguments(each) for each in json_args(error) or ()]
     message = safe_message(error)
     if message == _words(error):
         try:

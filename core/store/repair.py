@@ -19,7 +19,7 @@ from graph_migrator.core.statuses import MigrationStatus, Verb
 from graph_migrator.core.store.writers import WritableGraph
 
 _OPEN = text("SELECT * FROM graph_migrator.open_repair(:graph, :by, :reason)")
-_CLOSE = text("SELECT set_config('graph_migrator.executor', '', true)")
+_CLOSE = text("SELECT graph_migrator.close_repair(:request)")
 
 
 @contextmanager
@@ -28,7 +28,8 @@ def graph_repair(
 ) -> Iterator[WritableGraph]:
     """Let the block, and nobody else, write the data of a graph whose migration failed or is paused.
 
-    The graph stays claimed. Who did it and why is recorded in `requests`, in the same transaction. `retry`,
+    The graph stays claimed, and its version and type are not changed. Who did it and why, and how many rows of which
+    tables were written, is recorded in the same transaction; `history` shows it. `retry`,
     `resume` and `release` wait until the transaction ends. Rows behind the checkpoint of a batched hop have the
     new shape, rows after it the old one.
 
@@ -63,4 +64,5 @@ def graph_repair(
     yield WritableGraph(row.id, row.slug, row.graph_type, row.version)
     if isinstance(database, Session):
         database.flush()
-    connection.execute(_CLOSE)  # not after an error: the transaction is lost then, and the token with it
+    # Not after an error: the transaction is lost then, and the token with it.
+    connection.execute(_CLOSE, {"request": row.request})

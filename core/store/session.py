@@ -17,10 +17,12 @@ from typing import Any, Self, TypeVar
 from weakref import WeakSet
 
 from psycopg2.extensions import STATUS_BEGIN, TRANSACTION_STATUS_IDLE
+from psycopg2.extensions import cursor as PlainCursor  # noqa: N812 - it is a class
 from psycopg2.extras import register_uuid
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, RootTransaction
 
 from graph_migrator.core.store import protocol
+from graph_migrator.core.store.driver import connect_executor
 from graph_migrator.core.store.errors import DRIVER_ERRORS
 from graph_migrator.core.store.protocol import Call
 
@@ -80,40 +82,30 @@ class Executor:
     `transaction` opens a transaction for a hop's data on the very same session.
 
     BEGIN and COMMIT travel with other statements, because a message costs more than what most of them do.
-    psycopg2 would send each in a message of its own. So it is left in the belief that one transaction has been
-    open since the session began (`_take_over`); then it passes on what it is given and nothing else, and a
-    hop's server-side cursors work as ever.
+    psycopg2 would send each in a message of its own, so it is in autocommit mode; see `core.store.driver`.
     """
 
     def __init__(self, connection: Connection, *, owned: bool) -> None:
+        raw: Any = connection.connection.dbapi_connection
         self.connection = connection
-        self._raw: Any = connection.connection.dbapi_connection
+        self.backend_pid = int(raw.info.backend_pid)
+        self._raw = raw
         self._owned = owned
-        self._whole: Any = None  # the transaction that SQLAlchemy believes in, where it is ours
+        self._whole: RootTransaction | None = None  # what SQLAlchemy has open while a hop has the session
         self._after_commit: list[Callable[[], None]] | None = None  # a list while a transaction is open
         self._is_used = False  # a hop's code had the session since it was last reset
-        self._driver = _DriverState(self._raw) if owned else None
 
     @classmethod
     def connect(cls, engine: Engine) -> Self:
         """Open a session of its own, outside of the engine's pool."""
-        connection = engine.connect()
-        connection.detach()
-        executor = cls(connection, owned=True)
-        executor._take_over()
-        executor._send(";".join(call.prepare() for call in _PREPARED))
+        executor = cls(connect_executor(engine), owned=True)
+        executor._send(";".join((_SESSION, *(call.prepare() for call in _PREPARED))))
         return executor
 
     @classmethod
     def within(cls, connection: Connection) -> Self:
         """Work in the transaction that the caller has open on `connection`; lock and rows share its fate."""
         return cls(connection, owned=False)
-
-    def _take_over(self) -> None:
-        """Let driver and SQLAlchemy believe in a transaction that is over in the server."""
-        self._raw.autocommit = False
-        self._whole = self.connection.begin()
-        self._send(f"{_SESSION}; COMMIT")  # before it, and never again, psycopg2 sends a BEGIN of its own
 
     @property
     def in_callers_transaction(self) -> bool:
@@ -188,14 +180,13 @@ class Executor:
 
     def _was_reset(self) -> None:
         self._is_used = False
-        if self._driver is not None and not self._driver.restore(self._raw):
-            self.close()
+        self._restore_driver()
 
     def _statement(self, call: Call[Any]) -> str:
         return call.statement(prepared=self._owned)
 
     def _send(self, statement: str, arguments: tuple[Any, ...] = ()) -> dict[str, Any]:
-        with self._raw.cursor() as cursor:
+        with self._raw.cursor(cursor_factory=PlainCursor) as cursor:  # whatever a hop made the default
             cursor.execute(statement, arguments or None)
             if cursor.description is None:
                 return {}
@@ -216,6 +207,8 @@ class Executor:
         self._is_used = True
         if self._is_idle:
             self._send(_BEGIN)
+        self._whole = self.connection.get_transaction() or self.connection.begin()
+        self._raw.lend()
         then: list[Callable[[], None]] = []
         self._after_commit = then
         try:
@@ -227,41 +220,49 @@ class Executor:
             raise
         finally:
             self._after_commit = None
+            self._take_back()
         for do in then:
             do()
 
     def roll_back(self) -> None:
-        """Roll back what is open, and whatever a hop has done to the transactions of driver and SQLAlchemy."""
-        if self._raw.closed:
-            return
+        """Roll back what is open."""
+        # First the driver: with an isolation level of the hop's own it would send a BEGIN before anything else.
+        self._restore_driver()
         # Where the session is gone, that is a rollback too, and the next call says so.
         with suppress(*DRIVER_ERRORS):
-            if not self._is_idle:
+            if not self._raw.closed and not self._is_idle:
                 self._send("ROLLBACK")
-            if not self._is_intact:
+
+    def _take_back(self) -> None:
+        """End what a hop has left open on the side of SQLAlchemy and of the driver. Sends nothing."""
+        self._whole = None
+        self._restore_driver()
+        if not self._raw.closed:
+            with suppress(*DRIVER_ERRORS):
                 self.connection.rollback()
-                self._take_over()
+
+    def _restore_driver(self) -> None:
+        with suppress(*DRIVER_ERRORS):
+            if not self._raw.take_back():
+                self.close()
 
     @property
     def _is_idle(self) -> bool:
         return bool(self._raw.info.transaction_status == TRANSACTION_STATUS_IDLE)
 
     @property
-    def _is_intact(self) -> bool:
-        """Whether driver and SQLAlchemy still believe in the transaction that `_take_over` showed them."""
-        return bool(
-            self._raw.status == STATUS_BEGIN
-            and self._whole.is_active
-            and self.connection.get_transaction() is self._whole
-        )
-
-    @property
     def transaction_was_ended(self) -> bool:
         """Whether the hop's code ended the open transaction, as far as this side knows; see `finish_hop`."""
         if self._owned:
-            return self._is_idle or not self._is_intact
+            known = self.connection.get_transaction()
+            return self._is_idle or not self._raw.is_intact or known is None or known is not self._whole
         theirs = self.connection.get_transaction()
         return theirs is None or not theirs.is_active or (self._is_idle and self._raw.status == STATUS_BEGIN)
+
+    @property
+    def ending_was_refused(self) -> bool:
+        """Whether the hop's code tried to end the transaction by means of the driver, or to begin one."""
+        return self._owned and not self._raw.closed and not self._raw.is_intact
 
     def after_commit(self, do: Callable[[], None]) -> None:
         """Do something once what was written is committed: now, or at the end of the open transaction.
@@ -317,30 +318,6 @@ class Executor:
             self._raw.close()
             self.connection.invalidate()
             self.connection.close()
-
-
-class _DriverState:
-    """What psycopg2 keeps for a connection on this side, where a hop can change it."""
-
-    def __init__(self, raw: Any) -> None:
-        self._encoding = raw.encoding
-        self._string_types = dict(raw.string_types)
-        self._binary_types = dict(raw.binary_types)
-
-    def restore(self, raw: Any) -> bool:
-        """Set it as it was; False where the connection is not to be used again."""
-        if raw.closed:
-            return True
-        raw.cursor_factory = None
-        raw.notices.clear()
-        raw.notifies.clear()
-        for types, before in (
-            (raw.string_types, self._string_types),
-            (raw.binary_types, self._binary_types),
-        ):
-            types.clear()
-            types.update(before)
-        return bool(raw.encoding == self._encoding)
 
 
 class Executors:

@@ -193,6 +193,7 @@ class HopAttempt(_Base):
             postgresql_where=text("status IN ('succeeded', 'skipped')"),
         ),
         Index("hop_attempts_by_graph", "graph_id", "id"),
+        Index("hop_attempts_lost", "worker", "pid", postgresql_where=text("status = 'lost'")),
         Index(
             "hop_attempts_chain",
             "graph_id",
@@ -236,6 +237,22 @@ class HopAttempt(_Base):
     hash: Mapped[bytes | None]
     digest_before: Mapped[str | None]
     digest_after: Mapped[str | None]
+
+
+class Loss(_Base):
+    """How an attempt's executor was lost, recorded by who saw it."""
+
+    __tablename__ = "losses"
+
+    attempt_id: Mapped[int] = mapped_column(
+        BigInteger,
+        ForeignKey("graph_migrator.hop_attempts.id", name="losses_attempt_id_fkey", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    )
+    because: Mapped[str]
+    how: Mapped[str]
+    reported_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
 
 
 class Checkpoint(_Base):

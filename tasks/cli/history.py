@@ -10,7 +10,7 @@ from graph_migrator.core.errors import GraphMigratorError, InvalidRequest
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.history import Attempt, MigrationStory, Refusal
 from graph_migrator.core.inspection.quantities import count, duration, pace
-from graph_migrator.core.statuses import AttemptStatus
+from graph_migrator.core.statuses import AttemptStatus, loss_phrase
 from graph_migrator.tasks.cli.output import coloured, console, json_option, moment, print_json, table
 from graph_migrator.tasks.runtime import engine
 
@@ -73,7 +73,9 @@ def _why(attempt: Attempt) -> str:
         return escape(f"#{attempt.id}: {attempt.error_type}: {attempt.error_message}{rows}")
     if attempt.status is AttemptStatus.RUNNING:
         return pace(attempt.rows_per_second, attempt.seconds_left)
-    return attempt.status.phrase if attempt.status in {AttemptStatus.LOST, AttemptStatus.STOPPED} else ""
+    if attempt.status is AttemptStatus.LOST:
+        return escape(loss_phrase(attempt.lost_because, attempt.lost_how))
+    return attempt.status.phrase if attempt.status is AttemptStatus.STOPPED else ""
 
 
 def print_story(story: MigrationStory, to: Console | None = None) -> None:
@@ -97,6 +99,12 @@ def print_story(story: MigrationStory, to: Console | None = None) -> None:
         out.print(
             table(None, ("  UTC", "HOP", "NAME", "TRY", "STATUS", "CHANGED", "TOOK", "WORKER", "ERROR"), rows)
         )
+    for repair in story.repairs:
+        written = (
+            ", ".join(f"{table}: {count(rows, 'row')}" for table, rows in repair.rows.items()) or "no rows"
+        )
+        line = f"  {moment(repair.repaired_at)}  data repaired by {repair.requested_by}: {repair.reason} ({written})"
+        out.print(escape(line), soft_wrap=True)
     error = report.error()
     if error is not None:
         kind = "" if isinstance(error, GraphMigratorError) else f"{report.error_type}: "  # ours say it all

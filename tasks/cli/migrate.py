@@ -12,7 +12,7 @@ from uuid import UUID
 import click
 from rich.markup import escape
 
-from graph_migrator.core.decisions import HopMessage, Ignored
+from graph_migrator.core.decisions import HopMessage
 from graph_migrator.core.errors import (
     GraphPartiallyMigrated,
     MigrationError,
@@ -104,7 +104,7 @@ def _inline(graph: str, target: int | None, caller: Caller, *, quiet: bool) -> M
     with executors().borrow() as executor:
         begun = begin_migration(executor, graph, target, caller=caller)
     if not isinstance(begun, Dispatch):
-        assert not isinstance(begun, Ignored)  # noqa: S101 - without a task id there is nothing to ignore
+        assert isinstance(begun, MigrationReport)  # noqa: S101 - without a task id there is nothing to ignore
         return begun
     names = {step.to_version: step.name for step in begun.steps}
     failed: list[str] = []

@@ -290,7 +290,7 @@ def test_a_hop_that_kills_its_process_fails_and_the_worker_serves_others(cluster
     result = migrate_graph.delay("poison", 4)
     with pytest.raises(HopCrashedRepeatedly) as error:
         result.get(timeout=60)
-    assert error.value.args == ("poison", "second", 3)
+    assert error.value.args == ("poison", "second", 3, "signal 9 (SIGKILL)")
     assert attempts(cluster.engine, "poison") == [("first", "succeeded"), *[("second", "lost")] * 3]
     assert cluster.started("poison") == {"first": 1, "second": 3}
     assert (graph_row(cluster.engine, "poison").version, trails(cluster, "poison")) == (2, {"first"})

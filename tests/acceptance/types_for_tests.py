@@ -6,6 +6,7 @@ The folder is named by ``GRAPH_MIGRATOR_TEST_FOLDER``. Each start of a hop's cod
     hold-SLUG-HOP   waits until the file is gone
     fail-SLUG-HOP   raises `DeliberateError` with the file's text
     kill-SLUG-HOP   kills its own process with SIGKILL
+    spin-SLUG-HOP   runs Python for ever, and no statement
 
 Each hop adds its name to the list ``trail`` of every node, so that one that took effect twice shows.
 """
@@ -42,6 +43,8 @@ def obey(ctx: HopContext) -> None:
         time.sleep(0.02)
     if (folder / f"kill-{name}").exists():
         os.kill(os.getpid(), signal.SIGKILL)
+    while (folder / f"spin-{name}").exists():
+        pass
     if (folder / f"fail-{name}").exists():
         raise DeliberateError((folder / f"fail-{name}").read_text())
 

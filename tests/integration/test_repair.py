@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -13,7 +15,9 @@ from sqlalchemy.orm import Session
 from graph_migrator import GraphType, HopContext, Node, Nodes, graph_repair, run_graph_migration
 from graph_migrator.core.errors import IllegalTransition, InvalidRequest
 from graph_migrator.core.graph_types import registry
+from graph_migrator.core.inspection.history import history
 from graph_migrator.core.store.session import Executors
+from graph_migrator.tasks.cli.history import print_story
 from tests.rows import add_graph, one, properties
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to.md"
@@ -48,8 +52,44 @@ def test_the_recipe_mends_the_data_and_the_retry_succeeds(engine: Engine, execut
     assert run_graph_migration(executors, SLUG).version == 2
     assert properties(engine, SLUG)["ada"]["greeting"] == "Hello unknown"
     repair = one(engine, "SELECT requested_by, outcome, migration_id FROM requests WHERE verb = 'repair'")
-    assert (repair.requested_by, repair.outcome) == ("ada", {"reason": "ticket 71: a person without a name"})
+    recorded = {"reason": "ticket 71: a person without a name", "rows": {"nodes": 1}}
+    assert (repair.requested_by, repair.outcome) == ("ada", recorded)
     assert repair.migration_id is not None
+    (story,) = history(engine, SLUG)
+    assert [(r.requested_by, r.reason, r.rows) for r in story.repairs] == [
+        ("ada", recorded["reason"], {"nodes": 1})
+    ]
+    shown = StringIO()
+    print_story(story, to=Console(file=shown))
+    assert "data repaired by ada: ticket 71: a person without a name (nodes: 1 row)" in shown.getvalue()
+
+
+@pytest.mark.usefixtures("failed")
+@pytest.mark.parametrize(
+    "change", ["version = 2", "graph_type = 'other'", "migration_id = NULL", "changed_at = NULL"]
+)
+def test_a_repair_changes_neither_version_nor_type_nor_claim(engine: Engine, change: str) -> None:
+    with (
+        engine.connect() as connection,
+        pytest.raises(DBAPIError, match="a repair corrects data"),
+        graph_repair(connection, SLUG, by="ada", reason="test"),
+    ):
+        connection.execute(text(f"UPDATE graphs SET {change}"))
+    assert one(engine, "SELECT version, graph_type, migration_id IS NOT NULL FROM graphs") == (
+        1,
+        "people",
+        True,
+    )
+
+
+@pytest.mark.usefixtures("failed")
+def test_rows_that_were_written_before_the_repair_are_not_counted(engine: Engine) -> None:
+    add_graph(engine, "other", "people", nodes=3)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE nodes SET label = 'X' WHERE id LIKE 'n%'"))
+        with graph_repair(connection, SLUG, by="ada", reason="test"):
+            connection.execute(text("UPDATE nodes SET label = 'X' WHERE id = 'ada'"))
+    assert one(engine, "SELECT outcome -> 'rows' FROM requests WHERE verb = 'repair'") == ({"nodes": 1},)
 
 
 @pytest.mark.usefixtures("failed")

@@ -17,6 +17,7 @@ import psycopg2
 import psycopg2.extensions
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
+from graph_migrator.core.store.driver import ExecutorConnection
 from tests.simulation.actors import Killed, current
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _READING = frozenset(
     {
         "load_attempt_status", "become_executor", "candidates", "lock_and_load", "lock_holders", "lock_and_load_hop",
         "lock_and_load_stalled",
-        "remaining", "report", "save_progress", "set_timeout", "take_lock", "try_sweep", "end_sweep",
+        "remaining", "report", "save_progress", "explain_loss", "set_timeout", "take_lock", "try_sweep", "end_sweep",
         "unanswered",
     }
 )  # fmt: skip
@@ -48,7 +49,8 @@ class Server:
         self._free: list[Any] = []
 
     def _connect(self) -> Any:
-        real = psycopg2.connect(self.url, options="-c search_path=graph_migrator,public -c timezone=UTC")
+        options = "-c search_path=graph_migrator,public -c timezone=UTC"
+        real = psycopg2.connect(self.url, options=options, connection_factory=ExecutorConnection)
         real.autocommit = True
         return real
 
@@ -59,9 +61,10 @@ class Server:
     def release_claim(self, real: Any) -> None:
         """End what the session did."""
         try:
-            real.rollback()
-            real.autocommit = True
+            real.take_back()
             with real.cursor() as cursor:
+                if real.info.transaction_status != TRANSACTION_STATUS_IDLE:
+                    cursor.execute("ROLLBACK")
                 cursor.execute(_RESET)
         except psycopg2.Error:  # it was terminated in earnest
             with suppress(psycopg2.Error):
@@ -182,8 +185,14 @@ class Link:
         if arrives is not None:
             self._committed(name)
 
+    def take_back(self) -> bool:
+        return True if self.real is None else bool(self.real.take_back())
+
     def commit(self) -> None:
         self._require()
+        if self.real.autocommit:  # the driver sends nothing
+            self.real.commit()
+            return
         self.world.at("before commit", self, self.real.commit)
         self._require()
         self._do(self.real.commit)

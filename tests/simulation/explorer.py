@@ -49,7 +49,7 @@ _AT = ("go", "switch", "die", "lose", "linger", "terminate", "in_flight")
 _IN_HOP = ("go", "error", "shaky", "serialization")
 _EVENTS = (
     "go_on", "any", "sweep", "command", "verb", "migrate", "duplicate", "wipe", "time", "deploy", "idle", "kill",
-    "linger",
+    "linger", "report",
 )  # fmt: skip
 _IN_FLIGHT = frozenset(
     {
@@ -122,6 +122,9 @@ class RandomChooser:
 
     def requeued(self, message: Message) -> bool:
         return self.at_rest or self.choices.pick([3, 1]) == 0
+
+    def seen_to_die(self) -> bool:
+        return self.choices.pick([1, 2]) == 1
 
 
 @dataclass
@@ -213,6 +216,7 @@ class _Driver:
             "idle": 0.1,
             "kill": 0.3 if world.stage.actors and self.chooser.strikes else 0.0,
             "linger": 1.0 if world.lingering else 0.0,
+            "report": 2.0 if world.unreported else 0.0,
         }
         getattr(self, f"_{_EVENTS[self.choices.pick([weights[name] for name in _EVENTS])]}")()
 
@@ -302,6 +306,9 @@ class _Driver:
     def _linger(self) -> None:
         self.world.end_lingering()
 
+    def _report(self) -> None:
+        self.world.resume(self.world.report())
+
 
 def go_on(world: World) -> bool:
     """The dull next thing: who has begun ends, else the first message is delivered. False: all is quiet."""
@@ -311,6 +318,9 @@ def go_on(world: World) -> bool:
             return True
     if world.lingering:
         world.end_lingering()
+        return True
+    if world.unreported:
+        world.resume(world.report())
         return True
     free = [process for process in world.workers if process.idle]
     if world.queue and free:

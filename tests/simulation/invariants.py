@@ -6,6 +6,9 @@ from typing import Any
 
 from graph_migrator.core.statuses import APPLIED, LIVE, MigrationStatus, edge_pairs
 
+CRASHES, INTERRUPTIONS = 3, 6
+"""The limits of the simulation's settings."""
+
 OWNING = LIVE | {MigrationStatus.FAILED}
 
 SNAPSHOT = """
@@ -14,12 +17,13 @@ SELECT json_build_object(
                                        'dated', g.changed_at IS NOT NULL) FROM graphs g WHERE g.id = $1),
     'migrations', (SELECT coalesce(json_agg(json_build_object('id', m.id, 'status', m.status,
             'dispatch', m.dispatch, 'from', m.from_version, 'to', m.to_version, 'task', m.task_id,
-            'plan', m.plan, 'error', m.error_type) ORDER BY m.created_at), '[]')
+            'plan', m.plan, 'error', m.error_type, 'forgiven', m.retries_reset_after_id) ORDER BY m.created_at), '[]')
         FROM migrations m WHERE m.graph_id = $1),
     'attempts', (SELECT coalesce(json_agg(json_build_object('id', a.id, 'migration', a.migration_id,
             'from', a.from_version, 'to', a.to_version, 'dispatch', a.dispatch, 'status', a.status,
             'batches', a.batches, 'transient', a.transient, 'link', a.link, 'previous', a.previous, 'hash', a.hash,
-            'intact', a.hash = attempt_hash(a)) ORDER BY a.id), '[]')
+            'intact', a.hash = attempt_hash(a),
+            'because', (SELECT l.because FROM losses l WHERE l.attempt_id = a.id)) ORDER BY a.id), '[]')
         FROM hop_attempts a WHERE a.graph_id = $1),
     'checkpoints', (SELECT coalesce(json_agg(json_build_object('migration', c.migration_id,
             'to', c.to_version, 'cursor', c.cursor)), '[]')
@@ -61,6 +65,44 @@ def check(now: dict[str, Any], before: dict[str, Any] | None, *, mended: bool, w
     _require(len(running) <= 1, f"two running rows: {running}")
     if before is not None:
         _check_history(now, before, waited=waited)
+        if not waited:
+            _check_losses(now, before)
+
+
+def _check_losses(now: dict[str, Any], before: dict[str, Any]) -> None:
+    """A hop that is known to end processes is not begun again; an error names what was counted."""
+    known = {a["id"] for a in before["attempts"]}
+    migrations = {m["id"]: m for m in now["migrations"]}
+    for begun in now["attempts"]:
+        if begun["id"] in known or begun["status"] != "running":
+            continue
+        crashes, _ = _losses(before, migrations[begun["migration"]], begun["to"])
+        _require(crashes < CRASHES, f"{begun} was begun after {crashes} crashes")
+    for migration in now["migrations"]:
+        error = (migration["error"] or "").rpartition(".")[2]
+        if error in {"HopCrashedRepeatedly", "HopInterruptedRepeatedly"}:
+            last = max(a["to"] for a in now["attempts"] if a["id"] == _newest(now, migration))
+            crashes, others = _losses(now, migration, last)
+            enough = (
+                crashes >= CRASHES if error == "HopCrashedRepeatedly" else others + crashes >= INTERRUPTIONS
+            )
+            _require(enough, f"{error} after {crashes} crashes and {others} other losses")
+
+
+def _newest(now: dict[str, Any], migration: dict[str, Any]) -> int:
+    return max(int(a["id"]) for a in now["attempts"] if a["migration"] == migration["id"])
+
+
+def _losses(now: dict[str, Any], migration: dict[str, Any], to: int) -> tuple[int, int]:
+    """Crashes, and other losses, since the hop's last progress and the last retry."""
+    mine = [
+        a
+        for a in now["attempts"]
+        if a["migration"] == migration["id"] and a["to"] == to and a["id"] > migration["forgiven"]
+    ]
+    since = max((a["id"] for a in mine if a["batches"]), default=0)
+    lost = [a["because"] == "process" for a in mine if a["id"] > since and a["status"] == "lost"]
+    return sum(lost), len(lost) - sum(lost)
 
 
 def _two_edges() -> frozenset[tuple[MigrationStatus, MigrationStatus]]:
@@ -125,7 +167,8 @@ def _check_history(now: dict[str, Any], before: dict[str, Any], *, waited: bool)
         new = attempts.get(old["id"])
         _require(new is not None, f"attempt {old} is not there any more")
         if old["status"] != "running":
-            _require(new == old, f"a finished attempt changed: {old} became {new}")
+            kept = new | {"because": None} if old["because"] is None else new
+            _require(kept == old, f"a finished attempt changed: {old} became {new}")
     migrations = {m["id"]: m for m in now["migrations"]}
     for old in before["migrations"]:
         new = migrations[old["id"]]

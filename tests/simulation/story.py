@@ -20,6 +20,7 @@ class Script:
         self.strikes: dict[str, str] = {}
         self.raises: list[str] = []
         self.redelivers = False
+        self.sees_deaths = False
 
     def at(self, actor: Actor, point: str, link: Link | None, last: Callable[[], Any] | None) -> str:
         strike = self.strikes.pop(point, None)
@@ -30,6 +31,9 @@ class Script:
 
     def requeued(self, message: Message) -> bool:
         return self.redelivers
+
+    def seen_to_die(self) -> bool:
+        return self.sees_deaths
 
 
 class Story(World):
@@ -111,6 +115,10 @@ class Story(World):
     def swept(self, *, until: str | None = None) -> Any:
         """A sweep: to its end, or until it is held up."""
         return self.go(self.sweep(), until)
+
+    def reported(self) -> None:
+        """A worker's main process records how its pool's process died."""
+        self.goes_to_its_end(self.report())
 
     def rest(self) -> None:
         """All that is under way ends; then everything must be in order."""

@@ -526,12 +526,14 @@ def test_deadline_that_is_stale_after_a_one_hour_hop(plain: Story) -> None:
 
 def test_poison_that_redelivery_hides_from_recovery(plain: Story) -> None:
     call = plain.begun()
-    plain.script.redelivers = True
+    plain.script.redelivers = plain.script.sees_deaths = True
     for _ in range(settings().max_lost_attempts):
         plain.strike("hop_in_data", "die")
         plain.take()
+        plain.reported()
     shown = plain.take().outcome
     assert isinstance(shown, Failed)
+    assert shown.error.args == (plain.slug, "step_1", 3, "signal 9")
     assert isinstance(shown.error, HopCrashedRepeatedly)
     assert plain.attempts == ["1>2 lost"] * 3
     assert plain.answer(call) == "FAILURE"
@@ -540,14 +542,87 @@ def test_poison_that_redelivery_hides_from_recovery(plain: Story) -> None:
 
 def test_poison_is_failed_by_recovery_too(plain: Story) -> None:
     call = plain.begun()
+    plain.script.sees_deaths = True
     for _ in range(settings().max_lost_attempts):
         plain.strike("hop_in_data", "die")
         plain.take()
+        plain.reported()
         swept: Sweep = plain.swept().outcome[0]
     assert swept.failed_by_recovery == 1
     assert plain.attempts == ["1>2 lost"] * 3
     plain.rest()
     assert (plain.status, plain.answer(call)) == ("failed", "FAILURE")
+
+
+def test_a_death_that_is_reported_after_recovery_has_found_it_is_counted(plain: Story) -> None:
+    """The sweep of another worker is often quicker than the worker that saw the process die."""
+    plain.begun()
+    plain.script.sees_deaths = True
+    for _ in range(settings().max_lost_attempts):
+        plain.strike("hop_in_data", "die")
+        plain.take()
+        plain.swept()
+        plain.reported()
+        assert plain.snapshot()["attempts"][-1]["because"] == "process"
+    assert not plain.queue, "the third one may be one too many: it waits for the report"
+    plain.rest()
+    assert plain.attempts == ["1>2 lost"] * 3
+    assert plain.migration["error"] == "graph_migrator.HopCrashedRepeatedly"
+
+
+def test_three_machines_that_go_are_no_fault_of_the_hop(plain: Story) -> None:
+    call = plain.begun()
+    for lost in range(settings().max_interruptions - 1):
+        plain.strike("hop_in_data", "die")
+        plain.take()
+        plain.swept()
+        assert bool(plain.queue) == (lost == 0), "after the first one it pauses"
+        if not plain.queue:
+            plain.time_passes()
+            plain.swept()
+    plain.rest()
+    assert plain.attempts == ["1>2 lost"] * 5 + DONE
+    assert plain.answer(call) == "SUCCESS"
+
+
+def test_machines_that_go_for_ever_fail_the_migration_and_the_error_says_so(plain: Story) -> None:
+    plain.begun()
+    for _ in range(settings().max_interruptions):
+        plain.strike("hop_in_data", "die")
+        plain.take()
+        plain.swept()
+        if not plain.queue:
+            plain.time_passes()
+            plain.swept()
+    plain.rest()
+    assert plain.attempts == ["1>2 lost"] * 6
+    assert (plain.status, plain.migration["error"]) == ("failed", "graph_migrator.HopInterruptedRepeatedly")
+
+
+def test_a_message_that_comes_again_does_not_get_round_the_pause(plain: Story) -> None:
+    plain.begun()
+    plain.script.redelivers = True
+    for _ in range(2):
+        plain.strike("hop_in_data", "die")
+        plain.take()
+    postponed = plain.take().outcome
+    assert isinstance(postponed, Ignored)
+    assert plain.attempts == ["1>2 lost"] * 2
+    assert not plain.queue
+    plain.rest()
+    assert plain.attempts == ["1>2 lost"] * 2 + DONE
+
+
+def test_a_session_that_was_ended_is_no_crash(plain: Story) -> None:
+    plain.begun()
+    spinning = plain.take(until="hop_in_data")
+    spinning.process.links[0].terminate()
+    plain.swept()
+    assert plain.snapshot()["attempts"][-1]["because"] is None
+    plain.goes_to_its_end(spinning)
+    assert plain.snapshot()["attempts"][0]["because"] == "session"
+    plain.rest()
+    assert plain.attempts == ["1>2 lost", *DONE]
 
 
 def test_transient_tries_are_not_counted_in_messages(plain: Story) -> None:

@@ -32,6 +32,7 @@ from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import Verb
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.errors import Failure, classify
+from graph_migrator.core.store.protocol import ReportDeath
 from graph_migrator.core.store.session import Executors
 from tests.simulation import kinds
 from tests.simulation.actors import PATIENT, Actor, Killed, Stage, current
@@ -42,6 +43,7 @@ from tests.simulation.invariants import REQUESTS, SNAPSHOT, Violation, check, ch
 SETTINGS = {
     "GRAPH_MIGRATOR_WRITER_DRAIN_SECONDS": "5",
     "GRAPH_MIGRATOR_MAX_LOST_ATTEMPTS": "3",
+    "GRAPH_MIGRATOR_MAX_INTERRUPTIONS": "6",
     "GRAPH_MIGRATOR_MAX_TRANSIENT_TRIES": "4",
     # Postgres counts this time, and simulated time does not pass there: the second mismatch ends the wait.
     "GRAPH_MIGRATOR_DEPLOY_SECONDS": "0.000001",
@@ -64,6 +66,10 @@ class Chooser(Protocol):
         """Whether the broker delivers the message of a killed process again."""
         ...
 
+    def seen_to_die(self) -> bool:
+        """Whether a killed process's worker lives on, and will say so; else the whole worker is gone."""
+        ...
+
 
 class Process:
     """A worker's process, or a person's command: its code, its sessions, and what it does just now."""
@@ -79,6 +85,11 @@ class Process:
         self.message: Message | None = None
 
     @property
+    def pid(self) -> int:
+        """A new one after each death."""
+        return 1 + self.generation
+
+    @property
     def idle(self) -> bool:
         return self.actor is None or self.actor.done
 
@@ -89,6 +100,8 @@ class Process:
 
     def kill(self, *, lingers: bool = False) -> None:
         """It is gone, with all it knew. A new one starts in its place."""
+        if self.message is not None and self.world.chooser.seen_to_die():
+            self.world.unreported.append((self.name, self.pid))
         self.generation += 1
         self.cut(lingers=lingers)
         self.links = []
@@ -151,8 +164,17 @@ class Platform:
 
     def clean(self) -> None:
         """Forget all graphs there ever were."""
-        tables = ("graphs", "nodes", "edges", "migrations", "hop_attempts", "checkpoints", "requests")
-        guarded = ("graphs", "nodes", "edges", "migrations", "hop_attempts")
+        tables = (
+            "graphs",
+            "nodes",
+            "edges",
+            "migrations",
+            "hop_attempts",
+            "losses",
+            "checkpoints",
+            "requests",
+        )
+        guarded = ("graphs", "nodes", "edges", "migrations", "hop_attempts", "losses")
         self.server.query(
             "BEGIN; "
             + "".join(f"ALTER TABLE {table} DISABLE TRIGGER USER; " for table in guarded)
@@ -188,6 +210,7 @@ class World:
         self.queue: list[Message] = []
         self.results = Results()
         self.lingering: list[tuple[Any, Callable[[], Any] | None]] = []
+        self.unreported: list[tuple[str, int]] = []
         self.points: Counter[str] = Counter()
         self.trace: list[str] = []
         self.violation: Violation | None = None
@@ -422,7 +445,7 @@ class World:
         outcome = run_one_hop(
             process.executors,
             HopMessage(message.migration_id, hop.from_version, hop.to_version, message.dispatch),
-            worker=Worker(process.name, 1, message.id),
+            worker=Worker(process.name, process.pid, message.id),
         )
         self.note(f"{process.name}: {_described(outcome)}")
         match outcome:
@@ -522,6 +545,23 @@ class World:
             "(g.partially_migrated->>'from_version') || '>' || (g.partially_migrated->>'to_version')",
             str(self.graph_id),
         )
+
+    def report(self) -> Actor:
+        """A worker's main process records the death of one of its pool: tasks.children."""
+        name, pid = self.unreported.pop(0)
+        process = Process(self, self.next_id("main-"))
+        self.note(f"{process.name} reports that process {pid} of {name} died")
+
+        def act() -> Any:
+            while True:
+                try:
+                    with process.executors.borrow() as executor:
+                        return executor.call(ReportDeath(worker=name, pid=pid, how="signal 9", alive=3_600))
+                except Exception as error:
+                    if classify(error) is Failure.PERMANENT:
+                        raise
+
+        return self.start(process, process.name, act)
 
     def sweep(self) -> Actor:
         """A worker's recovery thread sweeps: tasks.recover.sweep_once."""

@@ -14,7 +14,6 @@ from graph_migrator.core.decisions import (
     Begin,
     BeginDecision,
     CodeDiffers,
-    CrashLimitReached,
     HopDecision,
     HopMessage,
     Ignored,
@@ -23,9 +22,12 @@ from graph_migrator.core.decisions import (
     KnownRequest,
     Later,
     Limits,
+    Losses,
+    LossLimitReached,
     NoSuchGraph,
     Nothing,
     PassOn,
+    Postpone,
     RecoveryDecision,
     Redeliver,
     Redispatch,
@@ -38,11 +40,12 @@ from graph_migrator.core.decisions import (
     decide_recovery,
     deploy_pause,
     deploy_waited,
+    loss_pause,
 )
 
 GRAPH, MINE, OTHER = UUID(int=1), UUID(int=2), UUID(int=3)
 HALF = {"to_version": 2, "cursor": ["n5"], "done": 5}
-LIMITS = Limits(lost_attempts=3, deploy_seconds=900, transient_tries=8)
+LIMITS = Limits(crashes=3, interruptions=6, deploy_seconds=900, transient_tries=8)
 
 # ── migrate_graph ───────────────────────────────────────────────────────────────────────────────────
 
@@ -140,8 +143,11 @@ def hop(
         "running_to": None,
         "running_dispatch": None,
         "running_batches": None,
+        "running_crashed": False,
         "next_hop_started": False,
         "lost": 0,
+        "crashed": 0,
+        "crashed_how": None,
         "mismatches": 0,
         "mismatch_seconds": 0.0,
     }
@@ -162,7 +168,7 @@ ROW: dict[int, tuple[dict[str, Any], type]] = {
     7: ({"version": 1}, Ignored),
     8: (RUNNING, Run),
     9: ({"status": "cancelling"}, StopAtBoundary),
-    10: ({"lost": 3}, CrashLimitReached),
+    10: ({"crashed": 3}, LossLimitReached),
     11: ({"hop": {"name": "second", "fingerprint": "other"}}, Requeue),
     12: ({}, Run),
 }
@@ -237,22 +243,58 @@ def test_8_a_running_row_under_a_free_lock_is_marked_lost_and_the_hop_runs() -> 
 
 
 @pytest.mark.parametrize("status", ["pausing", "cancelling"])
-@pytest.mark.parametrize("found", [{}, RUNNING, {"lost": 9}, {"hop": None}])
+@pytest.mark.parametrize("found", [{}, RUNNING, {"lost": 9}, {"crashed": 9}, {"hop": None}])
 def test_9_pausing_and_cancelling_are_settled_before_poison_and_other_code(
     status: str, found: dict[str, Any]
 ) -> None:
     assert hop(status=status, **found) == StopAtBoundary()
 
 
-def test_10_a_hop_that_lost_its_worker_too_often_is_poison() -> None:
-    assert hop(lost=2) == Run(None)
-    assert hop(lost=3) == CrashLimitReached(3, None)
-    assert hop(lost=1, **RUNNING) == Run(lost_id=11)
-    assert hop(lost=2, **RUNNING) == CrashLimitReached(3, 11)
+def crashed(crashes: int, interruptions: int, running_id: int | None = None) -> LossLimitReached:
+    return LossLimitReached(Losses(crashes, interruptions), running_id, by_crashes=True)
+
+
+def test_10_a_hop_whose_process_died_too_often_is_poison() -> None:
+    assert hop(crashed=2) == Run(None)
+    assert hop(crashed=3) == crashed(3, 0)
+    dead = RUNNING | {"running_crashed": True}  # counted among those that crashed
+    assert hop(crashed=1, **dead) == hop(crashed=2, **dead) == Run(lost_id=11)
+    assert hop(crashed=3, **dead) == crashed(3, 0, 11)
+
+
+def test_10_a_hop_that_lost_its_worker_has_a_higher_limit() -> None:
+    assert hop(lost=5, crashed=2) == Run(None)
+    assert hop(lost=6) == LossLimitReached(Losses(0, 6), None, by_crashes=False)
+    assert hop(lost=5, **RUNNING) == LossLimitReached(Losses(0, 6), 11, by_crashes=False)
+    assert hop(lost=9, crashed=3) == crashed(3, 9), "what the hop does itself is the stronger reason"
+
+
+@pytest.mark.parametrize(
+    ("crashes", "interruptions", "seconds"),
+    [
+        (0, 0, 0.0),
+        (0, 1, 0.0),
+        (1, 1, 0.0),
+        (2, 0, 0.0),
+        (2, 1, 2.0),
+        (0, 2, 5.0),
+        (0, 3, 10.0),
+        (0, 60, 300.0),
+    ],
+)
+def test_the_pauses_between_interruptions_grow(crashes: int, interruptions: int, seconds: float) -> None:
+    assert loss_pause(Losses(crashes, interruptions), LIMITS) == seconds
+
+
+def test_10_a_message_that_comes_again_waits_as_recovery_would() -> None:
+    assert hop(lost=0, **RUNNING) == Run(lost_id=11)
+    assert hop(lost=1, **RUNNING) == Postpone(11, 5.0)
+    assert hop(lost=0, crashed=2, **RUNNING) == Postpone(11, 2.0)
+    assert hop(lost=4) == Run(None), "recovery sent it when the pause was over"
 
 
 def test_10_an_attempt_that_committed_a_batch_does_not_count_as_lost() -> None:
-    assert hop(lost=2, **RUNNING | {"running_batches": 1}) == Run(lost_id=11)
+    assert hop(lost=5, crashed=2, **RUNNING | {"running_batches": 1}) == Run(lost_id=11)
 
 
 @pytest.mark.parametrize("found", [{"hop": {"name": "second", "fingerprint": "other"}}, {"hop": None}])
@@ -285,11 +327,11 @@ PRECEDENCE: list[tuple[dict[str, Any], type]] = [
     ({"version": 3} | NOT_LOCKED, Later),  # 4 before 6
     ({"version": 3, "next_hop_started": True} | NOT_LOCKED | RUNNING, Ignored),  # 3 before 5
     ({"version": 3, "status": "cancelling"}, PassOn),  # 6 before 9: the next hop settles it
-    ({"version": 3, "lost": 3}, PassOn),  # 6 before 10
+    ({"version": 3, "crashed": 3}, PassOn),  # 6 before 10
     ({"version": 3, "hop": None}, PassOn),  # 6 before 11
     ({"version": 1, "status": "cancelling"}, Ignored),  # 7 before 9
-    ({"status": "pausing", "lost": 3, "hop": None}, StopAtBoundary),  # 9 before 10 and 11
-    ({"lost": 3, "hop": None, "mismatch_seconds": 900.0}, CrashLimitReached),  # 10 before 11
+    ({"status": "pausing", "crashed": 3, "hop": None}, StopAtBoundary),  # 9 before 10 and 11
+    ({"crashed": 3, "hop": None, "mismatch_seconds": 900.0}, LossLimitReached),  # 10 before 11
 ]
 
 
@@ -307,7 +349,10 @@ def recovery(status: str, *, overdue: bool = False, running: bool = False, **fou
         "overdue": overdue,
         "running_id": 11 if running else None,
         "running_batches": 0 if running else None,
+        "running_crashed": False,
         "lost": 0,
+        "crashed": 0,
+        "crashed_how": None,
     }
     return decide_recovery(SimpleNamespace(**facts | found), LIMITS)
 
@@ -322,13 +367,14 @@ def test_recovery_settles_what_nobody_executes(status: str, running: bool, lost:
 @pytest.mark.parametrize("status", ["queued", "running"])
 def test_recovery_sends_a_crashed_migration_again_under_a_new_dispatch(status: str) -> None:
     assert recovery(status, running=True) == Redispatch()
-    assert recovery(status, running=True, overdue=True, lost=1) == Redispatch()
+    assert recovery(status, running=True, overdue=True, lost=1) == Redispatch(pause=5.0)
 
 
 @pytest.mark.parametrize("status", ["queued", "running"])
 def test_recovery_gives_a_poison_hop_up(status: str) -> None:
-    assert recovery(status, running=True, lost=2) == CrashLimitReached(3, 11)
-    assert recovery(status, running=True, lost=2, running_batches=1) == Redispatch()
+    assert recovery(status, running=True, running_crashed=True, crashed=3) == crashed(3, 0, 11)
+    assert recovery(status, running=True, running_batches=1, crashed=2, lost=9) == Redispatch()
+    assert recovery(status, running=True, lost=5) == LossLimitReached(Losses(0, 6), 11, by_crashes=False)
 
 
 @pytest.mark.parametrize("status", ["queued", "running"])

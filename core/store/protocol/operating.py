@@ -48,6 +48,7 @@ class Release(Call[str | None], function="release"):
     migration: UUID | None
     graph: UUID
     partially_migrated: dict[str, Any] | None
+    terminated_by: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

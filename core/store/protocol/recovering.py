@@ -61,6 +61,24 @@ class Remaining(Call[RemainingChain | None], function="remaining"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportDeath(Call[int | None], function="report_death"):
+    """Record how a process of a living worker died. Returns the attempt that it was at; None where it was at none."""
+
+    worker: str
+    pid: int
+    how: str
+    alive: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainLoss(Call[None], function="explain_loss"):
+    """Record that a lost attempt's session was ended, by the process that had it."""
+
+    attempt: int
+    how: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class StampGraphs(Call[int], function="stamp_graphs"):
     """Date the last change of graphs whose executor died before it could. Returns how many."""
 

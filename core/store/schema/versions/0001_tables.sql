@@ -149,6 +149,20 @@ CREATE UNIQUE INDEX hop_attempts_one_running ON hop_attempts (migration_id) WHER
 CREATE UNIQUE INDEX hop_attempts_one_success ON hop_attempts (migration_id, to_version)
     WHERE status IN ('succeeded', 'skipped');
 CREATE INDEX hop_attempts_by_graph ON hop_attempts (graph_id, id);
+CREATE INDEX hop_attempts_lost ON hop_attempts (worker, pid) WHERE status = 'lost';
+
+-- How executors were lost, recorded by who saw it, perhaps after the attempt was found and finished. A lost attempt
+-- without a row here: nobody saw it, so its whole worker is gone.
+CREATE TABLE losses (
+    attempt_id bigint PRIMARY KEY REFERENCES hop_attempts (id) ON DELETE CASCADE,
+    because    text NOT NULL,
+    how        text NOT NULL,
+    reported_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT losses_because_is_known CHECK (because IN ('process', 'session', 'operator'))
+);
+COMMENT ON COLUMN losses.because IS
+    'Its process died and the worker lived on; its session alone was ended; an operator ended it.';
+COMMENT ON COLUMN losses.how IS 'The signal or exit code; the operator.';
 
 CREATE TABLE checkpoints (
     migration_id uuid NOT NULL REFERENCES migrations (id),
@@ -258,6 +272,12 @@ CREATE TRIGGER hop_attempts_are_kept BEFORE DELETE ON hop_attempts
 CREATE TRIGGER hop_attempts_finish_once BEFORE UPDATE ON hop_attempts
     FOR EACH ROW WHEN (OLD.status <> 'running') EXECUTE FUNCTION refuse_change('changed once finished');
 CREATE TRIGGER hop_attempts_are_not_truncated BEFORE TRUNCATE ON hop_attempts
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change('deleted');
+CREATE TRIGGER losses_are_kept BEFORE DELETE ON losses
+    FOR EACH ROW EXECUTE FUNCTION refuse_change('deleted');
+CREATE TRIGGER losses_do_not_change BEFORE UPDATE ON losses
+    FOR EACH ROW EXECUTE FUNCTION refuse_change('changed');
+CREATE TRIGGER losses_are_not_truncated BEFORE TRUNCATE ON losses
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change('deleted');
 CREATE TRIGGER migrations_are_kept BEFORE DELETE ON migrations
     FOR EACH ROW EXECUTE FUNCTION refuse_change('deleted');

@@ -70,12 +70,59 @@ BEGIN
     request_known := coalesce(request_known, false);
 END $$;
 
+-- How often a hop went wrong through no error of its own, since its last progress and the last retry. Lost: its worker
+-- or its session went, as far as is known. Crashed: its process died and the worker lived on.
+CREATE FUNCTION count_losses(p_migration uuid, p_to integer, p_forgiven bigint, OUT lost integer, OUT crashed integer,
+    OUT crashed_how text, OUT tries integer)
+LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+    SELECT count(*) FILTER (WHERE a.status = 'lost' AND l.because IS DISTINCT FROM 'process'),
+           count(*) FILTER (WHERE l.because = 'process'),
+           string_agg(DISTINCT l.how, ', ') FILTER (WHERE l.because = 'process'),
+           count(*) FILTER (WHERE a.transient)
+    FROM hop_attempts a LEFT JOIN losses l ON l.attempt_id = a.id
+    WHERE a.migration_id = p_migration AND a.to_version = p_to AND a.id > p_forgiven
+      AND a.id > coalesce((SELECT max(b.id) FROM hop_attempts b WHERE b.migration_id = p_migration
+                           AND b.to_version = p_to AND b.batches > 0), 0)
+$$;
+
+CREATE FUNCTION has_crashed(p_attempt bigint) RETURNS boolean LANGUAGE sql STABLE
+SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+    SELECT EXISTS (SELECT FROM losses l WHERE l.attempt_id = p_attempt AND l.because = 'process')
+$$;
+
+-- A worker saw one of its processes die, p_alive seconds after it first saw it. Explains the attempt that it was at; a
+-- pid may have been another process's before. Returns the attempt.
+CREATE FUNCTION report_death(p_worker text, p_pid integer, p_how text, p_alive double precision) RETURNS bigint
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    found bigint;
+BEGIN
+    SELECT max(x.id) INTO found FROM (
+        SELECT a.id, a.started_at FROM hop_attempts a
+            WHERE a.status = 'running' AND a.worker = p_worker AND a.pid = p_pid
+        UNION ALL
+        SELECT a.id, a.started_at FROM hop_attempts a
+            WHERE a.status = 'lost' AND a.worker = p_worker AND a.pid = p_pid) x
+        WHERE x.started_at > clock_timestamp() - make_interval(secs => p_alive + 5);
+    INSERT INTO losses (attempt_id, because, how) SELECT found, 'process', p_how WHERE found IS NOT NULL
+        ON CONFLICT DO NOTHING;
+    RETURN found;
+END $$;
+
+-- The executor of a lost attempt lives, and says that its session was ended.
+CREATE FUNCTION explain_loss(p_attempt bigint, p_how text) RETURNS void
+LANGUAGE sql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+    INSERT INTO losses (attempt_id, because, how) SELECT a.id, 'session', p_how FROM hop_attempts a
+        WHERE a.id = p_attempt AND a.status = 'lost' ON CONFLICT DO NOTHING
+$$;
+
 -- Everything that a delivered run_hop decides on. Tries the graph's lock where the message is not stale.
 CREATE FUNCTION lock_and_load_hop(p_migration uuid, p_to integer, p_dispatch integer,
     OUT graph_id uuid, OUT slug text, OUT graph_type text, OUT config jsonb, OUT version integer,
     OUT claim uuid, OUT status text, OUT dispatch integer, OUT from_version integer, OUT to_version integer,
     OUT task_id text, OUT hop jsonb, OUT locked boolean, OUT running_id bigint, OUT running_to integer,
-    OUT running_dispatch integer, OUT running_batches integer, OUT next_hop_started boolean, OUT lost integer, OUT tries integer,
+    OUT running_dispatch integer, OUT running_batches integer, OUT running_crashed boolean, OUT next_hop_started boolean,
+    OUT lost integer, OUT crashed integer, OUT crashed_how text, OUT tries integer,
     OUT mismatches integer, OUT mismatch_seconds double precision, OUT cursor jsonb, OUT done bigint,
     OUT error_type text, OUT error_message text, OUT error_args jsonb)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
@@ -109,14 +156,11 @@ BEGIN
         INTO running_id, running_to, running_dispatch, running_batches, next_hop_started, lost
         FROM hop_attempts a WHERE a.migration_id = p_migration;
     tries := 0;
-    IF lost > 0 THEN
-        -- Counts start again with batch progress and with an operator's retry.
-        SELECT count(*) FILTER (WHERE a.status = 'lost'), count(*) FILTER (WHERE a.transient)
-            INTO lost, tries
-            FROM hop_attempts a
-            WHERE a.migration_id = p_migration AND a.to_version = p_to AND a.id > forgiven
-              AND a.id > coalesce((SELECT max(b.id) FROM hop_attempts b WHERE b.migration_id = p_migration
-                                   AND b.to_version = p_to AND b.batches > 0), 0);
+    crashed := 0;
+    running_crashed := running_id IS NOT NULL AND has_crashed(running_id);
+    IF lost > 0 OR running_crashed THEN
+        SELECT l.lost, l.crashed, l.crashed_how, l.tries INTO lost, crashed, crashed_how, tries
+            FROM count_losses(p_migration, p_to, forgiven) l;
     END IF;
 END $$;
 

@@ -265,6 +265,9 @@ BEGIN
         END IF;
         RAISE EXCEPTION 'graph %: only a migration that begins may claim it', OLD.slug
             USING ERRCODE = 'integrity_constraint_violation';
+    ELSIF current_setting('graph_migrator.repairing', true) = owner::text THEN
+        RAISE EXCEPTION 'graph %: a repair corrects data; it changes neither id, type, version nor claim', OLD.slug
+            USING ERRCODE = 'integrity_constraint_violation';
     ELSIF OLD.migration_id <> NEW.migration_id THEN
         RAISE EXCEPTION 'graph %: a claim is released, not passed on', OLD.slug
             USING ERRCODE = 'integrity_constraint_violation';

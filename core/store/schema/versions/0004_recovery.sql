@@ -38,8 +38,8 @@ END $$;
 
 -- Tries the graph's lock for this transaction and reads what recovery decides on. NULL graph_id: not taken.
 CREATE FUNCTION lock_and_load_stalled(p_migration uuid, OUT graph_id uuid, OUT status text, OUT overdue boolean,
-    OUT dispatch integer, OUT running_id bigint, OUT running_batches integer, OUT hop_name text,
-    OUT hop_to integer, OUT lost integer)
+    OUT dispatch integer, OUT running_id bigint, OUT running_batches integer, OUT running_crashed boolean,
+    OUT hop_name text, OUT hop_to integer, OUT lost integer, OUT crashed integer, OUT crashed_how text)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     forgiven bigint;
@@ -52,12 +52,12 @@ BEGIN
     SELECT m.graph_id, m.status, m.deadline < clock_timestamp(), m.dispatch, m.retries_reset_after_id
         INTO graph_id, status, overdue, dispatch, forgiven
         FROM migrations m WHERE m.id = p_migration FOR UPDATE;
-    SELECT a.id, a.batches, a.hop_name, a.to_version INTO running_id, running_batches, hop_name, hop_to
+    SELECT a.id, a.batches, has_crashed(a.id), a.hop_name, a.to_version
+        INTO running_id, running_batches, running_crashed, hop_name, hop_to
         FROM hop_attempts a WHERE a.migration_id = p_migration AND a.status = 'running';
-    SELECT count(*) INTO lost FROM hop_attempts a
-        WHERE a.migration_id = p_migration AND a.to_version = hop_to AND a.status = 'lost' AND a.id > forgiven
-          AND a.id > coalesce((SELECT max(b.id) FROM hop_attempts b WHERE b.migration_id = p_migration
-                               AND b.to_version = hop_to AND b.batches > 0), 0);
+    running_crashed := coalesce(running_crashed, false);
+    SELECT l.lost, l.crashed, l.crashed_how INTO lost, crashed, crashed_how
+        FROM count_losses(p_migration, hop_to, forgiven) l;
 END $$;
 
 -- Marks a dead executor's attempt and makes room for the next one.
@@ -246,7 +246,9 @@ END $$;
 
 -- An operator gives a migration up and the graph back; under the graph's lock. p_partially_migrated is what stays
 -- as the record of the unfinished hop of a graph that is partially migrated.
-CREATE FUNCTION release(p_migration uuid, p_graph uuid, p_partially_migrated jsonb) RETURNS text
+-- p_terminated_by ended its executor for that, and recovery may have found the attempt already.
+CREATE FUNCTION release(p_migration uuid, p_graph uuid, p_partially_migrated jsonb, p_terminated_by text DEFAULT NULL)
+RETURNS text
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     before text;
@@ -254,6 +256,12 @@ BEGIN
     SELECT status INTO before FROM migrations WHERE id = p_migration FOR UPDATE;
     UPDATE hop_attempts SET status = 'lost', finished_at = clock_timestamp()
         WHERE migration_id = p_migration AND status = 'running';
+    IF p_terminated_by IS NOT NULL THEN
+        INSERT INTO losses (attempt_id, because, how)
+            SELECT a.id, 'operator', p_terminated_by FROM hop_attempts a
+            WHERE a.id = (SELECT max(b.id) FROM hop_attempts b WHERE b.migration_id = p_migration) AND a.status = 'lost'
+            ON CONFLICT DO NOTHING;
+    END IF;
     UPDATE migrations SET status = 'released', finished_at = coalesce(finished_at, clock_timestamp())
         WHERE id = p_migration;
     PERFORM release_claim(p_migration, p_graph);
@@ -413,11 +421,20 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
       AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
 $$;
 
+-- How many rows this transaction has written, by table: those of graphs, and users' own.
+CREATE FUNCTION rows_written() RETURNS jsonb LANGUAGE sql AS $$
+    SELECT coalesce(jsonb_object_agg(CASE s.schemaname WHEN 'graph_migrator' THEN s.relname
+                                     ELSE s.schemaname || '.' || s.relname END, s.n_tup_ins + s.n_tup_upd + s.n_tup_del), '{}')
+    FROM pg_catalog.pg_stat_xact_user_tables s
+    WHERE s.n_tup_ins + s.n_tup_upd + s.n_tup_del > 0
+      AND (s.schemaname <> 'graph_migrator' OR s.relname IN ('nodes', 'edges'))
+$$;
+
 -- Lets this transaction write the data of a graph whose migration failed or is paused, as that migration's executor,
 -- and records who does it and why. Lock, token and record end, or are rolled back, with the transaction. The row of
--- the migration stays locked, so retry, resume and release wait. Raises GM001 where the graph is in another state.
+-- the migration stays locked, so retry, resume and release wait. Raises 55P03 where somebody holds the graph's lock.
 CREATE FUNCTION open_repair(p_graph text, p_by text, p_reason text, OUT id uuid, OUT slug text, OUT graph_type text,
-    OUT version integer, OUT migration_id uuid, OUT status text)
+    OUT version integer, OUT migration_id uuid, OUT status text, OUT request text)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     SELECT g.id, g.slug, g.graph_type, g.version, g.migration_id INTO id, slug, graph_type, version, migration_id
@@ -429,10 +446,24 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(lock_key(id)) THEN
         RAISE EXCEPTION 'the lock of graph % is held', slug USING ERRCODE = 'lock_not_available';
     END IF;
+    request := 'repair-' || gen_random_uuid();
     INSERT INTO requests (task_id, verb, graph_id, migration_id, requested_by, outcome, answered_at)
-        VALUES ('repair-' || gen_random_uuid(), 'repair', id, migration_id, p_by,
-                jsonb_build_object('reason', p_reason), clock_timestamp());
-    PERFORM set_config('graph_migrator.executor', migration_id::text, true);
+        VALUES (request, 'repair', id, migration_id, p_by,
+                jsonb_build_object('reason', p_reason, 'before', rows_written()), clock_timestamp());
+    PERFORM set_config('graph_migrator.executor', migration_id::text, true),
+            set_config('graph_migrator.repairing', migration_id::text, true);
+END $$;
+
+-- Ends what open_repair began, and records how many rows of which tables were written in between.
+CREATE FUNCTION close_repair(p_request text) RETURNS void
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+    UPDATE requests r SET outcome = jsonb_build_object('reason', r.outcome->'reason', 'rows', (
+            SELECT coalesce(jsonb_object_agg(w.key, w.value::bigint - coalesce((r.outcome->'before'->>w.key)::bigint, 0)), '{}')
+            FROM jsonb_each_text(rows_written()) w
+            WHERE w.value::bigint > coalesce((r.outcome->'before'->>w.key)::bigint, 0)))
+        WHERE r.task_id = p_request;
+    PERFORM set_config('graph_migrator.executor', '', true), set_config('graph_migrator.repairing', '', true);
 END $$;
 
 -- ── archiving ──────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,82 @@
+"""How many messages a migration sends to Postgres; each costs more than most of what is in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from sqlalchemy import Engine, text
+
+from graph_migrator import HopContext
+from graph_migrator.core.execution.in_process import run_graph_migration
+from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.session import Executors
+from tests.integration.scripted import Script
+from tests.rows import add_graph
+from tests.wire import Wire, counting
+
+HOP = ["lock_and_load_hop", "open_hop", "hop", "finish_hop"]
+
+
+@pytest.fixture
+def wired(database_url: str) -> Iterator[tuple[Executors, Wire]]:
+    """Executors whose messages are counted; their session is open already."""
+    with counting(database_url) as (url, wire):
+        through = make_engine(url)
+        executors = Executors(through)
+        with executors.borrow():
+            pass
+        wire.take()
+        yield executors, wire
+        executors.close()
+        through.dispose()
+
+
+def _named(messages: list[str]) -> list[str]:
+    """Each message by the first function of the protocol in it, or as one of a hop's own."""
+    found = [re.search(r'EXECUTE "graph_migrator\.(\w+)|FROM graph_migrator\.(\w+)\(', m) for m in messages]
+    return [(name[1] or name[2]) if name else "hop" for name in found]
+
+
+def test_a_hop_takes_four_messages(engine: Engine, wired: tuple[Executors, Wire], script: Script) -> None:
+    executors, wire = wired
+    add_graph(engine, "one", "plain")
+    add_graph(engine, "three", "plain")
+    run_graph_migration(executors, "one", 2)
+    assert _named(wire.take()) == ["lock_and_load", "begin_migration", *HOP]
+    run_graph_migration(executors, "three", 4)
+    assert _named(wire.take()) == ["lock_and_load", "begin_migration", *3 * HOP]
+
+
+def test_a_savepoint_takes_two_more_and_a_session_none(
+    engine: Engine, wired: tuple[Executors, Wire], script: Script
+) -> None:
+    executors, wire = wired
+    add_graph(engine, "g", "plain")
+
+    def change(ctx: HopContext) -> None:
+        with ctx.savepoint():
+            ctx.session.execute(text("SELECT 1"))
+
+    script.on["one"] = change
+    run_graph_migration(executors, "g", 2)
+    assert wire.take()[4:-2] == ["SAVEPOINT sa_savepoint_1", "SELECT 1", "RELEASE SAVEPOINT sa_savepoint_1"]
+
+
+def test_a_batch_takes_nine_messages(engine: Engine, wired: tuple[Executors, Wire], script: Script) -> None:
+    executors, wire = wired
+    add_graph(engine, "g", "batched", nodes=25)
+    run_graph_migration(executors, "g", 3)
+    names = _named(wire.take())
+    opened = [place for place, name in enumerate(names) if name == "open_batch"]
+    assert [later - earlier for earlier, later in pairwise(opened)] == [9, 9]
+    assert names[opened[-1] :] == ["open_batch", *6 * ["hop"], "finish_hop", *HOP]
+
+
+def test_a_session_is_opened_with_one_message_of_ours(engine: Engine, wired: tuple[Executors, Wire]) -> None:
+    executors, wire = wired
+    with executors.borrow(), executors.borrow():
+        sent = wire.take()
+    assert [m for m in sent if "graph_migrator" in m] == sent[-1:]
