@@ -44,9 +44,10 @@ BEGIN
         NEW.previous := archived.hash;
     END IF;
     NEW.link := coalesce(NEW.link, 0) + 1;
+    NEW.hash := NULL;  -- and so it is not in the text
     IF current_setting('timezone') = 'UTC' AND current_setting('bytea_output') = 'hex'
        AND current_setting('extra_float_digits')::integer > 0 THEN
-        NEW.hash := sha256(convert_to((jsonb_strip_nulls(to_jsonb(NEW) - 'hash'))::text, 'UTF8'));
+        NEW.hash := sha256(convert_to(jsonb_strip_nulls(to_jsonb(NEW))::text, 'UTF8'));
     ELSE
         NEW.hash := attempt_hash(NEW);
     END IF;
