@@ -242,14 +242,17 @@ def _verify_archive(connection: Connection, folder: Path, found: _Found) -> int:
             graph = manifest.renamed.get(there, there)
             read += len(links)
             _verify_runs(graph, links, runs.get(graph, []), found)
+    if not manifest.renamed:  # a history from elsewhere may have left its older part there
+        found.extend(_absent(graph, run) for graph, left in runs.items() for run in left)
     return read
 
 
 def _verify_runs(graph: UUID, links: dict[int, Link], runs: list[ArchivedRun], found: _Found) -> None:
-    """A run is what one file holds of neighbouring links."""
-    for run in runs:
+    """A run is what one file holds of neighbouring links; those that are found leave the list."""
+    for run in list(runs):
         held = [links.pop(number) for number in range(run.first, run.last + 1) if number in links]
         if held:
+            runs.remove(run)
             found.extend(check_run(graph, run, held))
     for link in links.values():
         strange = "it is in the archive's files, and the database does not know it as archived"
@@ -279,6 +282,16 @@ def _run(row: Row[Any], last: int, archive: UUID) -> ArchivedRun:
     previous = None if row.previous is None else bytes(row.previous)
     return ArchivedRun(
         first=row.first_link, last=last, previous=previous, hash=bytes(row.hash), archive_id=archive
+    )
+
+
+def _absent(graph: UUID, run: ArchivedRun) -> Suspicion:
+    return Suspicion(
+        kind=Tampering.REMOVED,
+        graph_id=graph,
+        first_link=run.first,
+        last_link=run.last,
+        found="archived, and the archive's files do not hold them",
     )
 
 

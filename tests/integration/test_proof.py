@@ -268,6 +268,7 @@ def rewrite(folder: Path, change: Callable[[list[dict[str, object]]], object]) -
     entries = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     change(entries)
     path.write_bytes(gzip.compress("".join(f"{json.dumps(e)}\n" for e in entries).encode()))
+    manifest["files"][0]["attempts"] = sum(len(e["attempts"]) for e in entries)  # type: ignore[arg-type]
     manifest["files"][0]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
@@ -284,6 +285,17 @@ def test_a_changed_archive_is_named(engine: Engine, archived: Path) -> None:
     tamper(engine, f"UPDATE archives SET manifest = '{manifest}'")
     (found,) = verify_chains(engine, archives=[archived]).suspicions
     assert found.kind == "changed"
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_rows_removed_from_an_archive_are_named(engine: Engine, archived: Path, left: int) -> None:
+    def change(entries: list[dict[str, object]]) -> None:
+        entries[0]["attempts"] = entries[0]["attempts"][:left]  # type: ignore[index]
+
+    rewrite(archived, change)
+    tamper(engine, f"UPDATE archives SET manifest = '{(archived / 'manifest.json').read_text()}'")
+    (found,) = verify_chains(engine, archives=[archived]).suspicions
+    assert (found.kind, found.last_link - found.first_link) == ("removed", 1 - left)
 
 
 def test_a_folder_that_is_no_archive_of_this_database_is_refused(engine: Engine, tmp_path: Path) -> None:
