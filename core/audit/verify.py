@@ -222,6 +222,8 @@ def _chains(connection: Connection, kept: _Kept, found: _Found) -> _Totals:
 def _verify_archive(connection: Connection, folder: Path, found: _Found) -> int:
     """Check the rows in the files of an archive; returns how many there are."""
     manifest = load_manifest(folder)
+    if manifest is not None and not manifest.files:  # nothing was old enough: such an archive is not recorded
+        return 0
     recorded = (
         manifest
         and connection.execute(

@@ -298,6 +298,11 @@ def test_rows_removed_from_an_archive_are_named(engine: Engine, archived: Path, 
     assert (found.kind, found.last_link - found.first_link) == ("removed", 1 - left)
 
 
+def test_an_archive_of_nothing_is_no_fault(engine: Engine, tmp_path: Path) -> None:
+    archive(engine, datetime.now(UTC) - timedelta(days=30), tmp_path / "empty")
+    assert verify_chains(engine, archives=[tmp_path / "empty"]).count == 0
+
+
 def test_a_folder_that_is_no_archive_of_this_database_is_refused(engine: Engine, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="no archive of this database"):
         verify_chains(engine, archives=[tmp_path])
