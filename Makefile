@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-oldest check format dev simulate crash soak bench bench-fleet bench-hpo screenshots clean FORCE
+.PHONY: help demo test test-fast test-oldest check format dev simulate crash soak bench bench-fleet bench-console bench-hpo screenshots clean FORCE
 
 help:  ## What can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -14,7 +14,7 @@ help:  ## What can be done here
 demo: $(STAMP)  ## See a real graph migrate while its worker is killed half-way
 	@$(BIN)/python -m examples.demo $(ARGS)
 
-screenshots: $(STAMP)  ## Take the pictures in docs/images: the demo, and Flower in headless Chromium
+screenshots: $(STAMP)  ## Take the pictures in docs/images: the demo, Flower and the console in headless Chromium
 	@$(BIN)/python -m examples.demo --svg docs/images/demo.svg
 	@$(BIN)/python -m docs.images.take
 
@@ -24,14 +24,16 @@ test: $(STAMP)  ## Run all tests (ARGS="-k guard" for some)
 test-fast: $(STAMP)  ## Unit and integration tests only
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart 0 tests/unit tests/integration $(ARGS)
 
-# Flower and signed messages need a newer Celery (the extras `flower` and `signing` say so).
+# Flower and signed messages need a newer Celery (the extras `flower` and `signing` say so), the console a newer
+# pydantic.
 # redis-py 5 leaves sockets to the garbage collector, which warns. Binary wheels of these versions exist for Python 3.11
 # and 3.12: make test-oldest PYTHON=python3.12
 OLDEST := .venv-oldest
 test-oldest: $(OLDEST)/.installed  ## Run all tests with the oldest dependencies (ARGS="tests/unit" for some)
 	@$(OLDEST)/bin/python -m pytest -n 3 --dist loadfile --max-worker-restart 0 \
 		-W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning \
-		--ignore tests/acceptance/test_flower.py --ignore tests/acceptance/test_signing.py $(ARGS)
+		--ignore tests/acceptance/test_flower.py --ignore tests/acceptance/test_signing.py \
+		--ignore-glob '*/test_*console*' --ignore tests/acceptance/test_browser.py $(ARGS)
 
 $(OLDEST)/.installed: pyproject.toml tests/oldest.txt
 	@rm -rf $(OLDEST) && $(PYTHON) -m venv $(OLDEST)
@@ -79,6 +81,9 @@ bench: $(STAMP)  ## Measure against the alternatives, in one run
 GRAPHS ?= 100000
 bench-fleet: $(STAMP)  ## What each call costs with many graphs: make bench-fleet GRAPHS=1000000
 	@$(BIN)/python -m bench.fleet --graphs $(GRAPHS)
+
+bench-console: $(STAMP)  ## The console's pages and stream on a large fleet: make bench-console GRAPHS=1000000
+	@$(BIN)/python -m bench.console --graphs $(GRAPHS)
 
 bench-hpo: $(STAMP)  ## The Human Phenotype Ontology, migrated up and down again
 	@$(BIN)/python -m pip install --quiet -r bench/requirements.txt

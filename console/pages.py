@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path as FilePath
@@ -26,6 +25,7 @@ from graph_migrator.core.access.repeated import find_answer
 from graph_migrator.core.access.tokens import SESSION_HOURS, Identity, Role
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import history as reading
+from graph_migrator.core.inspection import overview
 from graph_migrator.core.inspection.attempts import attempt_story
 from graph_migrator.core.inspection.failures import failed_graphs, group_failures
 from graph_migrator.core.inspection.quantities import count, duration, pace
@@ -64,7 +64,7 @@ _templates = Environment(
 _templates.filters.update(
     moment=_moment, ago=_ago, duration=duration, quote=lambda text: quote(str(text), safe="")
 )
-_templates.globals.update(count=count, pace=pace, new_id=lambda: str(uuid4()), python=sys.version_info[0])
+_templates.globals.update(count=count, pace=pace, new_id=lambda: str(uuid4()))
 
 
 def show(request: Request, template: str, code: int = 200, **values: Any) -> HTMLResponse:
@@ -169,7 +169,7 @@ def get_rollouts(request: Request, services: Deps) -> Response:
     """Rollouts, the latest first."""
     with services.executors.borrow() as executor:
         found = rollouts.list_rollouts(executor, limit=PAGE_SIZE)
-    held = any(each.kind == "fleet-held" for each in reads.first_page(services).wrong)
+    held = overview.fleet_hold(services.engine) is not None
     return show(request, "rollouts.html", rollouts=found, fleet_held=held)
 
 

@@ -5,6 +5,7 @@
 --   graph_migrator_worker       workers and operators: migrates; cannot drop, disable a trigger, delete an audit row
 --   graph_migrator_application  services: read and write graphs' data through the write guard, import, export
 --   graph_migrator_reader       dashboards: reads
+--   graph_migrator_console      the console: reads, lets people in, carries operators' verbs out; no graph's data
 --
 -- They are groups without a login:   GRANT graph_migrator_worker TO my_worker_login;
 
@@ -12,7 +13,7 @@ DO $$
 DECLARE
     role text;
 BEGIN
-    FOREACH role IN ARRAY ARRAY['owner', 'worker', 'application', 'reader'] LOOP
+    FOREACH role IN ARRAY ARRAY['owner', 'worker', 'application', 'reader', 'console'] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'graph_migrator_' || role) THEN
             BEGIN
                 EXECUTE format('CREATE ROLE graph_migrator_%s NOLOGIN', role);
@@ -42,11 +43,11 @@ END $$;
 
 REVOKE ALL ON SCHEMA graph_migrator FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA graph_migrator
-    FROM PUBLIC, graph_migrator_worker, graph_migrator_application, graph_migrator_reader;
+    FROM PUBLIC, graph_migrator_worker, graph_migrator_application, graph_migrator_reader, graph_migrator_console;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA graph_migrator
-    FROM PUBLIC, graph_migrator_worker, graph_migrator_application, graph_migrator_reader;
+    FROM PUBLIC, graph_migrator_worker, graph_migrator_application, graph_migrator_reader, graph_migrator_console;
 GRANT USAGE ON SCHEMA graph_migrator
-    TO graph_migrator_worker, graph_migrator_application, graph_migrator_reader;
+    TO graph_migrator_worker, graph_migrator_application, graph_migrator_reader, graph_migrator_console;
 SET search_path = graph_migrator, pg_catalog;
 
 -- ── the worker: rows of migrations are made and followed, never deleted ────────────────────────────
@@ -81,6 +82,32 @@ GRANT EXECUTE ON FUNCTION move_to_front(uuid, uuid) TO graph_migrator_applicatio
 
 GRANT SELECT ON ALL TABLES IN SCHEMA graph_migrator TO graph_migrator_reader;
 GRANT EXECUTE ON FUNCTION report(uuid), lock_key(uuid), lock_holders(text), graph_id_of(text) TO graph_migrator_reader;
+
+-- ── the console: verbs through functions that run as the owner; of tables only its own and rollouts' ──
+
+GRANT SELECT ON ALL TABLES IN SCHEMA graph_migrator TO graph_migrator_console;
+REVOKE SELECT ON nodes, edges FROM graph_migrator_console;
+GRANT SELECT (graph_id) ON nodes, edges TO graph_migrator_console;
+GRANT INSERT, UPDATE ON api_tokens, api_requests TO graph_migrator_console;
+GRANT INSERT, DELETE ON api_sessions TO graph_migrator_console;
+GRANT INSERT, UPDATE ON rollouts, rollout_stages, rollout_members TO graph_migrator_console;
+GRANT INSERT ON rollout_changes TO graph_migrator_console;
+GRANT UPDATE ON rollout_fleet TO graph_migrator_console;
+-- What is not made to run as the owner can do no more than the role itself.
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA graph_migrator TO graph_migrator_console;
+REVOKE EXECUTE ON FUNCTION remove_archived(uuid, text, timestamptz, jsonb, uuid[], text[]) FROM graph_migrator_console;
+DO $$
+DECLARE
+    each record;
+BEGIN
+    FOR each IN SELECT p.oid::regprocedure AS name FROM pg_proc p
+        WHERE p.pronamespace = 'graph_migrator'::regnamespace AND p.proname IN (
+            'load_operator_state', 'lock_and_load', 'lock_and_load_stalled', 'follow_edge', 'settle', 'release',
+            'declare_whole', 'set_owner_read_only', 'retry_migration', 'begin_migration', 'record_verb',
+            'record_outcome', 'fail_between_hops') LOOP
+        EXECUTE format('ALTER FUNCTION %s SECURITY DEFINER', each.name);
+    END LOOP;
+END $$;
 
 RESET search_path;
 

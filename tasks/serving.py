@@ -130,3 +130,30 @@ class Flower(Server):
                 return True
         except OSError:
             return False
+
+
+class Console(Server):
+    """The console on loopback, for whoever is on this machine."""
+
+    def __init__(self, folder: Path | None, variables: dict[str, str]) -> None:
+        super().__init__(folder)
+        self._variables = variables
+
+    @property
+    def url(self) -> str:
+        """Where to look."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def _command(self) -> list[str]:
+        return [sys.executable, "-m", "graph_migrator", "console", "--auth", "none", "--port", str(self.port)]
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, **self._variables}
+
+    def _folder_to_run_in(self) -> Path:
+        return Path.cwd()  # graph types may be named by modules of the current folder
+
+    def _is_ready(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            return True
+        return False

@@ -19,6 +19,7 @@ from graph_migrator.core.settings import settings
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.schema import upgrade
 from graph_migrator.core.store.session import Executors
+from tests.acceptance.chromium import chromium_program
 from tests.acceptance.rabbitmq import rabbitmq_program
 from tests.databases import Databases, administer
 from tests.integration.pgbouncer import pgbouncer_program
@@ -30,6 +31,7 @@ hypothesis.settings.load_profile("tests")
 collect_ignore = [
     *([] if rabbitmq_program() else ["acceptance/test_rabbitmq.py"]),
     *([] if pgbouncer_program() else ["integration/test_pgbouncer.py"]),
+    *([] if chromium_program() else ["acceptance/test_browser.py"]),
 ]
 
 
@@ -43,6 +45,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not pgbouncer_program():
         how = "apt-get install pgbouncer, then `pytest tests/integration/test_pgbouncer.py`"
         terminalreporter.write_line(f"The tests of PgBouncer were not run: there is no pgbouncer. {how}.")
+    if not chromium_program():
+        how = "apt-get install chromium, then `pytest tests/acceptance/test_browser.py`"
+        terminalreporter.write_line(
+            f"The tests in a browser were not run: there is no Chromium on PATH. {how}."
+        )
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

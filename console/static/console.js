@@ -34,6 +34,9 @@
     waiting = setTimeout(() => { waiting = null; read(); }, Math.max(50, MOST_OFTEN - (Date.now() - readAt)));
   }
 
+  // What is looked up beside the requests is there a moment later.
+  setInterval(() => { if (document.querySelector("[data-again]")) read(); }, 1500);
+
   const stream = new EventSource(root + "/api/v1/events");
   stream.onopen = () => { say("live"); soon(); };
   stream.onerror = () => say("stale");

@@ -129,8 +129,9 @@ def troubles(source: Engine | Connection, types: Mapping[str, GraphType]) -> lis
     if isinstance(source, Engine):
         with source.connect() as connection:
             return troubles(connection, types)
+    hold = fleet_hold(source)
     found = [
-        *_fleet(source),
+        *([hold] if hold is not None else []),
         *_held(source),
         *_failed(source),
         *_graphs(source),
@@ -174,18 +175,20 @@ def versions_in_use(source: Engine | Connection) -> list[VersionInUse]:
     return [VersionInUse.model_validate(dict(row)) for row in rows]
 
 
-def _fleet(connection: Connection) -> list[Trouble]:
-    row = connection.execute(text("SELECT held_at, held_by, why FROM graph_migrator.rollout_fleet")).one()
+def fleet_hold(source: Engine | Connection) -> Trouble | None:
+    """The hold of all rollouts; None where there is none."""
+    if isinstance(source, Engine):
+        with source.connect() as connection:
+            return fleet_hold(connection)
+    row = source.execute(text("SELECT held_at, held_by, why FROM graph_migrator.rollout_fleet")).one()
     if row.held_at is None:
-        return []
+        return None
     by = f" by {row.held_by}" if row.held_by else ""
     why = f": {row.why}" if row.why else ""
-    return [
-        Trouble(
-            kind="fleet-held", what=f"All rollouts are held{by}{why}.", since=row.held_at, graphs=0,
-            next_step="Let rollouts go on.", command="graph-migrator rollout unhold",
-        )
-    ]  # fmt: skip
+    return Trouble(
+        kind="fleet-held", what=f"All rollouts are held{by}{why}.", since=row.held_at, graphs=0,
+        next_step="Let rollouts go on.", command="graph-migrator rollout unhold",
+    )  # fmt: skip
 
 
 def _held(connection: Connection) -> list[Trouble]:

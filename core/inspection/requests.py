@@ -41,7 +41,8 @@ SELECT * FROM (
      WHERE r.created_at <= :before AND (r.created_at, r.task_id) < (:before, :before_id)
      ORDER BY r.created_at DESC, r.task_id DESC LIMIT :limit)
     UNION ALL
-    (SELECT c.at, c.id::text, c.who, 'rollout ' || c.what, NULL, c.after,
+    (SELECT c.at, c.id::text, c.who, 'rollout ' || c.what, NULL,
+            jsonb_build_object('message', coalesce(c.why, 'done')),
             coalesce(c.rollout_id::text, 'all rollouts'), NULL, NULL
      FROM graph_migrator.rollout_changes c WHERE c.at <= :before AND (c.at, c.id::text) < (:before, :before_id)
      ORDER BY c.at DESC, c.id::text DESC LIMIT :limit)

@@ -1,4 +1,4 @@
-"""``make screenshots``: pictures of Flower while graphs migrate, taken by headless Chromium.
+"""``make screenshots``: pictures of Flower and of the console while graphs migrate, taken by headless Chromium.
 
 Everything in them is real: private servers, two workers, graphs of which one cannot be migrated.
 """
@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import networkx
+from playwright.sync_api import sync_playwright
 
 from graph_migrator.core.embedded import Postgres, Redis
 from graph_migrator.core.interchange import import_graph
 from graph_migrator.core.store import schema
 from graph_migrator.core.store.connections import make_engine
-from graph_migrator.tasks.serving import Flower, Worker, environment
+from graph_migrator.tasks.serving import Console, Flower, Worker, environment
 
 HERE = Path(__file__).parent
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -77,6 +78,28 @@ def main() -> None:
         shoot(browser, folder, flower, "/tasks", "flower-tasks.png", 2000, 780)
         pause_migration.delay("encyclopedia", requested_by="operator").get(timeout=60)
         shoot(browser, folder, flower, f"/task/{fails.id}", "flower-failed.png", 1280, 930)
+        console = running.enter_context(Console(folder / "console", variables))
+        shoot_console(browser, console.url)
+
+
+def shoot_console(browser: str, base: str) -> None:
+    """The first page and a failed graph, light and dark, wide and as on a phone."""
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        for name, path, scheme, width, height in (
+            ("console", "/", "light", 1180, 720),
+            ("console-graph", "/graphs/karate-club", "dark", 1180, 1000),
+            ("console-phone", "/", "dark", 390, 760),
+        ):
+            size = {"width": width, "height": height}
+            context = launched.new_context(base_url=base, viewport=size, color_scheme=scheme)
+            page = context.new_page()
+            page.goto(path)
+            page.locator('#live[data-state="live"]').wait_for()
+            page.screenshot(path=HERE / f"{name}.png")
+            context.close()
+            print((HERE / f"{name}.png").relative_to(Path.cwd()))  # noqa: T201 - what `make screenshots` prints
+        launched.close()
 
 
 def until(condition: Callable[[], Any], seconds: float = 60) -> None:

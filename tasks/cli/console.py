@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from importlib import import_module
 from typing import Any
 
@@ -121,10 +122,20 @@ def serve(application: Any, host: str, port: int, root_path: str = "") -> None:
         timeout_graceful_shutdown=2,  # streams never end by themselves
     )
     server = uvicorn.Server(config)
-    sockets = [config.bind_socket()]
+    listener = _listen(host, port)
     shown = f"[{host}]" if ":" in host else host
-    click.echo(f"Console: http://{shown}:{sockets[0].getsockname()[1]}{root_path}/  Ctrl-C stops it.")
-    server.run(sockets=sockets)
+    click.echo(f"Console: http://{shown}:{listener.getsockname()[1]}{root_path}/  Ctrl-C stops it.")
+    with listener:
+        server.run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
+        )
+    except OSError as error:
+        raise InvalidRequest("--host and --port", f"{host}:{port}: {error.strerror or error}") from None
 
 
 # ── tokens ──────────────────────────────────────────────────────────────────────────────────────────
@@ -158,8 +169,15 @@ def create(name: str, role: str, days: int, no_expiry: bool, as_json: bool) -> N
         print_json({**made.model_dump(mode="json"), "token": secret})
         return
     until = f"until {moment(made.expires_at)} UTC" if made.expires_at else "until it is revoked"
-    click.echo(f"{made.name} is a {made.role} {until}. The token, shown this once:", err=True)
+    click.echo(
+        f"{made.name} is {_a(made.role)} {until}. The token, shown this once:",
+        err=True,
+    )
     click.echo(secret)
+
+
+def _a(role: Role) -> str:
+    return f"{'an' if role is Role.OPERATOR else 'a'} {role}"
 
 
 @token.command(name="list")

@@ -17,7 +17,7 @@ from graph_migrator.core.embedded import EmbeddedUnavailable, Postgres, Redis
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.store import schema
 from graph_migrator.tasks.cli.dev_workers import keep_running
-from graph_migrator.tasks.serving import Flower, Worker, environment
+from graph_migrator.tasks.serving import Console, Flower, Worker, environment
 
 _FOLDER = click.option(
     "--folder",
@@ -56,8 +56,13 @@ def _only_one(folder: Path) -> Iterator[bool]:
     "--concurrency", default=2, show_default=True, type=click.IntRange(1), help="Hops at a time in each."
 )
 @click.option("--reload", is_flag=True, help="Restart the workers when the code of a graph type changes.")
+@click.option(
+    "--console", "with_console", is_flag=True, help="Also the console, on a free port, without a login."
+)
 @click.option("--flower", "with_flower", is_flag=True, help="Also Flower, with a password made for this run.")
-def dev(folder: Path, workers: int, concurrency: int, reload: bool, with_flower: bool) -> None:
+def dev(
+    folder: Path, workers: int, concurrency: int, reload: bool, with_console: bool, with_flower: bool
+) -> None:
     """Run Postgres, Redis and workers in the foreground, on loopback, until Ctrl-C.
 
     The database stays in the folder and is there again the next time. In another shell,
@@ -95,6 +100,9 @@ def dev(folder: Path, workers: int, concurrency: int, reload: bool, with_flower:
             if with_flower:
                 flower = running.enter_context(Flower(folder / "flower", variables))
                 click.echo(f"Flower: {flower.url}  (user {flower.user}, password {flower.password})")
+            if with_console:
+                console = running.enter_context(Console(folder / "console", variables))
+                click.echo(f"Console: {console.url}")
             click.echo(f"Graph types: {known}")
             click.echo('Ready. In another shell: eval "$(graph-migrator env)". Ctrl-C stops everything.')
             keep_running(started, stop, reload=reload)
