@@ -206,7 +206,7 @@ def get_types(request: Request, services: Deps) -> Response:
 @router.get("/workers")
 def get_workers(request: Request, services: Deps) -> Response:
     """The workers."""
-    return show(request, "workers.html", found=reads.workers(services), types=reads.types(services))
+    return show(request, "workers.html", found=reads.workers(services))
 
 
 @router.get("/doctor")

@@ -22,6 +22,8 @@ from graph_migrator.core.planning import Plan, make_plan
 from graph_migrator.core.rollouts import inspection as rollouts
 from graph_migrator.core.rollouts.actions import rollout_actions
 from graph_migrator.core.rollouts.inspection import Change, GroupOfErrors, RolloutState, RolloutSummary
+from graph_migrator.core.rollouts.workers import WorkerState
+from graph_migrator.core.rollouts.workers import workers as list_workers
 
 
 class _Model(BaseModel):
@@ -91,22 +93,15 @@ class TypeDetail(_Model):
     workers: dict[str, str] = Field(description="Digest of the code by worker.")
 
 
-class WorkerState(_Model):
-    """One worker that answered."""
-
-    name: str
-    types: dict[str, str] = Field(description="Digest of its code by graph type.")
-    error: str | None = Field(description="Why its types cannot be loaded.")
-    serves_queue: bool
-
-
 class WorkersState(_Model):
-    """The workers as they answered last."""
+    """The workers, and the queue before them."""
 
-    workers: tuple[WorkerState, ...]
+    workers: tuple[WorkerState, ...] = Field(description="As `graph-migrator workers` lists them.")
     queued: int | None = Field(description="Messages that wait; None where the broker does not say.")
     broker_error: str | None
-    asked_at: datetime | None = Field(description="None while the first answer is under way.")
+    asked_at: datetime | None = Field(
+        description="When the broker was asked; None while the first answer is under way."
+    )
 
 
 _LIVE = {"running", "held", "cancelling"}
@@ -276,23 +271,15 @@ def types(services: Services) -> list[TypeDetail]:
 
 
 def workers(services: Services) -> WorkersState:
-    """The workers as they answered last."""
+    """The workers as Postgres knows them, and the queue as the broker said last."""
+    with services.executors.borrow() as executor:
+        known = list_workers(executor)
     seen = services.fleet.look()
-    if seen is None:
-        return WorkersState(workers=(), queued=None, broker_error=None, asked_at=None)
-    fleet = seen.value
-    serving = [
-        WorkerState(name=name, types=served, error=fleet.broken.get(name), serves_queue=True)
-        for name, served in sorted(fleet.workers.items())
-    ]
-    elsewhere = [
-        WorkerState(name=name, types={}, error=None, serves_queue=False) for name in sorted(fleet.elsewhere)
-    ]
     return WorkersState(
-        workers=(*serving, *elsewhere),
-        queued=fleet.queued,
-        broker_error=fleet.broker_error,
-        asked_at=seen.at,
+        workers=tuple(known),
+        queued=seen.value.queued if seen is not None else None,
+        broker_error=seen.value.broker_error if seen is not None else None,
+        asked_at=seen.at if seen is not None else None,
     )
 
 
