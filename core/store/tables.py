@@ -504,6 +504,7 @@ class RolloutMember(_Base):
             "sent_at",
             postgresql_where=text("status = 'dispatched'"),
         ),
+        Index("rollout_members_in_order", "rollout_id", "stage", "position"),
         Index("rollout_members_left", "graph_id", postgresql_where=text("status IN ('failed', 'skipped')")),
         Index(
             "rollout_members_chains",

@@ -44,6 +44,9 @@ COMMENT ON COLUMN rollouts.reverses IS 'The rollout whose graphs it moves back.'
 COMMENT ON COLUMN rollouts.dispatch_after IS 'With a rate: when the graphs that were dispatched have used it up.';
 CREATE INDEX rollouts_automatic ON rollouts (graph_type, to_version, code) WHERE automatic;
 
+-- Pages of a rollout's graphs in the order in which they are moved.
+CREATE INDEX rollout_members_in_order ON rollout_members (rollout_id, stage, position);
+
 -- An automatic rollout leaves out what an earlier one with the same code could not move.
 CREATE INDEX rollout_members_left ON rollout_members (graph_id) WHERE status IN ('failed', 'skipped');
 
