@@ -61,6 +61,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from graph_migrator.core.plural import count, plural
+
 
 @dataclass(eq=False, repr=False)
 class GraphMigratorError(Exception):
@@ -130,12 +132,15 @@ class UnknownGraphType(WrongUsage):
 
     graph_type: str
     known: list[str]
+    asked: str | None = None
+    """The worker that refused it; None for this process."""
 
     @property
     def message(self) -> str:
         known = ", ".join(self.known) or "none"
+        where = f"to worker {self.asked}" if self.asked else "here"
         return (
-            f"graph type {self.graph_type!r} is not known here (known: {known}). Nothing was changed. "
+            f"graph type {self.graph_type!r} is not known {where} (known: {known}). Nothing was changed. "
             "Install the package that ships it, or name it in GRAPH_MIGRATOR_TYPES as module:attribute."
         )
 
@@ -149,11 +154,14 @@ class UnknownTarget(WrongUsage):
     target: int
     oldest: int
     newest: int
+    asked: str | None = None
+    """The worker that refused it; None for this process."""
 
     @property
     def message(self) -> str:
+        where = f"on worker {self.asked}" if self.asked else "here"
         return (
-            f"{self.graph}: graph type {self.graph_type!r} knows versions {self.oldest} to {self.newest}, "
+            f"{self.graph}: graph type {self.graph_type!r} knows versions {self.oldest} to {self.newest} {where}, "
             f"not {self.target}. Nothing was changed. Deploy the release that ships v{self.target}, "
             "or choose another target."
         )
@@ -213,7 +221,7 @@ class GraphExists(WrongUsage):
 
     @property
     def message(self) -> str:
-        return f"a graph {self.graph!r} exists already. Nothing was imported. Choose another --slug."
+        return f"a graph {self.graph!r} exists already. Nothing was imported. Choose another --slug, or --replace."
 
 
 @dataclass(eq=False, repr=False)
@@ -243,7 +251,8 @@ class DanglingEdges(WrongUsage):
     def message(self) -> str:
         named = "; ".join(self.examples)
         more = f" (and {self.count - len(self.examples)} more)" if self.count > len(self.examples) else ""
-        return f"{self.file}: {self.count} edges lead to missing nodes: {named}{more}. Nothing was imported."
+        edges = plural(self.count, "edge leads", "edges lead")
+        return f"{self.file}: {edges} to missing nodes: {named}{more}. Nothing was imported."
 
 
 @dataclass(eq=False, repr=False)
@@ -352,7 +361,7 @@ class GraphPartiallyMigrated(Refused):
         )
         return (
             f"{self.graph}: {where} half-way through {self.hop!r} (v{self.from_version}→v{self.to_version}, "
-            f"{self.done} rows done), so the graph is partially migrated. Nothing was changed. "
+            f"{count(self.done, 'row')} done), so the graph is partially migrated. Nothing was changed. "
             f"{finish[0].upper()}{finish[1:]}; or {otherwise}."
         )
 
@@ -513,9 +522,10 @@ class RolloutGivesWay(Refused):
 
     @property
     def message(self) -> str:
+        first = plural(self.in_flight, "graph in flight ends", "graphs in flight end")
         return (
             f"rollout {self.rollout}, which the policy of {self.graph_type!r} started, gives way: it sends nothing "
-            f"more, and {self.in_flight} graphs in flight end first. Yours was not started; start it again when "
+            f"more, and {first} first. Yours was not started; start it again when "
             f"`graph-migrator rollout show {self.rollout}` says that it is cancelled."
         )
 
@@ -602,8 +612,9 @@ class InvalidGraphData(MigrationError):
     @property
     def message(self) -> str:
         more = f" (and {self.count - len(self.failures)} more)" if self.count > len(self.failures) else ""
+        rows = plural(self.count, "row does not fit", "rows do not fit")
         return (
-            f"{self.graph}: hop {self.hop!r} was rolled back: {self.count} rows do not fit v{self.version}: "
+            f"{self.graph}: hop {self.hop!r} was rolled back: {rows} v{self.version}: "
             f"{'; '.join(self.failures)}{more}"
         )
 
@@ -633,9 +644,9 @@ class HopAddsRows(MigrationError):
     @property
     def message(self) -> str:
         return (
-            f"{self.graph}: hop {self.hop!r} was stopped: it has processed {self.done} rows, and there were "
-            f"{self.total} when it began. It inserts rows that its own selector picks, ahead of the batch, so it "
-            "would never end. The last batch was rolled back. Insert rows that the selector does not pick (another "
+            f"{self.graph}: hop {self.hop!r} was stopped: it has processed {count(self.done, 'row')}, and there "
+            f"were {self.total:,} when it began. It inserts rows that its own selector picks, ahead of the batch, so "
+            "it would never end. The last batch was rolled back. Insert rows that the selector does not pick (another "
             f"label, or a key before the batch's), then `graph-migrator retry {self.graph}`."
         )
 
@@ -653,9 +664,9 @@ class HopCrashedRepeatedly(MigrationError):
     def message(self) -> str:
         how = f" ({self.how})" if self.how else ""
         return (
-            f"{self.graph}: the process of hop {self.hop!r} died {self.times} times{how} while its worker lived on, so "
-            "its migration failed. What was not committed was rolled back. Look for memory or crashes in that hop, "
-            f"then `graph-migrator retry {self.graph}`."
+            f"{self.graph}: the process of hop {self.hop!r} died {count(self.times, 'time')}{how} while its "
+            "worker lived on, so its migration failed. What was not committed was rolled back. Look for memory or "
+            f"crashes in that hop, then `graph-migrator retry {self.graph}`."
         )
 
 
@@ -670,9 +681,9 @@ class HopInterruptedRepeatedly(MigrationError):
     @property
     def message(self) -> str:
         return (
-            f"{self.graph}: hop {self.hop!r} lost its whole worker or its session {self.times} times, so its migration "
-            "failed. What was not committed was rolled back. No process of it was seen to die by itself: look for what "
-            "ends workers or connections (deploys, the machine's memory, the database), then "
+            f"{self.graph}: hop {self.hop!r} lost its whole worker or its session {count(self.times, 'time')}, so its "
+            "migration failed. What was not committed was rolled back. No process of it was seen to die by itself: "
+            "look for what ends workers or connections (deploys, the machine's memory, the database), then "
             f"`graph-migrator retry {self.graph}`."
         )
 
@@ -706,7 +717,7 @@ class PartiallyMigrated(MigrationError):
     @property
     def message(self) -> str:
         return (
-            f"{self.graph}: cancelled half-way through {self.hop!r} after {self.done} rows; rows are of two "
+            f"{self.graph}: cancelled half-way through {self.hop!r} after {count(self.done, 'row')}; rows are of two "
             f"shapes, so the graph stays read-only. `graph-migrator retry {self.graph}` finishes the hop."
         )
 

@@ -187,3 +187,4 @@ class Verb(StrEnum):
     UNLOCK = "unlock"
     REPAIR = "repair"
     BASELINE = "baseline"
+    REPLACE = "replace"

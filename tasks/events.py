@@ -17,6 +17,7 @@ from celery.signals import after_setup_logger, after_setup_task_logger, worker_i
 from graph_migrator.core.events import types as events
 from graph_migrator.core.events.log import JsonLines, log_event
 from graph_migrator.core.inspection.quantities import pace
+from graph_migrator.core.plural import count
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.redaction import safe_traceback
 from graph_migrator.tasks.celery import app
@@ -70,10 +71,11 @@ def _show_progress(event: events.Event) -> None:
         return
     _sent_at.clear()  # this process runs one hop at a time
     _sent_at[event.attempt_id] = now
-    share = f" ({event.done / event.total:.0%})" if event.total else ""
+    done = count(event.done, "row")
+    if event.total:
+        done = f"{event.done:,} of {count(event.total, 'row')} ({event.done / event.total:.0%})"
     speed = pace(event.rows_per_second, event.seconds_left)
-    text = f"{event.done:,} of {event.total:,} rows{share}{f', {speed}' if speed else ''}"
-    show_progress(current_task.request.id, text)
+    show_progress(current_task.request.id, f"{done}{f', {speed}' if speed else ''}")
 
 
 def _send_on(event: events.Event) -> None:

@@ -38,9 +38,10 @@ def _graph_types(state: Any) -> dict[str, Any]:
     consumer = getattr(state.consumer, "task_consumer", None)
     answer: dict[str, Any] = {"queues": [queue.name for queue in getattr(consumer, "queues", ())]}
     try:
-        return answer | {"types": code_digests()}
+        versions = {name: (kind.oldest, kind.newest) for name, kind in graph_types().items()}
+        return answer | {"types": code_digests(), "versions": versions}
     except GraphMigratorError as error:  # it lives, and serves none
-        return answer | {"types": {}, "error": str(error)}
+        return answer | {"types": {}, "versions": {}, "error": str(error)}
 
 
 def look_at_fleet(timeout: float = 1.0) -> Fleet:
@@ -64,6 +65,9 @@ def look_at_fleet(timeout: float = 1.0) -> Fleet:
                 continue  # another application's worker on the same broker
             if settings().queue in reply["queues"]:
                 fleet.workers[name] = reply["types"]
+                fleet.versions[name] = {
+                    kind: tuple(known) for kind, known in reply.get("versions", {}).items()
+                }
                 if reply.get("error"):
                     fleet.broken[name] = str(reply["error"])
             else:

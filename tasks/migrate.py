@@ -20,11 +20,13 @@ from graph_migrator.core.execution.begin import begin_migration, lacks_code, wai
 from graph_migrator.core.execution.limits import backoff
 from graph_migrator.core.execution.model import Applied, Caller, Dispatch, Failed, Worker
 from graph_migrator.core.execution.run_hop import run_hop as run_one_hop
+from graph_migrator.core.plural import count
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.errors import Failure, classify
 from graph_migrator.core.store.redaction import redacted
 from graph_migrator.core.store.session import Executor
+from graph_migrator.tasks.calls import record_requeue
 from graph_migrator.tasks.celery import app
 from graph_migrator.tasks.events import show_failure, show_ignored
 from graph_migrator.tasks.results import BEGUN, HopArguments, MigrateArguments, MigrateTask, checked
@@ -50,8 +52,12 @@ def migrate_graph(self: MigrateTask, *args: Any, **kwargs: Any) -> Any:
     """
     given = checked(MigrateArguments, args, kwargs)
     graph, target = given["graph_id"], given["target"]
-    caller = Caller(self.request.id, given["requested_by"], given["reason"])
-    require_types(self)
+    caller = Caller(self.request.id, given["requested_by"], given["reason"], self.request.hostname)
+
+    def requeued(why: GraphMigratorError) -> None:
+        record_requeue(executors(), caller, graph, target, why, has_limit=lacks_code(why))
+
+    require_types(self, requeued)
     may_wait = deploy_waited(self.request.retries) < settings().deploy_seconds
     return carry_out_begin(
         self,
@@ -59,7 +65,7 @@ def migrate_graph(self: MigrateTask, *args: Any, **kwargs: Any) -> Any:
             executor, graph, target, caller=caller, may_wait=may_wait, waited=waited_for_writers(self)
         ),
         graph,
-        may_wait=may_wait,
+        on_requeue=requeued if may_wait else None,
     )
 
 
@@ -69,7 +75,11 @@ def waited_for_writers(task: Task) -> float:
 
 
 def carry_out_begin(
-    task: Task, begin: Callable[[Executor], _T], graph: str, *, may_wait: bool = False
+    task: Task,
+    begin: Callable[[Executor], _T],
+    graph: str,
+    *,
+    on_requeue: Callable[[GraphMigratorError], None] | None = None,
 ) -> _T | Any:
     """Begin a migration in a task, and send its chain in place of the task.
 
@@ -77,8 +87,8 @@ def carry_out_begin(
         task: The task that was called.
         begin: Begins the migration.
         graph: What the log names.
-        may_wait: A worker with newer code may carry out what is refused here for lack of it; the message goes back to
-            the queue.
+        on_requeue: A worker with newer code may carry out what is refused here for lack of it: called with the
+            refusal before the message goes back to the queue. None: what is refused here is refused.
 
     Returns:
         What the task is to return: the report, or a note that a chain answers; anything else that `begin` gave is
@@ -92,8 +102,9 @@ def carry_out_begin(
         with executors().borrow() as executor:
             begun = begin(executor)
     except GraphMigratorError as refusal:
-        if not (may_wait and lacks_code(refusal)):
+        if on_requeue is None or not lacks_code(refusal):
             raise
+        on_requeue(refusal)
         # Never in step with the consumers' polling, or the same worker takes it each time.
         pause = deploy_pause(task.request.retries) * random.uniform(0.6, 1.0)  # noqa: S311 - jitter
         _log.warning("%s: this worker lacks the code; again in %.1f s: %s", graph, pause, refusal)
@@ -218,7 +229,7 @@ def _replace(task: Task, dispatch: Dispatch) -> str:
     first.apply_async(chain=rest[::-1])
     failpoints.hit("begin_dispatched")
     request.ignore_result = True  # nothing is stored: the result to come is the chain's; see `MigrateRequest`
-    return f"{BEGUN} {len(hops)} {'hop' if len(hops) == 1 else 'hops'}"
+    return f"{BEGUN} {count(len(hops), 'hop')}"
 
 
 def _is_linked(request: Any) -> bool:

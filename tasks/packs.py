@@ -10,6 +10,7 @@ from celery.utils.log import get_task_logger
 
 from graph_migrator.core.decisions import Ignored
 from graph_migrator.core.execution.model import Dispatch, Worker
+from graph_migrator.core.plural import count
 from graph_migrator.core.rollouts.members import OtherCode
 from graph_migrator.core.rollouts.packs import PackReport, Surroundings, run_pack
 from graph_migrator.core.rollouts.turn import SendingPack
@@ -68,5 +69,5 @@ def send_pack(pack: SendingPack) -> None:
 
 def in_words(pack: SendingPack) -> str:
     """What Flower's row shows of a pack."""
-    which = f"{pack.size} graphs → v{pack.to_version}: {pack.first} … {pack.last}"
+    which = f"{count(pack.size, 'graph')} → v{pack.to_version}: {pack.first} … {pack.last}"
     return f"{which} (rollout {str(pack.rollout_id)[:8]})"

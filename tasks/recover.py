@@ -19,6 +19,7 @@ from graph_migrator.core.settings import settings
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.tasks import telemetry
 from graph_migrator.tasks.answers import answer_callers
+from graph_migrator.tasks.calls import forget_calls
 from graph_migrator.tasks.celery import app
 from graph_migrator.tasks.fleet import own_state
 from graph_migrator.tasks.migrate import send
@@ -81,9 +82,10 @@ def sweep_once(*, holder: str | None = None, room: QueueRoom | None = None) -> d
 
 
 def count_history() -> None:
-    """Add what has finished to the totals that monitoring reads."""
+    """Add what has finished to the totals that monitoring reads, and forget calls that are over."""
     with engine().begin() as connection:
         metrics.advance(connection)
+    forget_calls(executors())
 
 
 def _announce(worker: WorkerState) -> None:

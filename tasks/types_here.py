@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from celery import Task
 from celery.utils.log import get_task_logger
@@ -20,10 +21,14 @@ The pause is never the same twice: in step with the consumers' polling, the same
 """
 
 
-def require_types(task: Task) -> None:
+def require_types(task: Task, on_requeue: Callable[[GraphMigratorError], None] | None = None) -> None:
     """Requeue the message where this worker's types cannot be loaded: that is no answer to any caller.
 
     Nothing else in this worker is right then. It says so with every message, and `doctor` names it.
+
+    Args:
+        task: Whose message it is.
+        on_requeue: Called with the error before that.
 
     Raises:
         celery.exceptions.Retry: The message is delivered again.
@@ -32,6 +37,8 @@ def require_types(task: Task) -> None:
         graph_types()
     except GraphMigratorError as error:
         _log.error("this worker's graph types cannot be loaded; the message is requeued: %s", error)
+        if on_requeue is not None:
+            on_requeue(error)
         raise task.retry(countdown=random.uniform(0.2, 1.0) * PAUSE, exc=error) from None  # noqa: S311 - jitter
 
 

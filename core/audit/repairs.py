@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, text
 
 from graph_migrator.core.errors import NothingToRepair
 from graph_migrator.core.graph_types.definition import GraphType
+from graph_migrator.core.plural import count
 from graph_migrator.core.store.guard import install_guard, list_guards
 from graph_migrator.core.store.schema import require_current
 
@@ -140,7 +141,8 @@ def _partially_migrated(
                 check="partially-migrated",
                 subject=row.slug,
                 does=f"finishes hop {half['hop']!r} (v{half['from_version']}→v{half['to_version']}), whose code is "
-                f"the one that began it, from its checkpoint after {half['done']} rows: `graph-migrator retry`.",
+                f"the one that began it, from its checkpoint after {count(half['done'], 'row')}: "
+                "`graph-migrator retry`.",
             )
 
 

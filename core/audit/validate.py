@@ -212,13 +212,17 @@ def _checkpoints(connection: Connection) -> Iterator[Discrepancy]:
     )
 
 
-# Idle graphs only: a migration may stand between two of its commits at this moment.
+# Idle graphs only: a migration may stand between two of its commits at this moment. `import --replace` gives a graph a
+# version of its own.
 _CONTRADICTIONS = """
 SELECT g.slug || ' (at v' || g.version || ', last applied to v' || a.to_version || ')'
 FROM graph_migrator.graphs g CROSS JOIN LATERAL (
-    SELECT to_version FROM graph_migrator.hop_attempts
+    SELECT to_version, finished_at FROM graph_migrator.hop_attempts
     WHERE graph_id = g.id AND status IN ('succeeded', 'skipped') ORDER BY id DESC LIMIT 1) a
-WHERE g.migration_id IS NULL AND a.to_version <> g.version ORDER BY g.slug
+WHERE g.migration_id IS NULL AND a.to_version <> g.version AND NOT EXISTS (
+    SELECT FROM graph_migrator.requests r
+    WHERE r.graph_id = g.id AND r.verb = 'replace' AND r.target = g.version AND r.answered_at > a.finished_at)
+ORDER BY g.slug
 """
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final, overload
 from uuid import UUID, uuid4
 
@@ -113,13 +114,21 @@ def begin_migration(
         try:
             _require_direction(state, target, direction)
             begun = _begin(executor, state, lock, graph, target, caller, finish=finish_partially_migrated)
-        except GraphMigratorError as refusal:
-            if not (may_wait and lacks_code(refusal)):
-                record_outcome(executor, caller, graph, target, refusal)
-            raise
+        except GraphMigratorError as error:
+            named = _naming_the_worker(error, caller)
+            if not (may_wait and lacks_code(named)):
+                record_outcome(executor, caller, graph, target, named)
+            raise named from None
         if isinstance(begun, MigrationReport):
             record_outcome(executor, caller, graph, target, begun)
         return begun
+
+
+def _naming_the_worker(refusal: GraphMigratorError, caller: Caller) -> GraphMigratorError:
+    """What one worker does not know, another one may."""
+    if isinstance(refusal, UnknownTarget | UnknownGraphType):
+        return replace(refusal, asked=caller.worker)
+    return refusal
 
 
 def _require_direction(state: BeginState, target: int | None, direction: int | None) -> None:

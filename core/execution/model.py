@@ -29,6 +29,8 @@ class Caller:
     task_id: str | None = None
     requested_by: str | None = None
     reason: str | None = None
+    worker: str | None = None
+    """Who is asked, for its refusals."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from graph_migrator.core.execution.recorded import load_dispatch, recorded_outco
 from graph_migrator.core.execution.recovery import settle_now
 from graph_migrator.core.graph_types.registry import graph_type
 from graph_migrator.core.planning import continue_plan, make_plan
+from graph_migrator.core.plural import count
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import EDGES, Edge, MigrationStatus, Verb
 from graph_migrator.core.store import protocol
@@ -423,7 +424,7 @@ def _finish_partially_migrated(
         assert isinstance(begun, Dispatch)  # noqa: S101 - half a hop is left to do
         report = VerbReport(
             graph=state.slug, verb=Verb.RETRY, migration_id=begun.migration_id, status=MigrationStatus.QUEUED,
-            dispatch=begun.number, message=f"goes on with {half['hop']!r} after {half['done']} rows",
+            dispatch=begun.number, message=f"goes on with {half['hop']!r} after {count(half['done'], 'row')}",
         )  # fmt: skip
         _record(executor, caller, state.graph, report)
     return report, begun

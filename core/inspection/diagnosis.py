@@ -11,7 +11,7 @@ from graph_migrator.core.errors import UnreachableGraph
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection.history import GraphState, GraphSummary
 from graph_migrator.core.inspection.lock_sessions import LockSession
-from graph_migrator.core.inspection.quantities import count, duration
+from graph_migrator.core.inspection.quantities import count, duration, plural
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
 
@@ -22,6 +22,7 @@ class Fleet:
 
     Attributes:
         workers: Those that serve our queue: by worker, a digest of its code by graph type.
+        versions: Of the same workers: the oldest and newest version of each graph type.
         broken: Workers whose types cannot be loaded, and why: they requeue every message.
         elsewhere: Workers of ours that serve other queues only.
         queued: Messages that wait in our queue; None where the broker does not say.
@@ -29,6 +30,7 @@ class Fleet:
     """
 
     workers: dict[str, dict[str, str]] = field(default_factory=dict)
+    versions: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     elsewhere: list[str] = field(default_factory=list)
     queued: int | None = None
@@ -68,15 +70,17 @@ def explain(state: GraphState, sessions: list[LockSession], ask_workers: AskWork
         )
         what = "It was released by force in the middle of a batched hop: it is partially migrated."
         return [Reason(kind="partially-migrated", what=what, way_out=way_out)]
-    waiting = _waiting_begin(sessions)
+    calls = [Reason(kind="call-waits", what=each.fact, way_out=each.way_out) for each in state.waiting_calls]
+    waiting = [*calls, *_waiting_begin(sessions)]
     if migration is None or (migration.status.is_settled and migration.status is not MigrationStatus.FAILED):
-        return [*waiting, *_idle_graph(state, ask_workers)]
+        idle = _idle_graph(state, ask_workers)
+        return [*waiting, *(each for each in idle if not (calls and each.kind == "behind"))]
     match migration.status:
         case MigrationStatus.FAILED:
             return [*waiting, _failed_migration(state), *_unreachable(state.graph)]
         case MigrationStatus.PAUSED:
-            return [_paused_migration(state)]
-    return _live_migration(state, sessions, ask_workers)
+            return [_paused_migration(state), *calls]
+    return [*_live_migration(state, sessions, ask_workers), *calls]
 
 
 def _failed_migration(state: GraphState) -> Reason:
@@ -229,7 +233,7 @@ def _workers(state: GraphState, fleet: Fleet) -> list[Reason]:
         what = f"{_messages(fleet.queued)} in the queue before {count(len(fleet.workers), 'worker')}."
         reasons.append(Reason(kind="queue", what=what, way_out="With more workers it starts sooner."))
     if not reasons:
-        serve = "1 worker serves" if len(serving) == 1 else f"{len(serving)} workers serve"
+        serve = plural(len(serving), "worker serves", "workers serve")
         what = f"{serve} it; its message should be received at once."
         reasons.append(Reason(kind="waiting", what=what))
     return reasons
@@ -237,14 +241,14 @@ def _workers(state: GraphState, fleet: Fleet) -> list[Reason]:
 
 def _no_worker(fleet: Fleet) -> Reason:
     elsewhere = len(fleet.elsewhere)
-    also = f" ({elsewhere} {'serves' if elsewhere == 1 else 'serve'} other queues)" if elsewhere else ""
+    also = f" ({plural(elsewhere, 'serves', 'serve')} other queues)" if elsewhere else ""
     waiting = f"; {_messages(fleet.queued)}" if fleet.queued else ""
     way_out = "Start one: `celery -A graph_migrator worker -Q migrations`."
     return Reason(kind="no-worker", what=f"No worker answers on the queue{also}{waiting}.", way_out=way_out)
 
 
 def _messages(number: int) -> str:
-    return f"{count(number, 'message')} {'waits' if number == 1 else 'wait'}"
+    return plural(number, "message waits", "messages wait")
 
 
 def _code_differs(kind: str, fleet: Fleet) -> list[Reason]:

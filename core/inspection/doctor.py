@@ -15,6 +15,7 @@ from graph_migrator.core.errors import SchemaOutdated
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.graph_types.selectors import Rows
 from graph_migrator.core.inspection.quantities import count
+from graph_migrator.core.inspection.waiting_calls import LONG_WAIT, waiting_calls
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store import schema
 from graph_migrator.core.store.guard import list_guards
@@ -25,6 +26,7 @@ OLDEST_SERVER: Final = 14
 """The oldest major version of PostgreSQL; its tests have run on 15 to 18."""
 LONG_IDLE: Final = 60
 OVERDUE: Final = 60
+_MOST_CALLS: Final = 100
 
 
 class Level(StrEnum):
@@ -65,6 +67,7 @@ def examine(engine: Engine, types: dict[str, GraphType]) -> Iterator[Finding]:
         yield from guards(connection, types)
         yield from sessions(connection)
         yield from graphs(connection)
+        yield from calls(connection)
         yield from types_in_use(connection, types)
         yield from reachable(connection, types)
 
@@ -308,6 +311,15 @@ def graphs(connection: Connection, *, overdue: int = OVERDUE) -> Iterator[Findin
         )
     if not (row.overdue or row.failed or row.partially_migrated):
         yield _ok("graphs", "none is stuck")
+
+
+def calls(connection: Connection) -> Iterator[Finding]:
+    """Calls that no worker has carried out yet, where one waits for code or for long."""
+    found = waiting_calls(connection, limit=_MOST_CALLS)
+    oldest = next((each for each in found if each.because is not None or each.seconds > LONG_WAIT), None)
+    if oldest is not None:
+        many = count(len(found), "call") + (" or more" if len(found) == _MOST_CALLS else "")
+        yield _warning("calls", f"{many} not begun yet. {oldest.fact}", oldest.way_out or "")
 
 
 def types_in_use(connection: Connection, types: dict[str, GraphType]) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, RowMapping, text
 
 from graph_migrator.core.errors import UnknownGraph
 from graph_migrator.core.inspection.metrics import current_counts
+from graph_migrator.core.inspection.waiting_calls import WaitingCall, waiting_calls
 from graph_migrator.core.pace import seconds_left
 from graph_migrator.core.recorded_errors import own_error
 from graph_migrator.core.reports import MigrationReport
@@ -137,6 +138,9 @@ class GraphState(BaseModel):
     )
     requeued_seconds: float | None = Field(None, description="For how long.")
     lock_holders: tuple[str, ...] = Field(description="Who holds the graph's lock at this moment, in words.")
+    waiting_calls: tuple[WaitingCall, ...] = Field(
+        (), description="Calls that no worker has carried out yet."
+    )
 
 
 class Refusal(BaseModel):
@@ -333,6 +337,9 @@ def graph_state(source: Engine | Connection, graph: str, *, count_rows: bool = T
     Raises:
         UnknownGraph: Nothing has this id or slug.
     """
+    if isinstance(source, Engine):  # one snapshot: version and migration are of the same moment
+        with source.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+            return graph_state(connection, graph, count_rows=count_rows)
     summary = find_graph(source, graph)
     row = _rows(
         source,
@@ -370,6 +377,7 @@ def graph_state(source: Engine | Connection, graph: str, *, count_rows: bool = T
         requeued=row["requeued"] or 0,
         requeued_seconds=row["requeued_seconds"],
         lock_holders=tuple(row["lock_holders"]),
+        waiting_calls=tuple(waiting_calls(source, summary.id)),
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from graph_migrator.core.plural import count, plural
 
-def count(number: int, noun: str) -> str:
-    """So many of something: ``1 row``, ``2,000 rows``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+__all__ = ["count", "duration", "pace", "plural"]
 
 
 def duration(seconds: float | None) -> str:

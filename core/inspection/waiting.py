@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import select
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 from uuid import UUID
@@ -13,6 +12,7 @@ from uuid import UUID
 from sqlalchemy import Engine
 
 from graph_migrator.core.errors import GraphBehind, UnknownGraph, WaitTimedOut
+from graph_migrator.core.inspection.listener import Listener
 from graph_migrator.core.recorded_errors import own_error
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
@@ -22,8 +22,6 @@ from graph_migrator.core.store.errors import DRIVER_ERRORS, Failure, classify
 
 _POLL_SECONDS: Final = 2.0
 """How long a notification may be missing: behind a pooling proxy, say, none arrives."""
-_SHORT_POLL_SECONDS: Final = 0.2
-"""While nothing announces a change: the call has not arrived yet, or its hop is being committed just now."""
 
 
 class SentCall(Protocol):
@@ -71,7 +69,7 @@ def wait_for(
     require_psycopg2(engine, "database")
     name, is_call = _asked(migration)
     ends_at = None if timeout is None else time.monotonic() + timeout
-    with _watching(engine) as session:
+    with closing(_Session(engine)) as session:
         while True:
             found = session.look(name, is_call=is_call)
             if on_look is not None:
@@ -124,21 +122,18 @@ SELECT g.id, g.slug, g.graph_type, g.version, coalesce(g.migration_id, (SELECT m
     WHERE m.graph_id = g.id ORDER BY m.created_at DESC LIMIT 1))
 FROM graph_migrator.graphs g WHERE g.id = graph_migrator.graph_id_of(%s)
 """
-# Who holds the key is notified (`notify_waiters` in the schema). While a hop is being committed the key is taken, and
-# the state is read again soon.
-_LISTEN = "LISTEN graph_migrator; SELECT pg_try_advisory_lock_shared(graph_migrator.wait_key(%s))"
 _REPORT = "SELECT graph_migrator.report(%s)"
 
 
 class _Session:
-    """A Postgres session that reads the state, and that the end of a hop or of the migration wakes."""
+    """Reads the state, and sleeps until it changes."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._raw: Any = None
+        self._listener = Listener(engine)
         self._migration: UUID | None = None
-        self._listens = False
         self._last: _Found | None = None
+        self.wait = self._listener.wait
+        self.close = self._listener.close
 
     def look(self, name: str, *, is_call: bool) -> _Found:
         """Read the state; the last one again where Postgres has gone away since."""
@@ -150,42 +145,14 @@ class _Session:
                 raise
         return self._last
 
-    def wait(self, seconds: float) -> None:
-        """Wait for a notification, so many seconds at most."""
-        if not self._listens:
-            time.sleep(min(seconds, _SHORT_POLL_SECONDS))
-            return
-        ends_at = time.monotonic() + seconds
-        with suppress(*DRIVER_ERRORS):  # the session has ended: the next look connects again
-            while not self._was_notified() and (left := ends_at - time.monotonic()) > 0:
-                if select.select([self._raw], [], [], left)[0]:
-                    self._raw.poll()
-
-    def close(self) -> None:
-        """End the session, and with it the key's hold."""
-        raw, self._raw, self._listens = self._raw, None, False
-        if raw is not None:
-            raw.close()
-
-    def _was_notified(self) -> bool:
-        heard = {each.payload for each in self._raw.notifies}
-        self._raw.notifies.clear()
-        return str(self._migration) in heard
-
     def _look(self, name: str, *, is_call: bool) -> _Found:
-        if self._raw is None:
-            connection = self._engine.raw_connection()
-            connection.detach()
-            self._raw = connection.dbapi_connection
-            self._raw.autocommit = True
         if self._migration is None:
             found = self._of_call(name)
             if found is None and self._migration is None and not is_call:
                 found = self._of_migration(name)
             if found is not None or self._migration is None:
                 return found or _Found()
-        if not self._listens:  # before the report is read: what ends after that is announced
-            self._listens = bool(self._one(_LISTEN, self._migration)[0])
+        self._listener.follow([self._migration])
         return _Found(MigrationReport.model_validate(self._one(_REPORT, self._migration)[0]))
 
     def _of_call(self, name: str) -> _Found | None:
@@ -220,15 +187,6 @@ class _Session:
         return _Found(never)
 
     def _one(self, statement: str, value: Any) -> Any:
-        with self._raw.cursor() as cursor:
+        with self._listener.connection().cursor() as cursor:
             cursor.execute(statement, (value,))
             return cursor.fetchone()
-
-
-@contextmanager
-def _watching(engine: Engine) -> Iterator[_Session]:
-    session = _Session(engine)
-    try:
-        yield session
-    finally:
-        session.close()

@@ -29,6 +29,7 @@ from graph_migrator.core.interchange.loading import Loader, Progress
 from graph_migrator.core.interchange.node_link import NodeLinkReader
 from graph_migrator.core.interchange.readers import reader_of
 from graph_migrator.core.interchange.records import Choices
+from graph_migrator.core.interchange.replacing import let_writers_in, open_replacement
 
 Source = str | os.PathLike[str] | IO[bytes]
 
@@ -92,6 +93,8 @@ class _Target(NamedTuple):
     slug: str
     graph_type: str
     version: int
+    replace: bool = False
+    requested_by: str | None = None
 
 
 class _Outcome(NamedTuple):
@@ -111,6 +114,8 @@ def import_graph(
     edges: Source | None = None,
     labels_property: str | None = None,
     columns: Mapping[str, str] | None = None,
+    replace: bool = False,
+    requested_by: str | None = None,
     on_progress: Progress | None = None,
 ) -> ImportReport:
     """Make a new graph from a file, in one transaction. Memory does not grow with the file.
@@ -127,6 +132,9 @@ def import_graph(
         labels_property: The property that keeps a node's labels after the first. None refuses nodes with
             several.
         columns: For CSV, which header holds a field: ``{"source": "from_user"}``.
+        replace: Give the data of the graph that has this slug a new content and version instead. Id, slug, type and
+            history stay; nodes, edges and attributes are the file's alone. Readers see the old graph until the end.
+        requested_by: Who replaces it; recorded.
         on_progress: Called after every chunk with the nodes and edges loaded so far. What it raises ends
             the import, and nothing is kept.
 
@@ -136,14 +144,17 @@ def import_graph(
     Raises:
         InvalidRequest: An argument is malformed, or the file cannot be read.
         GraphExists: The slug is taken.
+        UnknownGraph, GraphReadOnly, OpenWriteTransactions: There is nothing to replace, or it cannot be now.
         InvalidRecord: A record is malformed, its id is used twice, or the file's dialect is not read.
         DanglingEdges: Edges lead to nodes that the file does not hold.
     """
-    target = _Target(slug, graph_type, version)
+    target = _Target(slug, graph_type, version, replace, requested_by)
     _check_request(target)
     started = time.perf_counter()
     choices = Choices(labels_property, columns or {})
     graph_id, dialect, loader = _run(engine, path_or_stream, edges, format, target, choices, on_progress)
+    if replace:
+        let_writers_in(engine)
     return ImportReport(
         graph_id=graph_id,
         slug=slug,
@@ -166,6 +177,7 @@ def check_graph_file(
     edges: Source | None = None,
     labels_property: str | None = None,
     columns: Mapping[str, str] | None = None,
+    replace: bool = False,
     on_progress: Progress | None = None,
 ) -> CheckReport:
     """Find all faulty records of a file, not only the first. Nothing is imported.
@@ -176,13 +188,14 @@ def check_graph_file(
     Args:
         engine: As for `import_graph`, like all other arguments.
         path_or_stream: The file.
-        slug: The graph's name, which must be free.
+        slug: The graph's name, which must be free without `replace`.
         graph_type: Its type.
         version: The version that the data has.
         format: The name of a `Dialect`; None recognises it by the file's content.
         edges: For CSV, the file with the edges.
         labels_property: The property that keeps a node's labels after the first.
         columns: For CSV, which header holds a field.
+        replace: The graph is there, and its data would be replaced.
         on_progress: Called after every chunk with the nodes and edges that are sound so far.
 
     Returns:
@@ -191,8 +204,9 @@ def check_graph_file(
     Raises:
         InvalidRequest: An argument is malformed, or the file cannot be read.
         GraphExists: The slug is taken.
+        UnknownGraph, GraphReadOnly, OpenWriteTransactions: There is nothing to replace, or it cannot be now.
     """
-    target = _Target(slug, graph_type, version)
+    target = _Target(slug, graph_type, version, replace)
     _check_request(target)
     faults = Faults()
     choices = Choices(labels_property, columns or {})
@@ -231,7 +245,6 @@ def _run(
         connection = stack.enter_context(engine.execution_options(isolation_level="READ COMMITTED").connect())
         transaction = stack.enter_context(connection.begin())
         cursor: Any = connection.connection.cursor()
-        cursor.execute(_DECLARE, (json.dumps({target.graph_type: target.version}),))
         graph_id = _create(cursor, target)
         loader = Loader(cursor, graph_id, source, second or source, on_progress)
         try:
@@ -253,7 +266,7 @@ def _without_outcome(error: GraphMigratorError) -> str:
 
 
 def _check_request(target: _Target) -> None:
-    slug, graph_type, version = target
+    slug, graph_type, version, *_ = target
     if not isinstance(slug, str) or not _SLUG.fullmatch(slug):
         reason = "must be 1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit"
         raise InvalidRequest("slug", f"{reason}, not {slug!r}")
@@ -267,10 +280,14 @@ def _check_request(target: _Target) -> None:
 
 
 def _create(cursor: Any, target: _Target) -> UUID:
-    graph_id = uuid4()
-    cursor.execute(_CREATE, (graph_id, *target))
-    if not cursor.rowcount:
-        raise GraphExists(target.slug)
+    """Make the graph's own row, and declare what this transaction writes."""
+    slug, graph_type, version, replace, requested_by = target
+    graph_id = open_replacement(cursor, slug, graph_type, version, requested_by) if replace else uuid4()
+    cursor.execute(_DECLARE, (json.dumps({graph_type: version}),))
+    if not replace:
+        cursor.execute(_CREATE, (graph_id, slug, graph_type, version))
+        if not cursor.rowcount:
+            raise GraphExists(slug)
     return graph_id
 
 

@@ -1,9 +1,14 @@
-"""Rows into Postgres by COPY, in chunks, within one transaction."""
+"""Rows into Postgres by COPY, in chunks, within one transaction.
+
+While Postgres takes a chunk, the next one is read: the two take about as long as each other. There is one COPY at a
+time, in the order of the file.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -59,6 +64,14 @@ class _Chunk:
         return rows
 
 
+class _Sending(NamedTuple):
+    """A chunk on its way, and the thread's answer."""
+
+    chunk: _Chunk
+    rows: list[_Row]
+    outcome: Future[None]
+
+
 class Loader:
     """Loads one graph's records, in the caller's transaction.
 
@@ -85,6 +98,7 @@ class Loader:
         self._ends = EdgeEnds(cursor, graph_id)
         self._node_chunk = _Chunk("node", _NODES, source)
         self._edge_chunk = _Chunk("edge", _EDGES, edge_source)
+        self._sending: _Sending | None = None
 
     def load(self, records: Iterable[NodeRecord | EdgeRecord]) -> None:
         """Load all records.
@@ -95,21 +109,31 @@ class Loader:
         """
         self._ends.begin()
         # A number for an edge without an id is free only when every id of the file is known.
-        with EdgesAside() as keyed, EdgesAside() as nameless:
-            for record in records:
-                self.negative_zeros += negative_zeros(record.properties)
-                if isinstance(record, NodeRecord):
-                    self._add_node(record)
-                elif record.id is not None:
-                    self._add_edge(record, record.id)
-                else:
-                    (nameless if record.key is None else keyed).put(record)
-            self._flush(self._node_chunk)
-            self._flush(self._edge_chunk)
+        with ThreadPoolExecutor(1) as self._pool, EdgesAside() as keyed, EdgesAside() as nameless:
+            try:
+                self._load_all(records, keyed, nameless)
+            finally:
+                self._settle()  # an error in a chunk before comes first
             if not self._load_by_key(keyed):
                 self._load_by_number(keyed)
             self._load_by_number(nameless)
+            self._settle()
         self._check_ends()
+
+    def _load_all(
+        self, records: Iterable[NodeRecord | EdgeRecord], keyed: EdgesAside, nameless: EdgesAside
+    ) -> None:
+        """Load what has an id, and lay the other edges aside."""
+        for record in records:
+            self.negative_zeros += negative_zeros(record.properties)
+            if isinstance(record, NodeRecord):
+                self._add_node(record)
+            elif record.id is not None:
+                self._add_edge(record, record.id)
+            else:
+                (nameless if record.key is None else keyed).put(record)
+        self._flush(self._node_chunk)
+        self._flush(self._edge_chunk)
 
     def _add_node(self, node: NodeRecord) -> None:
         row = f"{self._graph_id}\t{escape(node.id)}\t{escape(node.label)}\t{escape_json(node.properties)}\n"
@@ -148,6 +172,7 @@ class Loader:
                 self._cursor.execute("ROLLBACK TO SAVEPOINT before_keys")
                 self.edges = before
                 return False
+            self._report()
         return True
 
     def _load_by_number(self, aside: EdgesAside) -> None:
@@ -165,6 +190,7 @@ class Loader:
             self._flush(self._edge_chunk)
 
     def _free(self, candidates: range) -> list[int]:
+        self._settle()
         if not self.edges:
             return list(candidates)
         self._cursor.execute(_TAKEN, (self._graph_id, [str(number) for number in candidates]))
@@ -172,11 +198,27 @@ class Loader:
         return [number for number in candidates if str(number) not in taken]
 
     def _flush(self, chunk: _Chunk) -> None:
+        """Send a chunk, when the one before it is through."""
         rows = chunk.take()
+        self._settle()
+        if not rows:
+            return
+        self._sending = _Sending(chunk, rows, self._pool.submit(self._send, chunk, rows))
+
+    def _settle(self) -> None:
+        """Wait for the chunk on its way."""
+        sending, self._sending = self._sending, None
+        if sending is None:
+            return
         try:
-            self._send(chunk, rows)
+            sending.outcome.result()
         except psycopg2.Error as error:
-            self._refuse(chunk, rows, error)
+            self._refuse(sending.chunk, sending.rows, error)
+        self._report()
+
+    def _report(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self.nodes, self.edges)
 
     def _refuse(self, chunk: _Chunk, rows: list[_Row], error: psycopg2.Error) -> None:
         """Some of these rows are faulty: name the first one, or in a check report all and load the others."""
@@ -211,14 +253,11 @@ class Loader:
             self.nodes += len(rows)
         else:
             self.edges += len(rows)
-        if self._on_progress is not None:
-            self._on_progress(self.nodes, self.edges)
 
     def _explained(self, chunk: _Chunk, rows: list[_Row], error: psycopg2.Error) -> Exception:
         """The error that names the first row which Postgres refuses, found by halving the chunk."""
         if not _is_about_a_row(error):
             return error
-        self._on_progress = None
         while len(rows) > 1:
             half = rows[: len(rows) // 2]
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from graph_migrator.core.plural import count
 from graph_migrator.core.rollouts.strategy import Strategy
 
 LOOK_BACK = 200
@@ -51,11 +52,15 @@ def breaker(
             return Tripped(f"{each.canaries} of the canaries failed", each.group, each.graphs)
     for each in groups:
         if each.count >= strategy.max_failures:
-            return Tripped(f"{each.count} graphs failed with one error group", each.group, each.graphs)
+            return Tripped(
+                f"{count(each.count, 'graph')} failed with one error group", each.group, each.graphs
+            )
     crashed = [each for each in groups if each.crashed]
     if sum(each.crashed for each in crashed) >= strategy.max_crashes:
         graphs = tuple(graph for each in crashed for graph in each.graphs)
-        return Tripped(f"hops of {sum(e.crashed for e in crashed)} graphs killed their worker", None, graphs)
+        return Tripped(
+            f"hops of {count(sum(e.crashed for e in crashed), 'graph')} killed their worker", None, graphs
+        )
     limit = settled * strategy.max_failure_percent / 100
     if failed_of_settled >= _AT_LEAST and failed_of_settled > limit:
         graphs = tuple(graph for each in groups for graph in each.graphs)[:5]

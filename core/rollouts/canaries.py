@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import islice
 from uuid import UUID
 
+from graph_migrator.core import plural
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -63,7 +65,7 @@ def _by_size(ordered: Sequence[Candidate]) -> Iterator[Canary]:
     if not counted:
         return
     for name, candidate in (("smallest", counted[0]), ("largest", counted[-1]), ("median", _median(counted))):
-        yield Canary(candidate, f"{name}: {candidate.rows:,} rows")
+        yield Canary(candidate, f"{name}: {plural.count(candidate.rows or 0, 'row')}")
 
 
 def _median(counted: Sequence[Candidate]) -> Candidate:
@@ -84,7 +86,7 @@ def _of_each_shape(ordered: Sequence[Candidate]) -> Iterator[Canary]:
             count[candidate.shape] += candidate.like
             first.setdefault(candidate.shape, candidate)
     for shape, graphs in sorted(count.items(), key=lambda each: (-each[1], each[0])):
-        yield Canary(first[shape], f"has the shape of {graphs:,} graphs: {shape or 'empty'}")
+        yield Canary(first[shape], f"has the shape of {plural.count(graphs, 'graph')}: {shape or 'empty'}")
 
 
 def _the_rest(ordered: Sequence[Candidate]) -> Iterator[Canary]:

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from graph_migrator.core.plural import count, plural
 from graph_migrator.core.rollouts.estimate import Estimate, estimate, left_by_size, size_class
 from graph_migrator.core.rollouts.operations import find_rollout
 from graph_migrator.core.rollouts.rows import query
@@ -243,13 +244,14 @@ def _explained(
         )
     if moving and not served and (now.now - in_hand[0].sent_at).total_seconds() > LIVE_SECONDS:
         return (
-            f"{moving} graphs were sent, and no live worker serves {row.graph_type} v{row.to_version}",
+            f"{plural(moving, 'graph was', 'graphs were')} sent, and no live "
+            f"worker serves {row.graph_type} v{row.to_version}",
             "start one: `celery -A graph_migrator worker`; `graph-migrator workers` lists those that live",
         )
     if moving:
         verb = "moves" if status is RolloutStatus.RUNNING else "is cancelled; it waits for"
         return (
-            f"it {verb} {row.dispatched - len(paused)} graphs in stage {row.stage} of {row.stages}",
+            f"it {verb} {count(row.dispatched - len(paused), 'graph')} in stage {row.stage} of {row.stages}",
             f"nothing; `graph-migrator status {in_hand[0].graph}` looks at the one that was sent first",
         )
     open_stage = next((s for s in stages if s.number == row.stage), None)

@@ -17,6 +17,7 @@ from graph_migrator.core.errors import InvalidRequest, RolloutInFlight, RolloutR
 from graph_migrator.core.events import types as events
 from graph_migrator.core.graph_types.registry import graph_type
 from graph_migrator.core.planning import Step
+from graph_migrator.core.plural import plural
 from graph_migrator.core.rollouts.rows import RESUME, changed_hops, query, record_change
 from graph_migrator.core.rollouts.statuses import HoldReason, RolloutStatus
 from graph_migrator.core.rollouts.strategy import FROZEN, Strategy
@@ -215,7 +216,7 @@ def cancel(executor: Executor, which: str, operator: Operator) -> RolloutVerbRep
         )
         skipped = cursor.rowcount
         record_change(cursor, row.id, "cancel", row.hold, None, operator.name, operator.why, operator.request)
-        message = f"cancelling; {skipped} graphs that waited are left as they are"
+        message = f"cancelling; {plural(skipped, 'graph that waited is', 'graphs that waited are')} not moved"
         return _report(
             executor,
             row,
@@ -276,7 +277,7 @@ def retry(
             "retry",
             operator,
             status=status,
-            message=f"{count} graphs wait for another try{then}",
+            message=f"{plural(count, 'graph waits', 'graphs wait')} for another try{then}",
             graphs=count,
         )
 
@@ -329,7 +330,7 @@ def skip(executor: Executor, which: str, graphs: Sequence[str], operator: Operat
             "skip",
             operator,
             status=RolloutStatus(row.status),
-            message=f"{len(taken)} graphs are left as they are",
+            message=f"{plural(len(taken), 'graph is', 'graphs are')} left out of it",
             graphs=len(taken),
         )
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from uuid import UUID
 
+from graph_migrator.core import plural
 from graph_migrator.core.decisions import Ignored, Later
 from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.execution.model import Applied, Dispatch, Failed, HopOutcome, Worker
@@ -77,7 +78,9 @@ class PackReport:
             "gone on alone": self.left,
         }
         parts = [f"{count} {what}" for what, count in counts.items() if count]
-        text = f"{self.done + self.left} of {self.size} graphs: {', '.join(parts) or 'none yet'}"
+        text = (
+            f"{self.done + self.left} of {plural.count(self.size, 'graph')}: {', '.join(parts) or 'none yet'}"
+        )
         return f"{text}; ended early: {self.ended_early}" if self.ended_early else text
 
 

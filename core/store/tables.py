@@ -379,6 +379,12 @@ class Request(_Base):
             "created_at",
             postgresql_where=text("migration_id IS NULL AND outcome ? 'error'"),
         ),
+        Index(
+            "requests_of_data",
+            "graph_id",
+            "created_at",
+            postgresql_where=text("verb IN ('repair', 'replace')"),
+        ),
     )
 
     task_id: Mapped[str] = mapped_column(primary_key=True)
@@ -396,6 +402,23 @@ class Request(_Base):
     answer_failures: Mapped[int] = mapped_column(server_default=text("0"))
     next_answer_at: Mapped[datetime | None]
     unanswered_because: Mapped[str | None]
+
+
+class WaitingCall(_Base):
+    """A call of `migrate_graph` that no worker has carried out yet, as far as it is known."""
+
+    __tablename__ = "waiting_calls"
+    __table_args__ = (Index("waiting_calls_by_graph", "graph_id"),)
+
+    task_id: Mapped[str] = mapped_column(primary_key=True)
+    graph_id: Mapped[UUID]
+    target: Mapped[int | None]
+    requested_by: Mapped[str | None]
+    sent_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    tries: Mapped[int] = mapped_column(server_default=text("0"))
+    refused_at: Mapped[datetime | None]
+    worker: Mapped[str | None]
+    because: Mapped[str | None]
 
 
 class Rollout(_Base):

@@ -47,7 +47,7 @@ def archive(before: datetime, folder: Path, as_json: bool) -> None:
 
     def show(what: str, migrations: int) -> None:
         if sys.stderr.isatty():
-            click.echo(f"\r{what}: {migrations:,} migrations ", nl=False, err=True)
+            click.echo(f"\r{what}: {count(migrations, 'migration')} ", nl=False, err=True)
 
     report = archive_rows(engine(), before.replace(tzinfo=UTC), folder, on_progress=show)
     if as_json:
@@ -156,7 +156,8 @@ def _show(found: Verification) -> None:
 def _show_data(data: DataVerification) -> None:
     for each in data.differences:
         then, now = (digest.split(":")[0] for digest in (each.then, each.now))
-        rows = f"{then} rows then, {now} now" if then != now else f"{now} rows as then, with other contents"
+        rows = count(int(then), "row")
+        rows = f"{rows} then, {now} now" if then != now else f"{rows} as then, with other contents"
         click.echo(
             f"✗ {each.graph}: not what attempt {each.attempt_id} left at v{each.version} ({rows}); its writers, or "
             "somebody behind the write guard, have changed it since"

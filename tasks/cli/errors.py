@@ -20,7 +20,7 @@ from graph_migrator.core.errors import (
     ResultsUnreachable,
     SchemaOutdated,
 )
-from graph_migrator.core.recorded_errors import name_of
+from graph_migrator.core.recorded_errors import name_of, rows_of
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store import schema
 from graph_migrator.core.store.errors import DRIVER_ERRORS, Failure, classify, sqlstate
@@ -43,7 +43,14 @@ def report(error: Exception) -> int:
     if shown is None:
         click.echo(f"{name_of(error)}: {safe_message(error)} (--debug shows where)", err=True)
         return 1
-    click.echo(str(shown), err=True)
+    rows = rows_of(error)
+    click.echo(f"{shown} {rows}" if rows and rows not in str(shown) else str(shown), err=True)
+    if isinstance(shown, HopFailed):
+        click.echo(
+            f"`graph-migrator history {shown.graph}` shows where. Correct the hop or the data, and "
+            f"`graph-migrator retry {shown.graph}`.",
+            err=True,
+        )
     if isinstance(shown, DatabaseUnreachable | BrokerUnreachable | ResultsUnreachable):
         unset = sorted(name for field, name in _URLS.items() if field not in settings().model_fields_set)
         if unset:

@@ -8,8 +8,10 @@ from rich.markup import escape
 
 from graph_migrator.core.errors import GraphMigratorError, InvalidRequest
 from graph_migrator.core.inspection import history as reading
+from graph_migrator.core.inspection.data_changes import data_changes
 from graph_migrator.core.inspection.history import Attempt, MigrationStory, Refusal
 from graph_migrator.core.inspection.quantities import count, duration, pace
+from graph_migrator.core.inspection.waiting_calls import waiting_calls
 from graph_migrator.core.statuses import AttemptStatus, loss_phrase
 from graph_migrator.tasks.cli.output import coloured, console, json_option, moment, print_json, table
 from graph_migrator.tasks.runtime import engine
@@ -52,10 +54,13 @@ def history(graph: str, limit: int, traceback: int | None, as_json: bool) -> Non
         click.echo(f"{graph} has never been migrated.")
     for story in stories:
         print_story(story)
-    if stories:
-        print_refusals(reading.refusals(engine(), stories[-1].report.graph_id))
-    else:
-        print_refusals(reading.refusals(engine(), reading.find_graph(engine(), graph).id))
+    graph_id = stories[-1].report.graph_id if stories else reading.find_graph(engine(), graph).id
+    print_refusals(reading.refusals(engine(), graph_id))
+    with engine().connect() as connection:
+        lines = [f"{moment(each.at)}  {each}" for each in data_changes(connection, graph_id)]
+        lines += [f"{moment(each.sent_at)}  {each.fact}" for each in waiting_calls(connection, graph_id)]
+    for line in lines:
+        console().print(escape(line), soft_wrap=True)
 
 
 def print_refusals(refused: list[Refusal]) -> None:

@@ -13,7 +13,8 @@ import click
 from graph_migrator.core.audit.portable import export_with_history, import_with_history
 from graph_migrator.core.errors import InvalidRequest, UnknownTarget
 from graph_migrator.core.graph_types.registry import graph_type as type_named
-from graph_migrator.core.inspection.quantities import count
+from graph_migrator.core.inspection.history import find_graph
+from graph_migrator.core.inspection.quantities import count, plural
 from graph_migrator.core.interchange import (
     CheckReport,
     Dialect,
@@ -23,7 +24,7 @@ from graph_migrator.core.interchange import (
     export_graph,
     import_graph,
 )
-from graph_migrator.tasks.cli.output import json_option, print_json
+from graph_migrator.tasks.cli.output import ask, json_option, print_json, user
 from graph_migrator.tasks.runtime import engine
 
 _WRITTEN = click.Choice(list(map(str, Format)))
@@ -62,6 +63,12 @@ _COLUMNS: Final = ("id", "label", "source", "target", "type")
     metavar="FOLDER",
     help="FILE is one of `export --with-history`; keep its history in this new folder.",
 )
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Replace the data of the graph with this slug; its id and history stay.",
+)
+@click.option("--yes", "-y", is_flag=True, help="With --replace: do not ask.")
 @json_option
 def import_(
     file: str,
@@ -74,12 +81,17 @@ def import_(
     labels_property: str | None,
     check: bool,
     history: Path | None,
+    replace: bool,
+    yes: bool,
     as_json: bool,
 ) -> None:
     """Make a new graph from FILE (- for standard input): all of it, or nothing.
 
     FILE is node-link JSON, JSON Lines, APOC JSON lines, CSV, JSON Graph Format, Cytoscape JSON, GraphML or GEXF, and
     may be gzipped. See docs/formats.md.
+
+    With --replace, the graph gets the nodes, edges, attributes and version of FILE in one transaction; id, slug, type
+    and history stay, and the history says who replaced it. Refused while a migration owns it.
     """
     kind = type_named(graph_type)
     if not kind.oldest <= version <= kind.newest:
@@ -92,9 +104,10 @@ def import_(
         "edges": edges,
         "labels_property": labels_property,
         "columns": dict(map(_column, columns)),
+        "replace": replace,
     }
     if history is not None:
-        if check or file == "-" or form or edges or columns or labels_property:
+        if check or replace or file == "-" or form or edges or columns or labels_property:
             raise click.UsageError("--with-history reads a file of `export --with-history`, whole")
         report = import_with_history(
             engine(), Path(file), history, slug=slug, graph_type=graph_type, version=version
@@ -106,7 +119,10 @@ def import_(
         found = check_graph_file(engine(), source, on_progress=_ticker("checked"), **options)
         _print_check(file, found, as_json=as_json)
         raise SystemExit(2 if found.count else 0)
-    report = import_graph(engine(), source, on_progress=_ticker("read"), **options)
+    if replace:
+        there = find_graph(engine(), slug)
+        ask(f"Replace all data of {slug} ({there.id}, at v{there.version})", yes=yes)
+    report = import_graph(engine(), source, requested_by=user(), on_progress=_ticker("read"), **options)
     _print_import(report, as_json=as_json)
 
 
@@ -171,8 +187,8 @@ def _print_check(file: str, found: CheckReport, *, as_json: bool) -> None:
 
 def _say_negative_zeros(zeros: int) -> None:
     if zeros:
-        what = "number is -0.0 and is" if zeros == 1 else "numbers are -0.0 and are"
-        click.echo(f"{zeros} {what} stored as 0.0: Postgres's numeric has no negative zero", err=True)
+        what = plural(zeros, "number is -0.0 and is", "numbers are -0.0 and are")
+        click.echo(f"{what} stored as 0.0: Postgres's numeric has no negative zero", err=True)
 
 
 def _counts(nodes: int, edges: int) -> str:

@@ -6,6 +6,8 @@ nothing but click. The short helps stand here; a test holds them against the com
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -94,6 +96,7 @@ class _Commands(MutableMapping[str, click.Command]):
             module = import_module(f"graph_migrator.tasks.cli.{_ELSEWHERE.get(name, name)}")
             attribute = "import_" if name == "import" else name.replace("-", "_")
             self._loaded[name] = getattr(module, attribute)
+            _handle_interrupts()
         return self._loaded[name]
 
     def __setitem__(self, name: str, command: click.Command) -> None:
@@ -107,6 +110,13 @@ class _Commands(MutableMapping[str, click.Command]):
 
     def __len__(self) -> int:
         return sum(map(len, GROUPS.values()))
+
+
+def _handle_interrupts() -> None:
+    """From here on Ctrl-C is an exception, so that the command cleans up; see ``graph_migrator.__main__``."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Main(click.Group):

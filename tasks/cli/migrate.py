@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -14,30 +13,23 @@ from rich.markup import escape
 
 from graph_migrator.core.decisions import HopMessage
 from graph_migrator.core.errors import (
-    GraphPartiallyMigrated,
     MigrationError,
-    MigrationInFlight,
-    OpenWriteTransactions,
-    UnknownTarget,
 )
 from graph_migrator.core.execution import dry_run as trying
 from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.dry_run import DryRun
 from graph_migrator.core.execution.in_process import follow
 from graph_migrator.core.execution.model import Caller, Dispatch, Failed, HopOutcome
-from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import history as reading
-from graph_migrator.core.inspection.history import Attempt, GraphSummary
-from graph_migrator.core.inspection.lock_sessions import lock_sessions
+from graph_migrator.core.inspection.history import Attempt
 from graph_migrator.core.inspection.quantities import count, duration
 from graph_migrator.core.inspection.waiting import wait_for
-from graph_migrator.core.planning import make_plan
 from graph_migrator.core.reports import MigrationReport
-from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import AttemptStatus, MigrationStatus
 from graph_migrator.core.store.errors import DRIVER_ERRORS
 from graph_migrator.tasks.cli.errors import of_a_hop
 from graph_migrator.tasks.cli.output import coloured, console, json_option, print_json, table, user
+from graph_migrator.tasks.cli.sending import name_other_code, refuse_state, refuse_target, send_call
 from graph_migrator.tasks.runtime import engine, executors
 
 
@@ -47,6 +39,12 @@ from graph_migrator.tasks.runtime import engine, executors
     "--to", "target", type=click.IntRange(1, 2**31 - 1), help="The version to reach; by default the newest."
 )
 @click.option("--wait", is_flag=True, help="Wait for the end; exit code 1 where it failed.")
+@click.option(
+    "--wait-for-deploy",
+    "deploy",
+    is_flag=True,
+    help="Send a target that is not known here: a worker with newer code is expected.",
+)
 @click.option("--inline", is_flag=True, help="Run the hops in this process; needs no broker and no worker.")
 @click.option(
     "--dry-run", "trial", is_flag=True, help="Run the hops on the real rows, report, roll all back."
@@ -58,8 +56,8 @@ from graph_migrator.tasks.runtime import engine, executors
 @click.option("--by", "requested_by", default=user, help="Who asks; by default the user.")
 @json_option
 def migrate(
-    graph: str, target: int | None, wait: bool, inline: bool, trial: bool, batches: int, reason: str | None,
-    requested_by: str, as_json: bool,
+    graph: str, target: int | None, wait: bool, deploy: bool, inline: bool, trial: bool, batches: int,
+    reason: str | None, requested_by: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Move GRAPH along its hops to a version.
 
@@ -68,6 +66,8 @@ def migrate(
     """
     if sum((wait, inline, trial)) > 1:
         raise click.UsageError("--wait, --inline and --dry-run exclude each other")
+    if deploy and (inline or trial):
+        raise click.UsageError("--wait-for-deploy is about workers; --inline and --dry-run use none")
     if trial:
         _print_trial(trying.dry_run(engine(), graph, target, batches=batches), as_json=as_json)
         return
@@ -76,19 +76,19 @@ def migrate(
             report = _inline(graph, target, Caller(None, requested_by, reason), quiet=as_json)
         else:
             found = reading.find_graph(engine(), graph)
+            if not deploy:
+                refuse_target(found, target)
             if not wait:  # nobody would see the worker's refusal
-                _refuse_what_cannot_be(found, target)
+                refuse_state(found)
             latest = _latest_attempt(found.slug)
-            target = _resolved(found, target)
-            result = _send(found.id, target, requested_by, reason)
+            result = send_call(found, target, requested_by, reason)
             if not wait:
                 _print_sent(found.slug, result.id, as_json=as_json)
+            if not as_json:
+                name_other_code(found.graph_type)
+            if not wait:
                 return
-            try:
-                report = _wait_for(found.slug, result, after=latest, quiet=as_json)
-            except UnknownTarget as error:
-                _name_both_sides(error)
-                raise
+            report = _wait_for(found.slug, result, after=latest, quiet=as_json)
     except MigrationError:
         if as_json:
             print_json(reading.history(engine(), graph, limit=1)[-1].report)
@@ -123,62 +123,6 @@ def _inline(graph: str, target: int | None, caller: Caller, *, quiet: bool) -> M
         if failed:
             raise of_a_hop(error, begun.graph, failed[0]) from error
         raise
-
-
-def _refuse_what_cannot_be(found: GraphSummary, target: int | None) -> None:
-    """Refuse what a worker would: a graph in other hands; a target or way that the type, if known here, lacks."""
-    if found.status not in {None, MigrationStatus.FAILED}:
-        raise MigrationInFlight(
-            found.slug, str(found.migration_id), str(found.status), found.to_version or found.version
-        )
-    if found.partially_migrated:
-        half = reading.partial_hop(engine(), found.id)
-        raise GraphPartiallyMigrated(
-            found.slug,
-            half["hop"],
-            half["from_version"],
-            half["to_version"],
-            half["done"],
-            force_released=True,
-        )
-    _refuse_for_old_writers(found)
-    kind = graph_types().get(found.graph_type)
-    if kind is not None:
-        make_plan(found.slug, kind, found.version, target)
-
-
-def _refuse_for_old_writers(found: GraphSummary) -> None:
-    """Refuse where writers hold the graph for longer already than a worker would wait for them."""
-    patience = settings().writer_drain_seconds
-    before = datetime.now(UTC) - timedelta(seconds=patience)
-    writers = [each for each in lock_sessions(engine(), found.id) if each.holds and not each.exclusive]
-    old = [each.describe() for each in writers if each.since is not None and each.since < before]
-    if old:
-        raise OpenWriteTransactions(found.slug, patience, old)
-
-
-def _resolved(found: GraphSummary, target: int | None) -> int | None:
-    """The version to send: the newest that this process knows, so that a worker with other code does not choose."""
-    kind = graph_types().get(found.graph_type)
-    return kind.newest if target is None and kind is not None else target
-
-
-def _name_both_sides(refusal: UnknownTarget) -> None:
-    """Say that the worker's code differs from the code here, where that is why it refused."""
-    kind = graph_types().get(refusal.graph_type)
-    if kind is None or (kind.oldest, kind.newest) == (refusal.oldest, refusal.newest):
-        return
-    click.echo(
-        f"The worker knows versions {refusal.oldest} to {refusal.newest} of {kind.name!r}, this process "
-        f"{kind.oldest} to {kind.newest}. Restart the workers with the code that is here, or finish the deploy.",
-        err=True,
-    )
-
-
-def _send(graph_id: UUID, *arguments: Any) -> Any:
-    from graph_migrator.tasks.migrate import migrate_graph
-
-    return migrate_graph.delay(str(graph_id), *arguments)
 
 
 def _print_sent(slug: str, task_id: str, *, as_json: bool) -> None:

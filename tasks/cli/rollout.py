@@ -10,7 +10,7 @@ import click
 from pydantic import BaseModel, ValidationError
 
 from graph_migrator.core.errors import InvalidRequest
-from graph_migrator.core.inspection.quantities import duration
+from graph_migrator.core.inspection.quantities import duration, plural
 from graph_migrator.core.rollouts import inspection, operations
 from graph_migrator.core.rollouts.back import back as make_back
 from graph_migrator.core.rollouts.inspection import Counts, RolloutState
@@ -177,7 +177,7 @@ def _show_plan(found: RolloutPlan) -> None:
     what = f"rollout {found.rollout_id} started" if found.rollout_id else "plan; nothing was written"
     versions = ", ".join(f"{count:,} from v{version}" for version, count in found.by_version.items())
     out.print(f"{found.graph_type} → v{found.to_version}: {what}")
-    out.print(f"{found.graphs:,} graphs: {versions}")
+    out.print(f"{plural(found.graphs, 'graph', 'graphs')}: {versions}")
     out.print(f"hops: {', '.join(found.hops)}")
     if found.without_reverse:
         out.print(f"without a reverse: {', '.join(found.without_reverse)}")
@@ -308,7 +308,7 @@ def errors(which: str, as_json: bool) -> None:
     if not found:
         click.echo("No graph of it has failed.")
     for group in found:
-        click.echo(f"{group.error_group}: {group.graphs:,} graphs: {group.title}")
+        click.echo(f"{group.error_group}: {plural(group.graphs, 'graph', 'graphs')}: {group.title}")
         click.echo(f"  for example {', '.join(group.examples)}")
         click.echo(f"  to do: {group.what_to_do}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from tests.acceptance.cluster import ROOT
+from tests.integration.console import spawn
 from tests.waiting import until
 
 
@@ -115,6 +117,71 @@ def test_a_worker_of_dev_that_is_killed_is_replaced_and_changed_code_is_loaded(t
     finally:
         dev.send_signal(signal.SIGINT)
         assert dev.wait(60) == 0, log.read_text()
+
+
+HOP = """
+from graph_migrator import GraphType
+
+kind = GraphType("kind")
+
+@kind.hop(1, 2)
+def relabel(ctx) -> None:
+    ctx.execute("UPDATE nodes SET label = '{0}' WHERE graph_id = :graph_id")
+"""
+
+
+@pytest.mark.timeout(180)
+def test_of_two_workers_the_killed_one_is_replaced_and_the_other_keeps_the_code_it_began_with(
+    tmp_path: Path,
+) -> None:
+    """The file is edited meanwhile: a child that replaces another runs its parent's code, as `doctor` shows it."""
+    types, log, folder = tmp_path / "kinds.py", tmp_path / "log", tmp_path / "dev"
+    types.write_text(HOP.format("old"))
+    environment = {"GRAPH_MIGRATOR_TYPES": "kinds:kind", "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "graph_migrator", "dev", "--workers", "2", "--folder", str(folder)]
+    dev = start(command, log, **environment)
+    try:
+        until(lambda: "Ready." in log.read_text(), "dev to be ready", seconds=60)
+        first, second = (
+            psutil.Process(int(pid)) for pid in re.findall(r"is ready \(pid (\d+)", log.read_text())
+        )
+        variables = environment | dict(re.findall(r"export (\w+)=(\S+)", (folder / "env").read_text()))
+        for slug in ("g", "h"):
+            (tmp_path / "one.jsonl").write_text('{"kind": "node", "id": "a", "label": "N", "properties": {}}')
+            made = ("--slug", slug, "--type", "kind", "--version", 1)
+            assert spawn("import", tmp_path / "one.jsonl", *made, env=variables).exit_code == 0
+
+        types.write_text(HOP.format("new"))
+        second.suspend()  # so that the first one takes the call
+        children = first.children()
+        for child in children:
+            child.kill()
+        until(lambda: len(set(first.children()) - set(children)) == 2, "another pool", seconds=30)
+        outcome = spawn("migrate", "g", "--wait", env=variables)
+        assert (outcome.exit_code, label(variables, "g")) == (0, "old"), outcome.err
+        assert "Worker dev-1@" in outcome.err, "the code here is another one"
+
+        second.kill()
+        until(lambda: log.read_text().count("dev-2 is ready") == 2, "another worker", seconds=60)
+        assert "dev-2 died (SIGKILL); starting another ..." in log.read_text()
+        assert first.is_running()
+        assert not second.is_running()
+        found = spawn("doctor", env=variables).out
+        assert re.search(r"'kind' differs: dev-1@\S+ \w+, dev-2@\S+ \w+", found), found
+        first.kill()
+        until(lambda: log.read_text().count("dev-1 is ready") == 2, "another worker", seconds=60)
+        outcome = spawn("migrate", "h", "--wait", env=variables)
+        assert (outcome.exit_code, label(variables, "h")) == (0, "new"), outcome.err
+        assert "has other code" not in outcome.err
+    finally:
+        dev.send_signal(signal.SIGINT)
+        assert dev.wait(60) == 0, log.read_text()
+
+
+def label(variables: dict[str, str], slug: str) -> str:
+    """The label of a graph's only node."""
+    found: str = json.loads(spawn("export", slug, env=variables).out)["nodes"][0]["label"]
+    return found
 
 
 def test_ctrl_c_on_dev_leaves_no_process_behind(tmp_path: Path) -> None:

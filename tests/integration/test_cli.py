@@ -187,10 +187,10 @@ def test_1_a_connection_error_of_a_hop_is_not_taken_for_the_brokers(here: Cluste
         (("release", "nobody", "--yes"), "there is no graph 'nobody'"),
         (("lock", "nobody"), "there is no graph 'nobody'"),
         (("export", "nobody"), "there is no graph 'nobody'"),
-        (("migrate", "g", "--to", 9, "--inline"), "knows versions 1 to 5, not 9"),
-        (("migrate", "g", "--to", 9), "knows versions 1 to 5, not 9"),
+        (("migrate", "g", "--to", 9, "--inline"), "knows versions 1 to 5 here, not 9"),
+        (("migrate", "g", "--to", 9), "knows versions 1 to 5 here, not 9"),
         (("migrate", "last", "--to", 1), "has no reverse"),
-        (("plan", "g", "--to", 9), "knows versions 1 to 5, not 9"),
+        (("plan", "g", "--to", 9), "knows versions 1 to 5 here, not 9"),
         (("migrate", "last", "--to", 1, "--inline"), "has no reverse"),
         (("migrate", "stranger", "--inline"), "'unheard-of' is not known here"),
         (("import", __file__, "--slug", "x", "--type", "unheard-of", "--version", 1), "is not known here"),
@@ -622,7 +622,9 @@ def test_a_call_that_a_worker_refused_is_shown(here: Cluster) -> None:
     here.add_graph("g", "trail")
     with runtime.executors().borrow() as executor, suppress(GraphMigratorError):
         begin_migration(executor, "g", 9, caller=Caller("call-1", "night-shift"))
-    said = "migrate to v9 by night-shift was refused: g: graph type 'trail' knows versions 1 to 5, not 9."
+    said = (
+        "migrate to v9 by night-shift was refused: g: graph type 'trail' knows versions 1 to 5 here, not 9."
+    )
     assert said in call("status", "g").out
     assert said in call("history", "g").out
     (refusal,) = call("status", "g", "--json").json()["refusals"]
@@ -683,8 +685,16 @@ def test_a_target_is_resolved_once_and_both_sides_are_named_where_they_differ(
     here.add_graph("g", "edited")
     outcome = spawn("migrate", "g", "--wait", env={**here.environment, **environment})
     assert outcome.exit_code == 2
-    assert "The worker knows versions 1 to 2 of 'edited', this process 1 to 3." in outcome.err
+    both = (
+        r"Worker \S+ has other code for 'edited': versions 1 to 2, fingerprint \w+. "
+        r"Here: versions 1 to 3, fingerprint \w+"
+    )
+    assert re.search(both, outcome.err)
+    assert re.search(r"knows versions 1 to 2 on worker \S+@\S+, not 3", outcome.err)
     assert graph_row(here.engine, "g").version == 1
+    sent = spawn("migrate", "g", env={**here.environment, **environment})
+    assert sent.exit_code == 0
+    assert re.search(both, sent.err)
 
 
 def test_migrate_wait_prints_each_hop_and_ends_with_the_outcome(here: Cluster) -> None:

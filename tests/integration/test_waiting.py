@@ -17,9 +17,10 @@ from graph_migrator.core.execution import operations
 from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.in_process import follow
 from graph_migrator.core.execution.model import Caller, Dispatch
-from graph_migrator.core.inspection import waiting
+from graph_migrator.core.inspection import history, listener, waiting
 from graph_migrator.core.store import protocol
 from graph_migrator.core.store.session import Executors
+from tests.integration.console import Outcome, call
 from tests.integration.scripted import Script
 from tests.rows import add_graph, migration_of, rows
 from tests.waiting import until
@@ -161,7 +162,7 @@ def test_nothing_is_notified_where_nobody_waits(
 def test_without_notifications_it_polls(
     engine: Engine, executors: Executors, wait: Callable[..., Waiting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting._Session, "_was_notified", lambda _: False)
+    monkeypatch.setattr(listener.Listener, "_was_notified", lambda _: False)
     monkeypatch.setattr(waiting, "_POLL_SECONDS", 0.05)
     add_graph(engine, "g", "plain")
     begun = begin(executors)
@@ -230,3 +231,67 @@ def test_a_lost_session_is_replaced(
     until(lambda: listeners(engine) == 1, "it listens again")
     follow(executors, begun)
     assert waiter.outcome.result(timeout=60).version == 3
+
+
+# ── watch ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def watching(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Future[Outcome]]]:
+    """`watch` in a thread of its own, which looks once an hour."""
+    monkeypatch.setattr("graph_migrator.tasks.cli.watch.engine", lambda: engine)
+    with ThreadPoolExecutor() as pool:
+        yield lambda *graphs: pool.submit(call, "watch", "--interval", 3_600, *graphs)
+
+
+@pytest.mark.parametrize("named", [("g", "h"), ()])
+def test_watch_is_notified_of_each_hop_of_each_graph(
+    engine: Engine,
+    executors: Executors,
+    watching: Callable[..., Future[Outcome]],
+    named: tuple[str, ...],
+) -> None:
+    for slug in ("g", "h"):
+        add_graph(engine, slug, "plain")
+    begun = [begin(executors, slug, call=None) for slug in ("g", "h")]
+    watched = watching(*named)
+    until(lambda: listeners(engine) == 2, "it follows both")
+    for each in begun:
+        follow(executors, each)
+    outcome = watched.result(timeout=60)
+    assert outcome.exit_code == 0
+    for slug in ("g", "h"):
+        assert f"{slug}  v3 → v3  two  succeeded" in outcome.out
+    until(lambda: listeners(engine) == 0, "no session left")
+
+
+def test_watch_goes_on_when_its_session_is_ended(
+    engine: Engine, executors: Executors, watching: Callable[..., Future[Outcome]]
+) -> None:
+    add_graph(engine, "g", "plain")
+    begun = begin(executors)
+    watched = watching("g")
+    until(lambda: listeners(engine) == 1, "it follows")
+    ended = "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'"
+    assert rows(engine, ended)
+    until(lambda: listeners(engine) == 1, "it follows again")
+    follow(executors, begun)
+    assert watched.result(timeout=60).exit_code == 0
+
+
+def test_a_state_is_of_one_moment(
+    engine: Engine, executors: Executors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_graph(engine, "g", "plain")
+    begun = begin(executors)
+    find = history.find_graph
+
+    def find_and_go_on(*arguments: Any) -> Any:
+        found = find(*arguments)
+        follow(executors, begun)
+        return found
+
+    monkeypatch.setattr(history, "find_graph", find_and_go_on)
+    state = history.graph_state(engine, "g")
+    assert state.migration is not None
+    assert (state.graph.version, state.migration.status) == (1, "queued")

@@ -68,7 +68,7 @@ def test_a_batched_hop_says_so():
 def test_a_target_above_the_newest_version_is_refused():
     with pytest.raises(UnknownTarget) as refused:
         make_plan("g", kind_of(2, [True, True]), 2, 5)
-    assert refused.value.args == ("g", "kind", 5, 2, 4)
+    assert refused.value.args == ("g", "kind", 5, 2, 4, None)
 
 
 def test_a_target_below_the_oldest_version_is_refused():

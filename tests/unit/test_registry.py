@@ -148,7 +148,7 @@ def test_an_unknown_type_is_refused_and_the_known_ones_are_named():
     registry.register(kind("one"))
     with pytest.raises(UnknownGraphType) as refused:
         registry.graph_type("three")
-    assert refused.value.args == ("three", ["one", "two"])
+    assert refused.value.args == ("three", ["one", "two"], None)
 
 
 def test_a_registered_type_is_checked_and_takes_the_place_of_another():

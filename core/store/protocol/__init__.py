@@ -55,6 +55,7 @@ from graph_migrator.core.store.protocol.recovering import (
     StampGraphs,
     TrySweep,
 )
+from graph_migrator.core.store.protocol.waiting import ForgetCalls, RecordRequeue, RecordSent
 
 __all__ = [
     "AnswersFailed",
@@ -72,6 +73,7 @@ __all__ = [
     "FailBetweenHops",
     "FinishHop",
     "FollowEdge",
+    "ForgetCalls",
     "GraphDigest",
     "LoadAttemptStatus",
     "LoadOperatorState",
@@ -88,6 +90,8 @@ __all__ = [
     "RecordOutcome",
     "RecordRedelivery",
     "RecordRedispatch",
+    "RecordRequeue",
+    "RecordSent",
     "RecordVerb",
     "Release",
     "ReleaseLock",

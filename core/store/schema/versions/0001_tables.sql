@@ -189,7 +189,7 @@ CREATE TABLE requests (
     unanswered_because text,
     CONSTRAINT requests_verb_is_known
         CHECK (verb IN ('migrate', 'retry', 'cancel', 'pause', 'resume', 'release', 'lock', 'unlock',
-            'repair'))
+            'repair', 'replace'))
 );
 COMMENT ON COLUMN requests.settled_at IS 'When the migration of a migrate request ended; NULL while it is live. Set by a trigger on migrations.';
 COMMENT ON COLUMN requests.answered_at IS 'When the caller had its result, or when recovery stopped trying; see unanswered_because.';
@@ -200,6 +200,25 @@ CREATE INDEX requests_to_answer ON requests (coalesce(next_answer_at, settled_at
     WHERE answered_at IS NULL AND (settled_at IS NOT NULL OR outcome IS NOT NULL);
 CREATE INDEX requests_by_migration ON requests (migration_id);
 CREATE INDEX requests_refused ON requests (graph_id, created_at) WHERE migration_id IS NULL AND outcome ? 'error';
+CREATE INDEX requests_of_data ON requests (graph_id, created_at) WHERE verb IN ('repair', 'replace');
+
+-- Calls of migrate_graph that have no row in requests yet, as far as they are known: sent by a command, or taken by a
+-- worker that could not carry them out and requeued. The sweep removes what is over.
+CREATE TABLE waiting_calls (
+    task_id      text PRIMARY KEY,
+    graph_id     uuid NOT NULL,
+    target       integer,
+    requested_by text,
+    sent_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    tries        integer NOT NULL DEFAULT 0,
+    refused_at   timestamptz,
+    worker       text,
+    because      text
+);
+COMMENT ON COLUMN waiting_calls.tries IS 'How often a worker has taken the message and requeued it.';
+COMMENT ON COLUMN waiting_calls.refused_at IS 'When workers stop waiting for another one; NULL where nobody has begun to.';
+COMMENT ON COLUMN waiting_calls.because IS 'Why the worker named beside it could not carry the call out.';
+CREATE INDEX waiting_calls_by_graph ON waiting_calls (graph_id);
 
 -- What monitoring reads, kept by the sweep: finished attempts are counted once, not at each scrape. Those up to
 -- metrics_state.counted_up_to are in hop_totals, by outcome, in the buckets of core/inspection/metrics.py.

@@ -466,6 +466,74 @@ BEGIN
     PERFORM set_config('graph_migrator.executor', '', true), set_config('graph_migrator.repairing', '', true);
 END $$;
 
+-- ── replacing a graph's data ───────────────────────────────────────────────────────────────────────
+
+-- Removes all data of a graph in the caller's transaction, which then writes it anew; id and slug stay, and so does
+-- the history. Waits p_wait_ms for open write transactions (55P03) and keeps all others out until the end. A graph
+-- that is partially migrated is whole again with this. No row where there is no such graph; of another type, nothing
+-- is removed. Until stamp_graphs has dated the change, writers are refused: they may have read what was replaced.
+CREATE FUNCTION open_replacement(p_graph text, p_type text, p_version integer, p_by text, p_wait_ms integer,
+    OUT id uuid, OUT slug text, OUT graph_type text, OUT version integer, OUT nodes bigint, OUT edges bigint)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    g graphs;
+BEGIN
+    PERFORM set_config('lock_timeout', p_wait_ms::text, true);
+    PERFORM pg_advisory_xact_lock(lock_key(graph_id_of(p_graph)));
+    PERFORM set_config('lock_timeout', '0', true);
+    SELECT * INTO g FROM graphs WHERE graphs.id = graph_id_of(p_graph) FOR UPDATE;
+    id := g.id; slug := g.slug; graph_type := g.graph_type; version := g.version;
+    IF id IS NULL OR graph_type <> p_type THEN
+        RETURN;
+    END IF;
+    IF g.migration_id IS NOT NULL OR g.owner_read_only THEN
+        PERFORM refuse_read_only(g);
+    END IF;
+    -- This transaction may write although it began before the change: it writes nothing that it has read.
+    PERFORM set_config('graph_migrator.moved_here', concat(current_setting('graph_migrator.moved_here', true), ' ', id), true);
+    DELETE FROM edges e WHERE e.graph_id = g.id;
+    GET DIAGNOSTICS edges = ROW_COUNT;
+    DELETE FROM nodes n WHERE n.graph_id = g.id;
+    GET DIAGNOSTICS nodes = ROW_COUNT;
+    DELETE FROM graphs WHERE graphs.id = g.id;
+    INSERT INTO graphs (id, slug, graph_type, version, created_at, changed_at)
+        VALUES (g.id, g.slug, g.graph_type, p_version, g.created_at, NULL);
+    INSERT INTO requests (task_id, verb, graph_id, target, requested_by, outcome, answered_at)
+        VALUES ('replace-' || gen_random_uuid(), 'replace', g.id, p_version, p_by,
+                jsonb_build_object('from_version', g.version, 'nodes', nodes, 'edges', edges,
+                                   'partially_migrated', g.partially_migrated IS NOT NULL), clock_timestamp());
+END $$;
+
+-- ── calls on their way ─────────────────────────────────────────────────────────────────────────────
+
+-- Recorded after it was sent, so that nothing is recorded of what the broker has refused. A worker may be quicker.
+CREATE FUNCTION record_sent(p_call text, p_graph uuid, p_target integer, p_by text) RETURNS void
+LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
+    INSERT INTO waiting_calls (task_id, graph_id, target, requested_by) SELECT p_call, p_graph, p_target, p_by
+        WHERE NOT EXISTS (SELECT FROM requests r WHERE r.task_id = p_call)
+        ON CONFLICT DO NOTHING
+$$;
+
+-- A worker could not carry the call out, and has requeued its message: for p_most_seconds from the first time on, NULL
+-- for as long as it takes. Nothing is recorded of an unknown graph.
+CREATE FUNCTION record_requeue(p_call text, p_graph text, p_target integer, p_by text, p_worker text, p_because text,
+    p_most_seconds double precision)
+RETURNS void LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
+    INSERT INTO waiting_calls AS w (task_id, graph_id, target, requested_by, tries, refused_at, worker, because)
+        SELECT p_call, g.id, p_target, p_by, 1, clock_timestamp() + make_interval(secs => p_most_seconds), p_worker,
+               p_because
+        FROM graphs g WHERE g.id = graph_id_of(p_graph)
+        ON CONFLICT (task_id) DO UPDATE SET tries = w.tries + 1, worker = excluded.worker, because = excluded.because,
+            refused_at = coalesce(w.refused_at, excluded.refused_at)
+$$;
+
+-- Removes calls that have their row in requests, and those that no worker has taken for p_most_seconds.
+CREATE FUNCTION forget_calls(p_most_seconds double precision) RETURNS void
+LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
+    DELETE FROM waiting_calls w WHERE w.sent_at < clock_timestamp() - make_interval(secs => p_most_seconds)
+        OR EXISTS (SELECT FROM requests r WHERE r.task_id = w.task_id)
+$$;
+
 -- ── archiving ──────────────────────────────────────────────────────────────────────────────────────
 
 -- Whether a migration's rows may be archived. It has ended for good, no caller waits for its outcome, no graph

@@ -126,7 +126,7 @@ CREATE TABLE traces (
 ALTER TABLE requests DROP CONSTRAINT requests_verb_is_known;
 ALTER TABLE requests ADD CONSTRAINT requests_verb_is_known
     CHECK (verb IN ('migrate', 'retry', 'cancel', 'pause', 'resume', 'release', 'lock', 'unlock',
-        'repair', 'baseline'));
+        'repair', 'baseline', 'replace'));
 
 -- Something was done to a graph or a table that is no step of a migration; answered with its outcome.
 CREATE FUNCTION record_done(p_verb text, p_graph uuid, p_target integer, p_migration uuid, p_outcome jsonb, p_by text)
