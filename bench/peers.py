@@ -3,7 +3,7 @@
 The peers write to tables without our guard and without our audit rows. Each is run as its own documentation
 says, in two worker processes, on the same servers.
 
-    python -m bench.peers dbos|procrastinate     one worker process
+    python -m bench.peers dbos|procrastinate|loop     one worker process
 """
 
 from __future__ import annotations
@@ -143,8 +143,17 @@ def serve_procrastinate() -> None:
     asyncio.run(work())
 
 
+def loop() -> None:
+    """The commits alone, of each graph that a line names."""
+    for line in sys.stdin.read().split():
+        for hop in HOPS:
+            commit_hop(line, hop)
+
+
 if __name__ == "__main__":
-    if sys.argv[1].startswith("dbos"):
+    if sys.argv[1] == "loop":
+        loop()
+    elif sys.argv[1].startswith("dbos"):
         serve_dbos(sys.argv[1])
     else:
         serve_procrastinate()

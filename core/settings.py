@@ -77,6 +77,15 @@ class Settings(BaseSettings):
         1.0, description="Batched hops adapt their batch size towards this time per batch."
     )
 
+    health_limits: dict[str, tuple[float | None, float | None]] = Field(
+        {},
+        description='Other limits of health signals, slow and stop, as JSON: `{"lock_waiters": [20, null]}`.',
+    )
+    health_sql: str = Field(
+        "",
+        description="A query that gives one number: the health signal `custom`. It needs limits to do anything.",
+    )
+
     log_format: Literal["text", "json"] = Field(
         "text", description="A worker's log: lines for people, or one JSON object a line."
     )

@@ -36,6 +36,8 @@ class QueueRoom:
 
     def __init__(self, length: Callable[[], int | None] = queue_length) -> None:
         self._length = length
+        self.queued: int | None = None
+        """How many messages waited at the last look; None where the broker did not say."""
         self._looked = float("-inf")
         self._left = 0
 
@@ -52,7 +54,9 @@ class QueueRoom:
 
     def _ask(self) -> int | None:
         try:
-            return self._length()
+            self.queued = self._length()
+            return self.queued
         except Exception as error:  # noqa: BLE001 - whatever the broker's driver raises: it did not say
+            self.queued = None
             _log.debug("the queue's length is not known: %s: %s", type(error).__name__, safe_message(error))
             return FULL  # the broker is away: what is sent now waits for it, so little is

@@ -11,9 +11,10 @@ from uuid import uuid4
 
 from celery.signals import worker_ready, worker_shutting_down
 
-from graph_migrator.core.execution import recovery
+from graph_migrator.core.execution import failpoints, recovery
 from graph_migrator.core.inspection import metrics
 from graph_migrator.core.rollouts.controller import move_rollouts_on, start_by_policy
+from graph_migrator.core.rollouts.readings import read_if_due
 from graph_migrator.core.rollouts.workers import RENEW_SECONDS, WorkerState, announce, retire
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.redaction import safe_message
@@ -62,6 +63,7 @@ def sweep_once(*, holder: str | None = None, room: QueueRoom | None = None) -> d
         done = recovery.sweep(executor, most=room.left())
         room.sent(done.redelivered)
         start_by_policy(executor)
+        read_if_due(executor, room.queued)
         members = move_rollouts_on(executor)
         calls = recovery.unanswered(executor)
     # All is committed and no lock is held any more, the sweep's own neither: where the broker or the results are
@@ -70,6 +72,7 @@ def sweep_once(*, holder: str | None = None, room: QueueRoom | None = None) -> d
         with telemetry.recovering(dispatch):
             send(dispatch)
     send_members(members)
+    failpoints.hit("turn_sent")
     answered = answer_callers(executors(), calls)
     return {
         "sent": len(done.to_send) + len(members),

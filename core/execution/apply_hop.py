@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from graph_migrator.core.errors import CheckFailed
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution import failpoints
+from graph_migrator.core.execution.brake import Brake
 from graph_migrator.core.execution.locate import locating
 from graph_migrator.core.execution.model import Attempt, Done, EnoughSeen, Stopped
 from graph_migrator.core.execution.time_limit import TimeLimit
@@ -144,7 +145,7 @@ def _run_whole(hop: DirectedHop, ctx: HopContext) -> None:
 
 
 def _apply_batched(executor: Executor, attempt: Attempt, limit: TimeLimit, most_batches: int | None) -> Done:
-    batches = _Batches(executor, attempt, limit)
+    batches, brake = _Batches(executor, attempt, limit), Brake()
     batches.count()
     while True:
         began = time.monotonic()
@@ -154,7 +155,10 @@ def _apply_batched(executor: Executor, attempt: Attempt, limit: TimeLimit, most_
         failpoints.hit("batch_committed")
         if batches.committed == most_batches:
             raise EnoughSeen(batches.walk.done, batches.total)
-        batches.walk.adapt(time.monotonic() - began, settings().batch_target_seconds)
+        seconds = time.monotonic() - began
+        batches.walk.adapt(seconds, settings().batch_target_seconds)
+        if not executor.in_callers_transaction:
+            brake.pause(executor, seconds)
 
 
 class _Batches:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from graph_migrator.core.events import types as events
+from graph_migrator.core.execution import failpoints
 from graph_migrator.core.recorded_errors import name_of
 from graph_migrator.core.rollouts.decisions import CloseStage, End, Hold, OpenStage, Resume
 from graph_migrator.core.rollouts.policy import start_what_is_behind
@@ -39,12 +40,14 @@ def move_rollouts_on(executor: Executor) -> list[Sending | SendingPack]:
             with executor.transaction(), executor.cursor() as cursor:
                 rows = PostgresRows.lock(cursor, each.id)
                 turn = take_turn(rows) if rows is not None else Turn()
+                failpoints.hit("turn_before_commit")
         except Exception as error:
             if classify(error) is Failure.LOST_CONNECTION:
                 raise
             # Whatever is wrong with one rollout must not keep recovery, or the others, from their work.
             _log.error("rollout %s: %s: %s", each.id, name_of(error), safe_message(error))
             continue
+        failpoints.hit("turn_committed")
         to_send += turn.to_send
         _publish(each, turn)
     return to_send

@@ -29,6 +29,7 @@ class RolloutFacts:
         fleet_held: All rollouts are held.
         changed_hops: Hops whose code here is not the frozen one.
         window_open: It may dispatch at this time.
+        stop_signal: A health signal that says stop, with value and limit; None where none does.
         breaker: Failures that pass a limit.
         stalled_seconds: How long no graph in flight has committed anything; 0 where nothing is in flight.
         stall_limit: How long that may last.
@@ -43,7 +44,7 @@ class RolloutFacts:
         packed: Members that packs hold and that have not settled.
         paused: Members whose migration an operator paused.
         failed: Failed members of all stages.
-        max_in_flight: How many may be in flight.
+        max_in_flight: How many may be in flight, under the load of this moment.
         rate_allows: How many may be sent at this moment by the rate; None where none is set.
     """
 
@@ -52,6 +53,7 @@ class RolloutFacts:
     fleet_held: bool = False
     changed_hops: tuple[str, ...] = ()
     window_open: bool = True
+    stop_signal: dict[str, Any] | None = field(default=None, hash=False)
     breaker: Tripped | None = None
     stalled_seconds: float = 0.0
     stall_limit: float = 1_800.0
@@ -160,7 +162,13 @@ def _is_over(facts: RolloutFacts) -> bool:
     """Whether a hold ends by itself now. One of another reason does not, whatever else has become good."""
     if facts.held_for not in ENDS_BY_ITSELF:
         return False
-    return not facts.fleet_held if facts.held_for is HoldReason.FLEET else facts.window_open
+    match facts.held_for:
+        case HoldReason.FLEET:
+            return not facts.fleet_held
+        case HoldReason.HEALTH:
+            return facts.stop_signal is None
+        case _:
+            return facts.window_open
 
 
 def _after_the_stage(facts: RolloutFacts) -> RolloutDecision | None:
@@ -187,6 +195,8 @@ def _hindrance(facts: RolloutFacts) -> Hold | None:
         return Hold(HoldReason.CODE_CHANGED, {"hops": list(facts.changed_hops)})
     if not facts.window_open:
         return Hold(HoldReason.WINDOW)
+    if facts.stop_signal is not None:
+        return Hold(HoldReason.HEALTH, facts.stop_signal)
     return None
 
 

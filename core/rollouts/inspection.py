@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from graph_migrator.core.plural import count, plural
 from graph_migrator.core.rollouts.estimate import Estimate, estimate, left_by_size, size_class
+from graph_migrator.core.rollouts.health import worst
 from graph_migrator.core.rollouts.operations import find_rollout
-from graph_migrator.core.rollouts.rows import query
+from graph_migrator.core.rollouts.rows import load_signals, query
 from graph_migrator.core.rollouts.statuses import HoldReason, MemberStatus, RolloutStatus, StageKind
 from graph_migrator.core.rollouts.strategy import Strategy, per_second
 from graph_migrator.core.rollouts.workers import LIVE_SECONDS, WorkerState, live_workers
@@ -86,6 +87,8 @@ class RolloutState(_Model):
         description="Units sent and not ended, without paused ones: packs, and graphs with a chain of their own."
     )
     max_in_flight: int
+    pace: int = Field(description="Units in flight at most under the load of this moment.")
+    pace_set_by: str | None = Field(description="The health signal that slows it, with value and limit.")
     paused_graphs: tuple[str, ...] = Field(
         description="Whose migration an operator paused; they keep a stage open."
     )
@@ -130,7 +133,7 @@ class Change(_Model):
 
 _SUMMARY = """
 SELECT r.id, r.graph_type, r.to_version, r.status, r.stage, r.hold, r.requested_by, r.reason, r.started_at,
-       r.finished_at, r.strategy, r.max_in_flight, r.sizes, r.dispatch_after, c.*
+       r.finished_at, r.strategy, r.max_in_flight, r.pace, r.sizes, r.dispatch_after, c.*
 FROM rollouts r CROSS JOIN LATERAL (
     SELECT count(*) AS stages, sum(s.pending)::bigint AS pending, sum(s.dispatched)::bigint AS dispatched,
            sum(s.succeeded)::bigint AS succeeded, sum(s.failed)::bigint AS failed, sum(s.skipped)::bigint AS skipped
@@ -186,6 +189,7 @@ def show(executor: Executor, which: str) -> RolloutState:
         in_hand += packs
         (now,) = query(cursor, "SELECT clock_timestamp() AS now, held_at, held_by, why FROM rollout_fleet")
         served = _serve(live_workers(cursor, settings().queue), row)
+        bad = worst(load_signals(cursor))
         left = time_left(cursor, row)
     strategy = Strategy.model_validate(row.strategy)
     paused = tuple(each.graph for each in in_hand if each.paused)
@@ -208,6 +212,8 @@ def show(executor: Executor, which: str) -> RolloutState:
         ),
         in_flight=len(in_hand) - len(paused),
         max_in_flight=row.max_in_flight,
+        pace=min(row.max_in_flight, row.pace or row.max_in_flight),
+        pace_set_by=bad.in_words() if bad and strategy.health else None,
         paused_graphs=paused,
         time_left=None
         if left is None
@@ -287,6 +293,8 @@ def _evidence(reason: HoldReason, hold: dict[str, Any], now: Any) -> str:
             return f"stage {hold['stage']}: {reason.phrase}"
         case HoldReason.CODE_CHANGED:
             return f"{reason.phrase}: {', '.join(hold['hops'])}"
+        case HoldReason.HEALTH:
+            return f"{reason.phrase}: {hold['why']}"
         case HoldReason.STALL:
             return f"{reason.phrase}: {hold['seconds']} s, the limit is {hold['limit']:g} s"
         case HoldReason.FLEET:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from graph_migrator.core.decisions import Ignored, Later
 from graph_migrator.core.errors import RolloutRefused, UnknownGraphType
+from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.model import Caller, Dispatch
 from graph_migrator.core.execution.recorded import record_outcome
@@ -80,6 +81,7 @@ def begin_member(
             return Held("all rollouts are held" if rollout.fleet_held else f"the rollout is {rollout.status}")
         if rollout.pack != PackStatus.RUNNING:
             return Held("the controller has closed the pack")
+        failpoints.hit("pack_looked")
     reason = f"rollout {str(rollout_id)[:8]}" + (f": {rollout.reason}" if rollout.reason else "")
     caller = Caller(str(request_id(rollout_id, graph_id, number)), rollout.requested_by, reason[:2_000])
     if rollout.status == RolloutStatus.CANCELLING and not rollout.known:

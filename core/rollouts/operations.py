@@ -145,6 +145,9 @@ def resume(
             raise RolloutRefused(
                 str(row.id), "resume", row.status, "its window is shut; change it with `rollout set`"
             )
+        if reason is HoldReason.HEALTH:
+            why = "load is too high; `rollout set` with health false ignores it"
+            raise RolloutRefused(str(row.id), "resume", row.status, why)
         _settle_code(cursor, row, operator, accept=accept_new_code)
         cursor.execute(RESUME, (row.id,))
         record_change(cursor, row.id, "resume", row.hold, None, operator.name, operator.why, operator.request)
@@ -366,8 +369,8 @@ def set_knob(executor: Executor, which: str, knob: str, value: str, operator: Op
             raise InvalidRequest(name, str(error.errors(include_url=False)[0]["msg"])) from None
         stored = json.loads(strategy.model_dump_json())
         cursor.execute(
-            "UPDATE rollouts SET strategy = %s, max_in_flight = %s WHERE id = %s",
-            (Json(stored), strategy.max_in_flight, row.id),
+            "UPDATE rollouts SET strategy = %s, max_in_flight = %s, pace = CASE WHEN %s THEN pace END WHERE id = %s",
+            (Json(stored), strategy.max_in_flight, strategy.health, row.id),
         )
         record_change(
             cursor,

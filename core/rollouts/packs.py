@@ -17,6 +17,7 @@ from uuid import UUID
 from graph_migrator.core import plural
 from graph_migrator.core.decisions import Ignored, Later
 from graph_migrator.core.errors import GraphMigratorError
+from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.model import Applied, Dispatch, Failed, HopOutcome, Worker
 from graph_migrator.core.execution.recorded import load_dispatch
 from graph_migrator.core.execution.run_hop import run_hop
@@ -126,7 +127,9 @@ def run_pack(
         taken = _take(session, pack_id, worker)
         if not isinstance(taken, Pack):
             return taken
+        failpoints.hit("pack_taken")
         report = _Run(executors, taken, worker, around).to_the_end()
+        failpoints.hit("pack_left")
         _leave_pack(session, pack_id, report.done)
     around.show(report)
     return report
@@ -228,6 +231,7 @@ class _Run:
             case Held(why):
                 return why
             case Dispatch():
+                failpoints.hit("pack_begun")
                 self._run_hops(graph, begun)
             case Ignored() | Later() | OtherCode():
                 self._let_go(graph)

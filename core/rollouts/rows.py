@@ -27,6 +27,7 @@ from graph_migrator.core.rollouts.decisions import (
     RolloutFacts,
     Settled,
 )
+from graph_migrator.core.rollouts.health import SIGNALS, STALE_AFTER, Level, SignalState, worst
 from graph_migrator.core.rollouts.packing import pack_size
 from graph_migrator.core.rollouts.statuses import HoldReason, MemberStatus, PackStatus, RolloutStatus
 from graph_migrator.core.rollouts.strategy import SECONDS_AT_ONCE, Strategy, graphs_now, per_second
@@ -80,6 +81,24 @@ def record_change(
 
 def _json(value: Any) -> Json | None:
     return None if value is None else Json(value)
+
+
+def load_signals(cursor: Any) -> tuple[SignalState, ...]:
+    """What the signals said at the latest reading; what was read too long ago is unknown."""
+    rows = query(
+        cursor,
+        "SELECT *, measured_at < clock_timestamp() - make_interval(secs => %s) AS is_stale FROM health_signals",
+        STALE_AFTER,
+    )
+    by_name = {row.name: row for row in rows}
+    return tuple(_state(by_name[signal.name]) for signal in SIGNALS if signal.name in by_name)
+
+
+def _state(row: SimpleNamespace) -> SignalState:
+    level, detail = (Level.UNKNOWN, "not read of late") if row.is_stale else (Level(row.level), row.detail)
+    return SignalState(
+        row.name, level, row.value, row.slow_limit, row.stop_limit, row.since, row.better_since, detail
+    )
 
 
 def changed_hops(plan: Sequence[Mapping[str, Any]], kind: GraphType) -> tuple[str, ...]:
@@ -380,6 +399,7 @@ class PostgresRows:
             fleet_held=found.fleet_held,
             changed_hops=changed_hops(self.row.plan, self.kind),
             window_open=self._window_open(found.now),
+            stop_signal=self._stop_signal(),
             breaker=self._tripped(),
             stalled_seconds=found.stalled_seconds if found.in_flight else 0.0,
             stall_limit=strategy.stall_seconds,
@@ -393,7 +413,7 @@ class PostgresRows:
             packed=found.packed,
             paused=found.paused,
             failed=found.failed,
-            max_in_flight=self.row.max_in_flight,
+            max_in_flight=min(self.row.max_in_flight, self.row.pace or self.row.max_in_flight),
             rate_allows=self._allowed,
         )
 
@@ -416,6 +436,14 @@ class PostgresRows:
             (max(SECONDS_AT_ONCE, 1 / rate), graphs / rate, self.id),
         )
         self._reload()
+
+    def _stop_signal(self) -> dict[str, Any] | None:
+        if not self.strategy.health:
+            return None
+        bad = worst(load_signals(self.cursor))
+        if bad is None or bad.level is not Level.STOP:
+            return None
+        return {"signal": bad.name, "value": bad.value, "limit": bad.limit, "why": bad.in_words()}
 
     def _window_open(self, now: datetime) -> bool:
         return self.strategy.window is None or Window.parse(self.strategy.window).is_open(now)

@@ -176,6 +176,7 @@ class HoldReason(StrEnum):
     STALL = "stall"
     WINDOW = "window"
     CODE_CHANGED = "code_changed"
+    HEALTH = "health"
     FLEET = "fleet"
 
     @property
@@ -213,12 +214,16 @@ _HOLDS: Final = {
         "finish or revert the deploy, then `graph-migrator rollout resume {rollout}`; to go on with the new code: "
         "`graph-migrator rollout resume {rollout} --accept-new-code`",
     ),
+    HoldReason.HEALTH: (
+        "load is too high; it goes on by itself when the signal has been good for 30 s",
+        "`graph-migrator health`; to go on all the same: `graph-migrator rollout set {rollout} health false`",
+    ),
     HoldReason.FLEET: (
         "all rollouts are held; it goes on by itself when that ends",
         "`graph-migrator rollout unhold`",
     ),
 }
 
-ENDS_BY_ITSELF: Final = frozenset({HoldReason.WINDOW, HoldReason.FLEET})
+ENDS_BY_ITSELF: Final = frozenset({HoldReason.WINDOW, HoldReason.HEALTH, HoldReason.FLEET})
 """The controller resumes these. Not `code_changed`: while a deploy mixes two codes, each worker that takes the
 controller's turn would see another one, and the rollout would stop and start with every turn."""

@@ -93,6 +93,11 @@ class Strategy(BaseModel):
         description="How long a pack should take; its size follows from the packs before it. Five seconds make its "
         "message cheap, and are soon over when a worker shuts down.",
     )
+    health: bool = Field(
+        True,
+        description="Slow down and hold as the health signals say (`graph-migrator health`). `false` ignores them: for "
+        "a rollout that cannot wait.",
+    )
     rate: Annotated[str, StringConstraints(max_length=20)] | None = Field(
         None,
         description="So many graphs are sent in a time at most, like `20/min`; `s`, `min` or `h`. None: what is in "

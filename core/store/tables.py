@@ -444,6 +444,7 @@ class Rollout(_Base):
     stage: Mapped[int] = mapped_column(server_default=text("0"))
     strategy: Mapped[_Json]
     max_in_flight: Mapped[int]
+    pace: Mapped[int | None]
     hold: Mapped[_Json | None]
     plan: Mapped[list[Any]]
     requested_by: Mapped[str | None]
@@ -615,6 +616,22 @@ class RolloutChange(_Base):
     why: Mapped[str | None]
     at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
     request_id: Mapped[str | None]
+
+
+class HealthSignal(_Base):
+    """What one health signal said at its latest reading."""
+
+    __tablename__ = "health_signals"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    level: Mapped[str]
+    value: Mapped[float | None]
+    slow_limit: Mapped[float | None]
+    stop_limit: Mapped[float | None]
+    since: Mapped[datetime]
+    better_since: Mapped[datetime | None]
+    detail: Mapped[str | None]
+    measured_at: Mapped[datetime]
 
 
 class RolloutFleet(_Base):

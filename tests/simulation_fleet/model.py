@@ -18,6 +18,7 @@ from graph_migrator.core.rollouts.decisions import (
     RolloutFacts,
     Settled,
 )
+from graph_migrator.core.rollouts.health import Level
 from graph_migrator.core.rollouts.statuses import (
     MEMBER_EDGES,
     OPEN_PACKS,
@@ -102,6 +103,8 @@ class Tables:
     held: Hold | None = None
     fleet_held: bool = False
     window_open: bool = True
+    level: Level = Level.GOOD
+    pace: int | None = None
     stage: int = 0
     frozen: str = "old"
     max_in_flight: int = 3
@@ -279,6 +282,7 @@ class ModelRows:
             fleet_held=t.fleet_held,
             changed_hops=() if self.code == t.frozen else ("hop",),
             window_open=t.window_open,
+            stop_signal=self.stop_signal(),
             breaker=self.tripped(),
             stalled_seconds=t.now - t.progress,
             stall_limit=40,
@@ -294,8 +298,11 @@ class ModelRows:
             ),
             paused=sum(m.paused for m in reached),
             failed=sum(m.status is MemberStatus.FAILED for m in t.members.values()),
-            max_in_flight=t.max_in_flight,
+            max_in_flight=limit_of(t),
         )
+
+    def stop_signal(self) -> dict[str, Any] | None:
+        return {"signal": "load", "value": 2, "limit": 1} if self.t.level is Level.STOP else None
 
     def tripped(self) -> Any:
         fresh = [m for m in self.t.members.values() if m.settled_at >= self.t.counted_since]
@@ -344,6 +351,11 @@ def in_flight(t: Tables) -> int:
     return chains + sum(row.status in OPEN_PACKS for row in t.packs.values())
 
 
+def limit_of(t: Tables) -> int:
+    """Units in flight at most, under the load of this moment."""
+    return t.max_in_flight if t.pace is None else min(t.pace, t.max_in_flight)
+
+
 def members_of(t: Tables, pack: UUID) -> list[UUID]:
     """What a pack still holds."""
     return [g for g, m in t.members.items() if m.pack == pack and m.status is MemberStatus.DISPATCHED]
@@ -352,14 +364,14 @@ def members_of(t: Tables, pack: UUID) -> list[UUID]:
 def check_dispatch(t: Tables, graph: UUID) -> None:
     """What Postgres looks at when a member is dispatched."""
     member = t.members[graph]
-    if in_flight(t) > t.max_in_flight:
-        raise Violated("F1", f"{in_flight(t)} in flight, {t.max_in_flight} allowed")
+    if in_flight(t) > limit_of(t):
+        raise Violated("F1", f"{in_flight(t)} in flight, {limit_of(t)} allowed")
     for number, row in enumerate(t.stages[: member.stage - 1], 1):
         stood = row.closed is not None and t.now - row.closed >= BAKE
         if not stood or (number == 1 and not row.promoted):
             raise Violated("F2", f"a member of stage {member.stage} is sent, stage {number} is not over")
-    if t.status is not RolloutStatus.RUNNING or t.fleet_held:
-        raise Violated("F3", f"dispatched while {t.status}, fleet held: {t.fleet_held}")
+    if t.status is not RolloutStatus.RUNNING or t.fleet_held or t.level is Level.STOP:
+        raise Violated("F3", f"dispatched while {t.status}, fleet held: {t.fleet_held}, load: {t.level}")
 
 
 def check(t: Tables) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from graph_migrator.core.rollouts.decisions import Hold
+from graph_migrator.core.rollouts.health import Level
+from graph_migrator.core.rollouts.pace import next_pace
 from graph_migrator.core.rollouts.statuses import (
     LIVE,
     HoldReason,
@@ -259,6 +261,11 @@ class World:
         """Whether a pack has it in hand, so that no chain does."""
         return any(executor.in_hand == number for executor in self.executors)
 
+    def read_signals(self, level: Level) -> None:
+        """A reading of the health signals."""
+        before = self.t.max_in_flight if self.t.pace is None else self.t.pace
+        self.t.level, self.t.pace = level, next_pace(before, self.t.max_in_flight, level)
+
     # ── operators ───────────────────────────────────────────────────────────────────────────────────
 
     def desk(self) -> ModelRows:
@@ -269,7 +276,7 @@ class World:
             self.desk().hold(Hold(HoldReason.OPERATOR))
 
     def resume(self) -> None:
-        if self.t.held is not None and self.t.held.reason is not HoldReason.GATE:
+        if self.t.held is not None and self.t.held.reason not in {HoldReason.GATE, HoldReason.HEALTH}:
             self.t.frozen = self.codes[0]
             self.desk().resume()
 
@@ -365,16 +372,18 @@ class World:
             self.codes = c.choice([["old", "old"], ["old", "new"], ["new", "new"]])
         elif dice < 0.96:
             t.window_open = not t.window_open
-        elif dice < 0.961:
+        elif dice < 0.98:
+            self.read_signals(c.choice([Level.GOOD, Level.GOOD, Level.UNKNOWN, Level.SLOW, Level.STOP]))
+        elif dice < 0.981:
             self.cancel()
-        elif dice < 0.97:
+        elif dice < 0.99:
             self.skip([c.choice(list(t.members))], "taken out by an operator")
         check(t)
 
     def settle_down(self) -> None:
         """Nothing more goes wrong: whatever waits must come to an end."""
         t = self.t
-        t.fleet_held, t.window_open = False, True
+        t.fleet_held, t.window_open, t.level = False, True, Level.GOOD
         self.codes = [self.codes[0]] * 2
         for _ in range(600):
             t.now += 1

@@ -8,7 +8,13 @@ from graph_migrator.core.store.protocol.answering import (
     SettledCall,
     Unanswered,
 )
-from graph_migrator.core.store.protocol.batching import OpenBatch, SaveBatch, SaveProgress, SetTimeout
+from graph_migrator.core.store.protocol.batching import (
+    HealthLevel,
+    OpenBatch,
+    SaveBatch,
+    SaveProgress,
+    SetTimeout,
+)
 from graph_migrator.core.store.protocol.call import Call
 from graph_migrator.core.store.protocol.digesting import DigestBefore, GraphDigest, RecordDigests
 from graph_migrator.core.store.protocol.locking import (
@@ -75,6 +81,7 @@ __all__ = [
     "FollowEdge",
     "ForgetCalls",
     "GraphDigest",
+    "HealthLevel",
     "LoadAttemptStatus",
     "LoadOperatorState",
     "LockAndLoad",

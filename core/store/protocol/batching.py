@@ -46,3 +46,8 @@ class SetTimeout(Call[None], function="set_timeout"):
 
     ms: int
     callers: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthLevel(Call[str], function="health_level"):
+    """The worst of the health signals as they were last read: good, slow or stop; see versions/0005_rollouts.sql."""

@@ -10,6 +10,7 @@ CREATE TABLE rollouts (
     stage          integer NOT NULL DEFAULT 0,
     strategy       jsonb NOT NULL,
     max_in_flight  integer NOT NULL,
+    pace           integer,
     hold           jsonb,
     plan           jsonb NOT NULL,
     requested_by   text,
@@ -21,12 +22,13 @@ CREATE TABLE rollouts (
     CONSTRAINT rollouts_status_is_known CHECK (status IN ('running', 'held', 'cancelling', 'cancelled', 'succeeded',
         'finished_with_failures')),
     CONSTRAINT rollouts_move_one_way CHECK (direction IN (-1, 1)),
-    CONSTRAINT rollouts_limit_is_positive CHECK (max_in_flight > 0),
+    CONSTRAINT rollouts_limit_is_positive CHECK (max_in_flight > 0 AND (pace IS NULL OR pace > 0)),
     -- F7: a hold always has its reason, and nothing else has one.
     CONSTRAINT rollouts_hold_is_explained CHECK ((status = 'held') = (hold IS NOT NULL) AND (hold IS NULL OR hold ? 'reason')),
     CONSTRAINT rollouts_end_is_dated CHECK (
         (status IN ('cancelled', 'succeeded', 'finished_with_failures')) = (finished_at IS NOT NULL))
 );
+COMMENT ON COLUMN rollouts.pace IS 'Units in flight at most under the load of this moment; NULL for max_in_flight.';
 COMMENT ON COLUMN rollouts.plan IS 'All hops with their fingerprints, frozen at the start: other code is not run (F8).';
 COMMENT ON COLUMN rollouts.failures_since IS 'The breaker counts what failed after this moment: the start, or the last resume.';
 COMMENT ON COLUMN rollouts.progress_at IS 'When the controller last dispatched or settled a member.';
@@ -154,6 +156,28 @@ CREATE TABLE rollout_fleet (
 );
 INSERT INTO rollout_fleet DEFAULT VALUES;
 
+-- What load says, as the sweep read it last. One row for each signal (core/rollouts/health.py).
+CREATE TABLE health_signals (
+    name         text PRIMARY KEY,
+    level        text NOT NULL,
+    value        double precision,
+    slow_limit   double precision,
+    stop_limit   double precision,
+    since        timestamptz NOT NULL,
+    better_since timestamptz,
+    detail       text,
+    measured_at  timestamptz NOT NULL,
+    CONSTRAINT health_signals_level_is_known CHECK (level IN ('good', 'unknown', 'slow', 'stop'))
+);
+
+-- The worst of what was read within a minute: a batched hop asks between two batches.
+CREATE FUNCTION health_level() RETURNS text LANGUAGE sql STABLE
+SET search_path = graph_migrator, pg_temp AS $$
+    SELECT coalesce((SELECT h.level FROM health_signals h
+                     WHERE h.level IN ('slow', 'stop') AND h.measured_at > clock_timestamp() - interval '1 minute'
+                     ORDER BY h.level DESC LIMIT 1), 'good')
+$$;
+
 -- ── what is recorded stays recorded ────────────────────────────────────────────────────────────────
 
 CREATE TRIGGER rollouts_are_kept BEFORE DELETE ON rollouts FOR EACH ROW EXECUTE FUNCTION refuse_change('deleted');
@@ -249,7 +273,7 @@ BEGIN
         WHERE n.status = 'dispatched' AND o.status <> 'dispatched' GROUP BY n.rollout_id
     LOOP
         -- Both locked: a hold that is committed is seen here, and one that is not waits for this transaction.
-        SELECT r.status, r.stage, r.max_in_flight, f.held_at INTO rollout
+        SELECT r.status, r.stage, least(r.max_in_flight, r.pace) AS max_in_flight, f.held_at INTO rollout
             FROM rollouts r, rollout_fleet f WHERE r.id = sent.rollout_id FOR UPDATE OF r FOR SHARE OF f;
         IF rollout.status <> 'running' OR rollout.held_at IS NOT NULL THEN
             RAISE EXCEPTION 'rollout % is held: nothing is dispatched (F3)', sent.rollout_id
