@@ -244,6 +244,26 @@ def test_another_target_emits_that_the_failed_migration_is_released(
     assert the("migration_finished").status == "released"
 
 
+def _opened(begun: Dispatch, facts: Any, dispatch: int) -> protocol.OpenHop:
+    """An attempt of the last hop, by a worker that is about to die."""
+    return protocol.OpenHop(
+        migration=begun.migration_id,
+        graph=facts.graph_id,
+        status=facts.status,
+        dispatch=dispatch,
+        lost=None,
+        from_=3,
+        to=4,
+        hop="never",
+        fingerprint=begun.steps[0].fingerprint,
+        worker="w",
+        pid=1,
+        task=None,
+        done=0,
+        deadline=30,
+    )
+
+
 def test_a_dead_executor_is_emitted_by_who_finds_it(
     engine: Engine, executors: Executors, kind: GraphType
 ) -> None:
@@ -251,27 +271,11 @@ def test_a_dead_executor_is_emitted_by_who_finds_it(
     with executors.borrow() as executor:
         begun = begin_migration(executor, "g", 4)
     assert isinstance(begun, Dispatch)
-    for lost in (1, 2, 3):
+    for lost in (1, 2, 3):  # the process is seen to die each time
         with executors.borrow() as executor:
             facts = executor.call(protocol.LockAndLoadHop(migration=begun.migration_id, to=4, dispatch=lost))
-            executor.call(
-                protocol.OpenHop(
-                    migration=begun.migration_id,
-                    graph=facts.graph_id,
-                    status=facts.status,
-                    dispatch=lost,
-                    lost=None,
-                    from_=3,
-                    to=4,
-                    hop="never",
-                    fingerprint=begun.steps[0].fingerprint,
-                    worker="w",
-                    pid=1,
-                    task=None,
-                    done=0,
-                    deadline=30,
-                ),
-            )
+            executor.call(_opened(begun, facts, lost))
+            executor.call(protocol.ReportDeath(worker="w", pid=1, how="signal 9", alive=60))
             executor.close()
         emitted.clear()
         with sweeping(Executors(engine)) as sweeper:
@@ -283,3 +287,23 @@ def test_a_dead_executor_is_emitted_by_who_finds_it(
         if lost < 3:
             assert (the(last).because, the(last).dispatch) == ("lost", lost + 1)
     assert the("migration_finished").error_type == "graph_migrator.HopCrashedRepeatedly"
+
+
+def test_a_hop_that_is_interrupted_again_is_lost_and_not_sent_at_once(
+    engine: Engine, executors: Executors, kind: GraphType
+) -> None:
+    add_graph(engine, "g", "emitted", version=3)
+    with executors.borrow() as executor:
+        begun = begin_migration(executor, "g", 4)
+    assert isinstance(begun, Dispatch)
+    for lost, expected in ((1, ["hop_lost", "migration_recovered"]), (2, ["hop_lost"])):
+        with executors.borrow() as executor:
+            facts = executor.call(protocol.LockAndLoadHop(migration=begun.migration_id, to=4, dispatch=lost))
+            executor.call(_opened(begun, facts, lost))
+            executor.close()
+        emitted.clear()
+        with sweeping(Executors(engine)) as sweeper:
+            assert sweeper is not None
+            done = sweep(sweeper)
+        assert names() == expected
+        assert bool(done.to_send) == (lost == 1)
