@@ -141,21 +141,14 @@ async def follow(port: int, clients: int, lazy: int, changes: int, engine: Engin
 
 
 def streams(port: int, process: psutil.Process, engine: Engine, clients: int, lazy: int) -> None:
-    """Print the delays, the sessions and the memory."""
+    """Print the delays and the memory."""
     before = process.memory_info().rss
     delays = sorted(asyncio.run(follow(port, clients, lazy, 30, engine)))
-    with engine.connect() as connection:
-        sessions = connection.execute(
-            text(
-                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'graph-migrator console' "
-                "AND state IS NOT NULL AND query LIKE '%change_%'"
-            )
-        ).scalar_one()
     expected = 30 * (clients - lazy)
     print(
         f"{clients:,} clients, of which {lazy} do not read: {len(delays):,} of {expected:,} heard, "
         f"p50 {1000 * statistics.median(delays):.0f} ms, p95 {1000 * delays[int(0.95 * len(delays))]:.0f} ms, "
-        f"{sessions} database session, {(process.memory_info().rss - before) / 2**20:.0f} MiB more memory"
+        f"{(process.memory_info().rss - before) / 2**20:.0f} MiB more memory"
     )
 
 

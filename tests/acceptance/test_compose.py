@@ -33,8 +33,8 @@ from tests.waiting import until
 PASSWORDS = {
     name: secrets.token_hex(12) for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "FLOWER_PASSWORD")
 }
-SERVICES = ("postgres", "redis", "schema", "worker", "flower")
-OURS = ("schema", "worker", "flower")
+SERVICES = ("postgres", "redis", "schema", "worker", "flower", "console")
+OURS = ("schema", "worker", "flower", "console")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_the_example_names_every_variable_and_gives_no_password() -> None:
 
 def test_no_port_is_reachable_from_outside(compose: dict[str, Any]) -> None:
     ports = [port for service in compose["services"].values() for port in service.get("ports", ())]
-    assert len(ports) == 4
+    assert len(ports) == 5
     for port in ports:
         assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port), port
     assert not any(service.get("network_mode") for service in compose["services"].values())
@@ -200,7 +200,7 @@ class Stack:
         self.services = compose["services"]
         self.folder = folder
         self.stack = stack
-        self.ports = {name: free_port() for name in ("redis", "flower", "metrics")}
+        self.ports = {name: free_port() for name in ("redis", "flower", "metrics", "console")}
         self.moved: dict[str, str] = {}
 
     def run(self, name: str, **moved: str) -> Running:
@@ -252,6 +252,7 @@ def test_the_main_job_succeeds_through_every_services_command(
             "0.0.0.0": "127.0.0.1",
             "9464": str(up.ports["metrics"]),
             "5555": str(up.ports["flower"]),
+            "8080": str(up.ports["console"]),
         }
 
         # redis
@@ -290,6 +291,11 @@ def test_the_main_job_succeeds_through_every_services_command(
             seconds=40,
         )
         assert [name.partition("@")[0] for name in known] == ["worker"]
+
+        # console
+        console = up.run("console")
+        until(lambda: up.healthy("console", console), "console", seconds=60, pause=0.3)
+        assert http(f"http://127.0.0.1:{up.ports['console']}/api/v1/overview")[0] == 401
 
         # the main job, by the command line that `docker compose exec worker` reaches
         def cli(*words: str, stdin: str | None = None) -> str:
