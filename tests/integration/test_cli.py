@@ -122,7 +122,7 @@ def test_every_reading_command_has_its_json_documented() -> None:
         "guard install",
         "console token revoke",
     }
-    verbs = ("resume", "promote", "cancel", "retry", "skip", "set", "hold", "unhold")
+    verbs = ("resume", "promote", "cancel", "retry", "skip", "set", "hold", "unhold", "back", "watch")
     same_as_lock |= {f"rollout {verb}" for verb in verbs}
     assert with_json - same_as_lock == {name for name in shown if " --" not in name and "GRAPH" not in name}
 
