@@ -16,7 +16,7 @@ from graph_migrator.core.inspection import overview
 from graph_migrator.core.inspection.actions import Action, graph_actions
 from graph_migrator.core.inspection.diagnosis import Fleet, Reason, explain
 from graph_migrator.core.inspection.history import GraphState, GraphSummary, Refusal
-from graph_migrator.core.inspection.lock_sessions import LockSession, lock_sessions
+from graph_migrator.core.store.lock_sessions import LockSession, lock_sessions
 from graph_migrator.core.inspection.overview import Moving, Trouble, VersionInUse
 from graph_migrator.core.planning import Plan, make_plan
 from graph_migrator.core.rollouts import inspection as rollouts

@@ -81,7 +81,7 @@ GRANT EXECUTE ON FUNCTION move_to_front(uuid, uuid) TO graph_migrator_applicatio
 -- ── the reader ────────────────────────────────────────────────────────────────────────────────────
 
 GRANT SELECT ON ALL TABLES IN SCHEMA graph_migrator TO graph_migrator_reader;
-GRANT EXECUTE ON FUNCTION report(uuid), lock_key(uuid), lock_holders(text), graph_id_of(text) TO graph_migrator_reader;
+GRANT EXECUTE ON FUNCTION report(uuid), lock_key(uuid), graph_id_of(text) TO graph_migrator_reader;
 
 -- ── the console: verbs through functions that run as the owner; of tables only its own and rollouts' ──
 

@@ -55,7 +55,8 @@ from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store import protocol
 from graph_migrator.core.store.errors import sqlstate
-from graph_migrator.core.store.locks import GraphLock, lock_holders, one_try
+from graph_migrator.core.store.lock_sessions import lock_holders
+from graph_migrator.core.store.locks import GraphLock, one_try
 from graph_migrator.core.store.session import Executor
 
 
@@ -299,7 +300,7 @@ def lock_and_load(
             if time.monotonic() >= deadline:
                 if waited is not None and waited + patience < limit:
                     return Later(WAIT_PAUSE, "open write transactions")
-                raise OpenWriteTransactions(graph, limit, lock_holders(executor, graph)) from None
+                raise OpenWriteTransactions(graph, limit, lock_holders(executor.connection, graph)) from None
         else:
             if state.locked or state.graph_id is None or state.request_known or _is_owned(state):
                 return state

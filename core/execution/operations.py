@@ -33,7 +33,8 @@ from graph_migrator.core.plural import count
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import EDGES, Edge, MigrationStatus, Verb
 from graph_migrator.core.store import protocol
-from graph_migrator.core.store.locks import GraphLock, lock_holders, taken
+from graph_migrator.core.store.lock_sessions import lock_holders
+from graph_migrator.core.store.locks import GraphLock, taken
 from graph_migrator.core.store.session import Executor
 
 
@@ -379,7 +380,7 @@ def _locked(executor: Executor, graph: str, *, terminate: bool = False) -> Itera
         if lock is not None:
             yield state.graph_id, False
             return
-    holders = "; ".join(lock_holders(executor, graph)) or "somebody"
+    holders = "; ".join(lock_holders(executor.connection, graph)) or "somebody"
     if not terminate:
         raise GraphBusy(graph, holders)
     executor.call(protocol.TerminateHolders(graph=state.graph_id))

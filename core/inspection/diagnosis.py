@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from graph_migrator.core.errors import UnreachableGraph
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection.history import GraphState, GraphSummary
-from graph_migrator.core.inspection.lock_sessions import LockSession
 from graph_migrator.core.inspection.quantities import count, duration, plural
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
+from graph_migrator.core.store.lock_sessions import LockSession
 
 
 @dataclass

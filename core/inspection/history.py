@@ -22,6 +22,7 @@ from graph_migrator.core.pace import seconds_left
 from graph_migrator.core.recorded_errors import own_error
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.statuses import AttemptStatus, MigrationStatus, ReadOnlyReason, loss_phrase
+from graph_migrator.core.store.lock_sessions import lock_holders
 
 _READ_ONLY = """
 CASE WHEN m.status = 'failed' THEN 'error' WHEN g.migration_id IS NOT NULL THEN 'migrating'
@@ -352,8 +353,7 @@ def graph_state(source: Engine | Connection, graph: str, *, count_rows: bool = T
                     THEN extract(epoch FROM m.deadline - clock_timestamp())::float END AS deadline_in,
                CASE WHEN m.status IN ('queued', 'running') THEN m.code_mismatches ELSE 0 END AS requeued,
                CASE WHEN m.status IN ('queued', 'running')
-                    THEN extract(epoch FROM clock_timestamp() - m.code_mismatch_since)::float END AS requeued_seconds,
-               coalesce(graph_migrator.lock_holders(CAST(:id AS text)), '{}') AS lock_holders
+                    THEN extract(epoch FROM clock_timestamp() - m.code_mismatch_since)::float END AS requeued_seconds
         FROM (SELECT 1) one LEFT JOIN LATERAL (
             SELECT * FROM graph_migrator.migrations m WHERE m.graph_id = :id
             ORDER BY (m.id = CAST(:claim AS uuid)) DESC NULLS LAST, m.created_at DESC LIMIT 1) m ON true
@@ -376,7 +376,7 @@ def graph_state(source: Engine | Connection, graph: str, *, count_rows: bool = T
         deadline_in=row["deadline_in"],
         requeued=row["requeued"] or 0,
         requeued_seconds=row["requeued_seconds"],
-        lock_holders=tuple(row["lock_holders"]),
+        lock_holders=tuple(lock_holders(source, summary.id)),
         waiting_calls=tuple(waiting_calls(source, summary.id)),
     )
 

@@ -1,4 +1,4 @@
-"""The graph's exclusive lock, as its executor holds it, and as others see it."""
+"""The graph's exclusive lock, as its executor holds it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Self
 from uuid import UUID
 
 from graph_migrator.core.store.errors import DRIVER_ERRORS, sqlstate
-from graph_migrator.core.store.protocol import LockHolders, ReleaseLock, TakeLock
+from graph_migrator.core.store.protocol import ReleaseLock, TakeLock
 from graph_migrator.core.store.session import Executor
 
 
@@ -96,13 +96,3 @@ def one_try(executor: Executor) -> Iterator[None]:
         (theirs,) = cursor.fetchone()
         yield
         cursor.execute("SELECT set_config('lock_timeout', %s, true)", (theirs,))
-
-
-def lock_holders(executor: Executor, graph: str) -> list[str]:
-    """Who holds a graph's lock now, in words: pid, application, since when; or a prepared transaction.
-
-    Args:
-        executor: Any session.
-        graph: Id or slug.
-    """
-    return executor.call(LockHolders(graph=graph)) or []

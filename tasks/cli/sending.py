@@ -16,10 +16,10 @@ from graph_migrator.core.errors import (
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.history import GraphSummary
-from graph_migrator.core.inspection.lock_sessions import lock_sessions
 from graph_migrator.core.planning import make_plan
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
+from graph_migrator.core.store.lock_sessions import lock_sessions
 from graph_migrator.tasks.runtime import engine, executors
 
 _ASK_SECONDS: Final = 0.5

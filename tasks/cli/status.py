@@ -9,9 +9,9 @@ from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.diagnosis import Fleet, Reason, explain
 from graph_migrator.core.inspection.history import Attempt, GraphState
-from graph_migrator.core.inspection.lock_sessions import lock_sessions
 from graph_migrator.core.inspection.quantities import count, duration, pace
 from graph_migrator.core.statuses import MigrationStatus
+from graph_migrator.core.store.lock_sessions import lock_sessions
 from graph_migrator.tasks.cli.history import print_refusals
 from graph_migrator.tasks.cli.output import coloured, console, json_option, print_json, table
 from graph_migrator.tasks.runtime import engine

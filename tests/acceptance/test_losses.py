@@ -15,7 +15,7 @@ from graph_migrator.core.execution import operations
 from graph_migrator.core.execution.model import Caller
 from graph_migrator.core.inspection.diagnosis import Fleet, explain
 from graph_migrator.core.inspection.history import graph_state, history
-from graph_migrator.core.inspection.lock_sessions import lock_sessions
+from graph_migrator.core.store.lock_sessions import lock_sessions
 from graph_migrator.tasks.runtime import executors
 from tests.acceptance.cluster import Cluster
 from tests.rows import attempts, graph_row, migration_of, rows

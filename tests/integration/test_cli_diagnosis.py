@@ -22,8 +22,8 @@ from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.inspection import doctor
 from graph_migrator.core.inspection.doctor import Finding, Level
-from graph_migrator.core.inspection.lock_sessions import without_values
 from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.lock_sessions import without_values
 from graph_migrator.core.store.session import Executors
 from graph_migrator.tasks import processes, runtime
 from tests.acceptance.cluster import Cluster

@@ -27,7 +27,7 @@ from graph_migrator.core.execution.model import Caller
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.inspection import doctor, history, metrics
 from graph_migrator.core.inspection.failures import failed_graphs
-from graph_migrator.core.inspection.lock_sessions import lock_sessions
+from graph_migrator.core.store.lock_sessions import lock_sessions
 from graph_migrator.core.rollouts import inspection, policy
 from graph_migrator.core.rollouts.controller import move_rollouts_on
 from graph_migrator.core.rollouts.current import look, move_to_front

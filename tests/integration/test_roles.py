@@ -15,7 +15,6 @@ from graph_migrator import graph_writer, run_graph_migration
 from graph_migrator.core.execution.recovery import sweep, sweeping
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.inspection import history as reading
-from graph_migrator.core.inspection.lock_sessions import lock_sessions
 from graph_migrator.core.interchange import import_graph
 from graph_migrator.core.rollouts.current import look, move_to_front
 from graph_migrator.core.rollouts.operations import Operator, hold_all, unhold_all
@@ -24,6 +23,7 @@ from graph_migrator.core.rollouts.workers import WorkerState, announce, retire, 
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store import schema
 from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.lock_sessions import lock_sessions
 from graph_migrator.core.store.session import Executors
 from tests.acceptance.cluster import ROOT
 from tests.integration.fleet_inline import QUICK, Fleet, add_tenants, tenants

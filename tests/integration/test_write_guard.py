@@ -26,6 +26,7 @@ from graph_migrator.core.errors import GraphReadOnly, GraphVersionMismatch, Inva
 from graph_migrator.core.store import protocol
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.guard import install_guard, list_guards, remove_guard
+from graph_migrator.core.store.lock_sessions import lock_holders
 from graph_migrator.core.store.tables import NodeRow
 from graph_migrator.core.store.writers import WritableGraph, graph_writer, translate_guard_error
 
@@ -241,7 +242,7 @@ def test_begin_is_refused_by_a_writer_that_does_not_finish_and_changes_nothing(
 ) -> None:
     app.run(RENAME, graph)
     assert sqlstate_of(migration.lock_and_load, 50) == "55P03"
-    (holder,) = migration.executor.call(protocol.LockHolders(graph="people"))
+    (holder,) = lock_holders(migration.executor.connection, "people")
     assert f"pid {app.pid} " in holder
     app.commit()
     assert app.one("SELECT migration_id FROM graphs") is None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _FUNCTION = re.compile(r'graph_migrator\.(\w+)"?\(')
 _READING = frozenset(
     {
-        "load_attempt_status", "become_executor", "candidates", "lock_and_load", "lock_holders", "lock_and_load_hop",
+        "load_attempt_status", "become_executor", "candidates", "lock_and_load", "lock_key", "lock_and_load_hop",
         "lock_and_load_stalled",
         "remaining", "report", "save_progress", "explain_loss", "set_timeout", "take_lock", "try_sweep", "end_sweep",
         "unanswered",

@@ -19,7 +19,6 @@ from graph_migrator.core.store.protocol.call import Call
 from graph_migrator.core.store.protocol.digesting import DigestBefore, GraphDigest, RecordDigests
 from graph_migrator.core.store.protocol.locking import (
     BecomeExecutor,
-    LockHolders,
     ReleaseLock,
     TakeLock,
     TerminateHolders,
@@ -87,7 +86,6 @@ __all__ = [
     "LockAndLoad",
     "LockAndLoadHop",
     "LockAndLoadStalled",
-    "LockHolders",
     "MarkAnswered",
     "OpenBatch",
     "OpenHop",

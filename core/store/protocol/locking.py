@@ -34,13 +34,6 @@ class ReleaseLock(Call[dict[str, Any] | None], function="release_lock", prepared
 
 
 @dataclass(frozen=True, kw_only=True)
-class LockHolders(Call[list[str] | None], function="lock_holders"):
-    """Who holds a graph's lock, in words."""
-
-    graph: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class TerminateHolders(Call[int], function="terminate_holders"):
     """End the sessions that hold a graph's lock. Returns how many."""
 

@@ -13,6 +13,7 @@ from celery.result import AsyncResult
 
 from graph_migrator import app, migrate_graph
 from graph_migrator.core.embedded import Redis
+from graph_migrator.core.store.lock_sessions import lock_holders
 from tests.acceptance.cluster import QUEUE, ROOT, Cluster, Worker
 from tests.acceptance.crash import ledger
 from tests.acceptance.crash.nursery import Nursery
@@ -234,7 +235,6 @@ class Stage(Cluster):
         with self.client() as client:
             return int(client.llen(QUEUE)) + int(client.hlen("unacked"))
 
-    def locks_on(self, slug: str) -> list[Any]:
+    def locks_on(self, slug: str) -> list[str]:
         """Who holds a graph's advisory lock."""
-        (found,) = rows(self.engine, "SELECT graph_migrator.lock_holders(:slug)", slug=slug)[0]
-        return list(found or [])
+        return lock_holders(self.engine, slug)

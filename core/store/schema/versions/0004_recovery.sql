@@ -156,27 +156,6 @@ BEGIN
     PERFORM pg_advisory_lock(lock_key(p_graph));
 END $$;
 
--- In words, for people. pg_locks is read here only, never by the write guard.
-CREATE FUNCTION lock_holders(p_graph text) RETURNS text[] LANGUAGE sql STABLE
-SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
-    SELECT array_agg(coalesce(
-        'pid ' || a.pid || ' (' || coalesce(nullif(a.application_name, ''), 'no application_name') || ', '
-            || a.usename || coalesce('@' || host(a.client_addr), '') || ') since '
-            || to_char(coalesce(a.xact_start, a.backend_start) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')
-            || ', ' || coalesce(a.state, 'in an unknown state'),
-        'prepared transaction ' || quote_literal(x.gid) || ' of ' || x.owner || ' since '
-            || to_char(x.prepared AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"'),
-        'pid ' || l.pid))
-    FROM graphs g
-    JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-        AND l.classid::bigint = (lock_key(g.id) >> 32) & 4294967295
-        AND l.objid::bigint = lock_key(g.id) & 4294967295
-        AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
-    LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-    LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND '-1/' || x.transaction = l.virtualtransaction
-    WHERE g.id = graph_id_of(p_graph)
-$$;
-
 -- ── batches ────────────────────────────────────────────────────────────────────────────────────────
 
 -- Opens one batch's transaction: both fences, and what an operator has asked for meanwhile.

@@ -20,14 +20,13 @@ SELECT l.pid, a.application_name AS application, coalesce(a.usename, x.owner)::t
        coalesce(a.xact_start, a.query_start, x.prepared, a.backend_start) AS since,
        a.state, a.query AS statement, x.gid AS prepared,
        CASE WHEN a.state LIKE 'idle%' THEN extract(epoch FROM clock_timestamp() - a.state_change)::float END AS idle
-FROM pg_locks l
-LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND '-1/' || x.transaction = l.virtualtransaction
-WHERE l.locktype = 'advisory' AND l.objsubid = 1
-  AND l.classid::bigint = (graph_migrator.lock_key(:graph) >> 32) & 4294967295
-  AND l.objid::bigint = graph_migrator.lock_key(:graph) & 4294967295
+FROM (SELECT graph_migrator.lock_key(graph_migrator.graph_id_of(CAST(:graph AS text))) AS key) graph
+JOIN pg_locks l ON l.locktype = 'advisory' AND l.objsubid = 1
+  AND l.classid::bigint = (graph.key >> 32) & 4294967295 AND l.objid::bigint = graph.key & 4294967295
   AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
   AND l.pid IS DISTINCT FROM pg_backend_pid()
+LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND '-1/' || x.transaction = l.virtualtransaction
 ORDER BY l.granted DESC, 7, l.pid
 """)
 
@@ -64,13 +63,23 @@ class LockSession(BaseModel):
         return shown
 
 
-def lock_sessions(source: Engine | Connection, graph_id: UUID) -> list[LockSession]:
-    """Who holds a graph's lock and who waits for it, holders first."""
+def lock_sessions(source: Engine | Connection, graph: UUID | str) -> list[LockSession]:
+    """Who holds a graph's lock and who waits for it, holders first; not this session.
+
+    Args:
+        source: The database.
+        graph: Id or slug.
+    """
     if isinstance(source, Engine):
         with source.connect() as connection:
-            return lock_sessions(connection, graph_id)
-    rows = source.execute(_SESSIONS, {"graph": graph_id}).mappings()
+            return lock_sessions(connection, graph)
+    rows = source.execute(_SESSIONS, {"graph": str(graph)}).mappings()
     return [LockSession.model_validate(_shown(dict(row))) for row in rows]
+
+
+def lock_holders(source: Engine | Connection, graph: UUID | str) -> list[str]:
+    """Who holds a graph's lock, this session apart: a phrase for each."""
+    return [each.describe() for each in lock_sessions(source, graph) if each.holds]
 
 
 def without_values(statement: str, *, longest: int = 160) -> str:
