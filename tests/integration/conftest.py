@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from graph_migrator.core.embedded import Redis
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.settings import settings
+from tests.acceptance.cluster import Cluster
 from tests.integration.scripted import SCRIPT, TYPES, Script
 
 
@@ -24,3 +27,10 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
     SCRIPT.clear()
     yield SCRIPT
     SCRIPT.clear()
+
+
+@pytest.fixture
+def here(tmp_path: Path, database_url: str, redis_server: Redis) -> Iterator[Cluster]:
+    """Services without a worker; this process is connected to them."""
+    with Cluster(tmp_path, database_url=database_url, redis=redis_server) as cluster:
+        yield cluster

@@ -14,7 +14,9 @@ from typing import Any
 
 from click.testing import CliRunner
 
-ROOT = Path(__file__).resolve().parents[2]
+from graph_migrator.tasks.cli import main
+from tests.acceptance.cluster import ROOT, Cluster
+
 ESCAPE = "\x1b"
 OURS = ("DATABASE_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
 
@@ -36,7 +38,6 @@ class Outcome:
 
 def call(*arguments: object, answer: str | None = None) -> Outcome:
     """Run a command in this process."""
-    from graph_migrator.tasks.cli import main
 
     result = RUNNER.invoke(main, [str(each) for each in arguments], input=answer)
     error = result.exception
@@ -62,3 +63,11 @@ def spawn(*arguments: object, env: Mapping[str, str], cwd: Path = ROOT) -> Outco
         timeout=60,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def failed(here: Cluster, slug: str = "g", hop: str = "second") -> None:
+    """A graph whose migration has failed."""
+    here.add_graph(slug, "trail")
+    order = here.steer("fail", slug, hop, "no luck")
+    assert call("migrate", slug, "--to", 3, "--inline").exit_code == 1
+    order.unlink()

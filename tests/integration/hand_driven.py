@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg2
+import pytest
 
 from graph_migrator.core.store import protocol
 from graph_migrator.core.store.connections import make_engine
@@ -26,6 +27,11 @@ ISOLATIONS = (READ_COMMITTED, REPEATABLE_READ, SERIALIZABLE)
 REFUSED = "55006"
 REPEAT = "40001"
 FENCED = "GM001"
+
+RENAME = "UPDATE nodes SET label = 'w' WHERE graph_id = %s"
+INSERT = "INSERT INTO nodes VALUES (%s, 'late', 'v1')"
+UPDATE = "UPDATE nodes SET label = 'v1' WHERE graph_id = %s"
+at_every_isolation = pytest.mark.parametrize("isolation", ISOLATIONS)
 
 
 class Client:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
+
+from sqlalchemy import Engine
 
 from graph_migrator import GraphType, HopContext, Node, Nodes, Rows
+from tests.rows import properties
 
 
 class Flaky(Exception):
@@ -173,3 +176,26 @@ def price(ctx: HopContext, orders: list[dict[str, Any]]) -> None:
 
 
 TYPES = (plain, careful, batched, in_sql, with_orders)
+
+
+def trails(engine: Engine, slug: str) -> set[str]:
+    """The marks that hops have left on the nodes of a graph; one string where all nodes bear the same."""
+    return {" ".join(values.get("trail", [])) for values in properties(engine, slug).values()}
+
+
+def fails(error: Exception) -> Callable[[HopContext], NoReturn]:
+    """What a hop does that changes data and then raises."""
+
+    def fail(ctx: HopContext) -> NoReturn:
+        leave_mark(ctx)
+        raise error
+
+    return fail
+
+
+def fails_now() -> NoReturn:
+    raise ValueError("half-way")
+
+
+def with_sqlstate(code: str) -> Callable[[HopContext], object]:
+    return lambda ctx: ctx.execute(f"DO $$ BEGIN RAISE EXCEPTION 'passing' USING ERRCODE = '{code}'; END $$")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -15,7 +14,6 @@ from celery.signals import worker_init
 from sqlalchemy import text
 
 from graph_migrator import GraphType, HopContext, run_graph_migration
-from graph_migrator.core.embedded import Redis
 from graph_migrator.core.errors import MigrationReleased
 from graph_migrator.core.execution import operations
 from graph_migrator.core.execution.begin import begin_migration
@@ -30,12 +28,6 @@ from tests.acceptance.cluster import Cluster
 from tests.integration.console import call, spawn
 from tests.rows import graph_row
 from tests.waiting import until
-
-
-@pytest.fixture
-def here(tmp_path: Path, database_url: str, redis_server: Redis) -> Iterator[Cluster]:
-    with Cluster(tmp_path, database_url=database_url, redis=redis_server) as cluster:
-        yield cluster
 
 
 @pytest.fixture

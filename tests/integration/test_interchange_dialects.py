@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from graph_migrator.core.embedded import Redis
 from graph_migrator.core.errors import GraphExists, InvalidRecord
 from graph_migrator.core.interchange import CheckReport, Dialect, check_graph_file, export_graph, import_graph
 from tests.acceptance.cluster import Cluster
@@ -224,12 +222,6 @@ def test_a_check_of_a_sound_file_finds_nothing_and_of_a_broken_one_where_it_ends
 
 
 # ── the commands ────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def here(tmp_path: Path, database_url: str, redis_server: Redis) -> Iterator[Cluster]:
-    with Cluster(tmp_path, database_url=database_url, redis=redis_server) as cluster:
-        yield cluster
 
 
 OPTIONS = ("--slug", "h", "--type", "trail", "--version", 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,6 @@ _A_CALL = text(
 
 # Celery's Redis backend calls what redis-py has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
-
-
-@pytest.fixture
-def here(tmp_path: Path, database_url: str, redis_server: Redis) -> Iterator[Cluster]:
-    """Services without a worker; this process is connected to them."""
-    with Cluster(tmp_path, database_url=database_url, redis=redis_server) as cluster:
-        yield cluster
 
 
 def begin_overdue(engine: Engine, executors: Executors, slug: str, graph_type: str = "plain") -> None:

@@ -159,3 +159,6 @@ class Story(World):
 
 
 __all__ = ["Process", "Story"]
+
+
+DONE = ["1>2 succeeded", "2>3 succeeded", "3>4 succeeded"]

@@ -17,7 +17,15 @@ from uuid import UUID
 
 import psycopg2
 import pytest
-from hand_driven import ISOLATIONS, REPEATABLE_READ, Client, HandDriven, add_graph, sqlstate_of
+
+from tests.integration.hand_driven import (
+    ISOLATIONS,
+    REPEATABLE_READ,
+    Client,
+    HandDriven,
+    add_graph,
+    sqlstate_of,
+)
 
 WRITERS = 6
 MIGRATIONS = 12
