@@ -12,7 +12,7 @@ from tests.simulation.story import Story
 from tests.simulation.world import Platform
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def platform(postgres: Postgres) -> Iterator[Platform]:
     platform = make_platform(make_database(postgres, "regressions"))
     yield platform
