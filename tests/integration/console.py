@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import signal
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from graph_migrator.tasks.cli import main
 from tests.acceptance.cluster import ROOT, Cluster
+from tests.fork_server import fork
 
 ESCAPE = "\x1b"
 OURS = ("DATABASE_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
@@ -53,16 +54,32 @@ def call(*arguments: object, answer: str | None = None) -> Outcome:
 def spawn(*arguments: object, env: Mapping[str, str], cwd: Path = ROOT) -> Outcome:
     """Run a command as a process whose output goes into pipes."""
     inherited = {k: v for k, v in os.environ.items() if k not in OURS and not k.startswith("GRAPH_MIGRATOR_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "graph_migrator", *map(str, arguments)],
-        env={**inherited, "PYTHONPATH": str(ROOT), **env},
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    with ThreadPoolExecutor(2) as readers:
+        (out, stdout), (err, stderr) = os.pipe(), os.pipe()
+        try:
+            process = fork(
+                "graph_migrator",
+                *map(str, arguments),
+                env={**inherited, "PYTHONPATH": str(ROOT), **env},
+                cwd=cwd,
+                stdout=stdout,
+                stderr=stderr,
+            )
+        finally:
+            os.close(stdout)
+            os.close(stderr)
+        texts = [readers.submit(_text, descriptor) for descriptor in (out, err)]
+        try:
+            exit_code = process.wait(60)
+        except TimeoutError:
+            os.kill(process.pid, signal.SIGKILL)
+            raise
+        return Outcome(exit_code, *(text.result() for text in texts))
+
+
+def _text(descriptor: int) -> str:
+    with open(descriptor, encoding="utf-8") as stream:
+        return stream.read()
 
 
 def failed(here: Cluster, slug: str = "g", hop: str = "second") -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +19,7 @@ import psutil
 from celery.bin.celery import celery
 
 from graph_migrator.core.settings import settings
+from tests.fork_server import fork
 from tests.waiting import until
 
 
@@ -27,14 +27,13 @@ class Nursery:
     """The forking process, seen from a test."""
 
     def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.acceptance.crash.nursery"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=folder,
-            env=dict(environment),
-            text=True,
+        (stdin, ours), (theirs, stdout) = os.pipe(), os.pipe()
+        self._process = fork(
+            "tests.acceptance.crash.nursery", env=environment, cwd=folder, stdin=stdin, stdout=stdout
         )
+        os.close(stdin)
+        os.close(stdout)
+        self._wanted, self._pids = os.fdopen(ours, "w"), os.fdopen(theirs)
 
     def start(
         self,
@@ -51,8 +50,6 @@ class Nursery:
             environment: What our own settings are to be, where they differ.
             configuration: Celery settings, where they differ.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         wanted = {
             "log": str(log),
             "arguments": arguments,
@@ -61,14 +58,16 @@ class Nursery:
         }
         _exit_file(log).unlink(missing_ok=True)  # of an earlier worker of the same name
         log.write_bytes(b"")  # whoever waits for the worker reads it from now on
-        print(json.dumps(wanted), file=self._process.stdin, flush=True)
-        return Nursling(int(self._process.stdout.readline()), _exit_file(log))
+        print(json.dumps(wanted), file=self._wanted, flush=True)
+        return Nursling(int(self._pids.readline()), _exit_file(log))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate(timeout=30)
+        self._wanted.close()
+        self._process.wait(30)
+        self._pids.close()
 
 
 class Nursling:
