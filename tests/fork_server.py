@@ -33,8 +33,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 _THIRD_PARTY = (
     "alembic.command", "celery.apps.worker", "celery.backends.database", "celery.backends.redis",
-    "celery.bin.celery",    "celery.concurrency.prefork", "celery.worker.consumer", "kombu.transport.redis", "orjson", "psutil", "psycopg2.extras",
-    "pydantic_settings", "rich.live", "rich.progress", "sqlalchemy.dialects.postgresql.psycopg2", "sqlalchemy.orm",
+    "celery.bin.celery", "celery.concurrency.prefork", "celery.worker.consumer", "kombu.transport.redis",
+    "orjson", "psutil", "psycopg2.extras", "pydantic_settings", "rich.live", "rich.progress",
+    "sqlalchemy.dialects.postgresql.psycopg2", "sqlalchemy.orm",
 )  # fmt: skip
 _OURS = ("graph_types", "store", "interchange", "inspection")
 """Packages of `graph_migrator.core` in which no module reads the environment when it is imported."""
