@@ -11,6 +11,7 @@ its own environment, as a fresh interpreter does, and ends as one.
 from __future__ import annotations
 
 import array
+import atexit
 import gc
 import importlib
 import json
@@ -107,12 +108,18 @@ class _Server:
         self._socket, theirs = socket.socketpair()
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("GRAPH_MIGRATOR_")}
         with theirs:
-            subprocess.Popen(
+            self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 cwd=ROOT,
                 env=inherited,
             )
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """End it. What it has forked goes on."""
+        self._socket.close()
+        self._process.wait(30)
 
     def fork(
         self, wanted: dict[str, Any], stdin: int | None, stdout: int | None, stderr: int | None
