@@ -21,7 +21,7 @@ from graph_migrator.core.store.schema import upgrade
 from graph_migrator.core.store.session import Executors
 from tests.acceptance.chromium import chromium_program
 from tests.acceptance.rabbitmq import rabbitmq_program
-from tests.databases import Databases, administer
+from tests.databases import FAST, Databases, administer, copy_instead_of_initdb
 from tests.integration.pgbouncer import pgbouncer_program
 
 # An example's time says how busy the machine is, nothing about the code.
@@ -76,10 +76,20 @@ def _end_this_process(test: str) -> None:
     os._exit(70)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_initdb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """All temporary servers of a run are copies of one."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Postgres, "_prepare", copy_instead_of_initdb(shared / "postgres"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A private Postgres. Without fsync: killed processes are what the tests kill, not the machine."""
-    with Postgres(durable=False) as server:
+    with Postgres(durable=False, settings=FAST) as server:
         yield server
 
 

@@ -33,6 +33,7 @@ from graph_migrator.core.settings import settings
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.schema import upgrade
 from tests.acceptance.crash.nursery import Nursery, Nursling
+from tests.databases import FAST
 from tests.rows import add_graph
 from tests.waiting import until
 
@@ -143,7 +144,7 @@ class Cluster:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self._database_url is None:
-                self.postgres = self._stack.enter_context(Postgres(durable=False))
+                self.postgres = self._stack.enter_context(Postgres(durable=False, settings=FAST))
                 self._database_url = self.postgres.url
                 upgrade(self._database_url)
             if self._redis is None:

@@ -21,6 +21,7 @@ from graph_migrator.tasks.cli import main
 from graph_migrator.tasks.metrics import METRICS
 from graph_migrator.tasks.serving import FLOWER_COLUMNS
 from tests.acceptance.cluster import ROOT, Cluster
+from tests.fork_server import fork_and_wait
 
 PAGES = (
     "README.md", "docs/tutorial.md", "docs/how-to.md", "docs/write-guard.md", "docs/events.md", "docs/formats.md",
@@ -109,7 +110,7 @@ def test_every_block_of_the_documents_runs(reader: tuple[Path, dict[str, str]]) 
                     assert line.startswith("$ "), f"{block.page}: {line!r} is no command"
                     command = line.removeprefix("$ ")
                     if command not in RUN_ELSEWHERE:
-                        run(["bash", "-c", command], folder, environment, block.page)
+                        run(command, folder, environment, block.page)
                         ran += 1
             case "python":
                 ran += run_python(block, folder, environment)
@@ -142,7 +143,7 @@ def run_import(block: Block, folder: Path, environment: dict[str, str]) -> int:
     file = folder / f"{slug}.{kind}"
     file.write_text(block.text)
     command = f"graph-migrator import {file} --slug {slug} --type people --version 1"
-    run(["bash", "-c", command], folder, environment, block.page)
+    run(command, folder, environment, block.page)
     return 1
 
 
@@ -163,23 +164,32 @@ def run_python(block: Block, folder: Path, environment: dict[str, str]) -> int:
         assert "how-to.md" in (ROOT / "tests" / "integration" / "test_repair.py").read_text("utf-8")
         return 0
     if name is None:
-        run([sys.executable, "-c", PREAMBLE + block.text], folder, environment, block.page)
+        (folder / "shown.py").write_text(PREAMBLE + block.text)
+        run_module("shown", [], folder, environment, block.page)
     elif name[1].startswith("test_"):
         (folder / name[1]).write_text(block.text)
-        run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name[1]],
-            folder,
-            environment,
-            block.page,
-        )
+        run_module("pytest", ["-q", "-p", "no:cacheprovider", name[1]], folder, environment, block.page)
     else:
         assert (folder / name[1]).read_text() == block.text
     return 1
 
 
-def run(command: list[str], folder: Path, environment: dict[str, str], page: str) -> None:
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, f"{page}: {command[-1]}\n{done.stdout}\n{done.stderr}"
+def run(command: str, folder: Path, environment: dict[str, str], page: str) -> None:
+    words = shlex.split(command)
+    if words[0] == "graph-migrator" and not set(command) & set("|<>$&;*"):
+        run_module("graph_migrator", words[1:], folder, environment, page)
+        return
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, f"{page}: {command}\n{done.stdout}\n{done.stderr}"
+
+
+def run_module(
+    module: str, arguments: list[str], folder: Path, environment: dict[str, str], page: str
+) -> None:
+    done = fork_and_wait(module, *arguments, env=environment, cwd=folder)
+    assert done.exit_code == 0, f"{page}: {module} {arguments}\n{done.out}\n{done.err}"
 
 
 def test_every_page_with_code_is_run() -> None:

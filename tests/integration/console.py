@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any
 
 from click.testing import CliRunner
 
 from graph_migrator.tasks.cli import main
 from tests.acceptance.cluster import ROOT, Cluster
-from tests.fork_server import fork
+from tests.fork_server import Outcome, fork_and_wait
 
 ESCAPE = "\x1b"
 OURS = ("DATABASE_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
 
 # Before click 8.2 the two streams are one, unless the runner is asked for two.
 RUNNER = CliRunner(**({"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}))
-
-
-@dataclass
-class Outcome:
-    """How a command ended."""
-
-    exit_code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 def call(*arguments: object, answer: str | None = None) -> Outcome:
@@ -54,32 +37,8 @@ def call(*arguments: object, answer: str | None = None) -> Outcome:
 def spawn(*arguments: object, env: Mapping[str, str], cwd: Path = ROOT) -> Outcome:
     """Run a command as a process whose output goes into pipes."""
     inherited = {k: v for k, v in os.environ.items() if k not in OURS and not k.startswith("GRAPH_MIGRATOR_")}
-    with ThreadPoolExecutor(2) as readers:
-        (out, stdout), (err, stderr) = os.pipe(), os.pipe()
-        try:
-            process = fork(
-                "graph_migrator",
-                *map(str, arguments),
-                env={**inherited, "PYTHONPATH": str(ROOT), **env},
-                cwd=cwd,
-                stdout=stdout,
-                stderr=stderr,
-            )
-        finally:
-            os.close(stdout)
-            os.close(stderr)
-        texts = [readers.submit(_text, descriptor) for descriptor in (out, err)]
-        try:
-            exit_code = process.wait(60)
-        except TimeoutError:
-            os.kill(process.pid, signal.SIGKILL)
-            raise
-        return Outcome(exit_code, *(text.result() for text in texts))
-
-
-def _text(descriptor: int) -> str:
-    with open(descriptor, encoding="utf-8") as stream:
-        return stream.read()
+    environment = {**inherited, "PYTHONPATH": str(ROOT), **env}
+    return fork_and_wait("graph_migrator", *map(str, arguments), env=environment, cwd=cwd)
 
 
 def failed(here: Cluster, slug: str = "g", hop: str = "second") -> None:

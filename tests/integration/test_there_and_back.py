@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from graph_migrator import GraphType
+from graph_migrator import GraphType, HopContext, Node, Nodes
 from graph_migrator.core.execution.in_process import run_graph_migration
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.interchange import export_graph
@@ -23,11 +23,38 @@ pytestmark = pytest.mark.usefixtures("script")
 
 
 round_trip = GraphType("round_trip")
+round_trip.sql_hop(
+    1,
+    2,
+    name="rename_edges",
+    forward="UPDATE edges SET type = 'ACQUAINTED_WITH' WHERE graph_id = :graph_id AND type = 'KNOWS'",
+    reverse="UPDATE edges SET type = 'KNOWS' WHERE graph_id = :graph_id AND type = 'ACQUAINTED_WITH'",
+)
+
+
+@round_trip.hop(2, 3, over=Nodes(), batch_size=3)
+def wrap(ctx: HopContext, nodes: list[Node]) -> None:
+    for node in nodes:
+        node.properties = {"wrapped": node.properties}
+
+
+@wrap.reverse
+def unwrap(ctx: HopContext, nodes: list[Node]) -> None:
+    for node in nodes:
+        node.properties = node.properties["wrapped"]
+
+
+@round_trip.hop(3, 4)
+def mark(ctx: HopContext) -> None:
+    ctx.execute("UPDATE nodes SET label = label || '+' WHERE graph_id = :graph_id")
+
+
+@mark.reverse
+def unmark(ctx: HopContext) -> None:
+    ctx.execute("UPDATE nodes SET label = left(label, -1) WHERE graph_id = :graph_id")
 
 
 _texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=6)
-
-
 _values = st.recursive(
     st.none()
     | st.booleans()
@@ -37,8 +64,6 @@ _values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_texts, inner, max_size=3),
     max_leaves=5,
 )
-
-
 _graphs = st.dictionaries(_texts, st.dictionaries(_texts, _values, max_size=3), max_size=8).flatmap(
     lambda nodes: st.tuples(
         st.just(nodes),
