@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 _EXIT_CODES = (
     "Exit codes: 0 done · 1 the migration failed · 2 wrong usage, or unknown graph, type or target · "
@@ -137,10 +138,28 @@ class _Main(click.Group):
             with formatter.section(heading):
                 formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands that begin so, and the options of all; loads no command's module."""
+        named = [
+            CompletionItem(name, help=text)
+            for commands in GROUPS.values()
+            for name, text in commands.items()
+            if name.startswith(incomplete)
+        ]
+        return [*named, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; one that sends messages is run with little patience for the broker."""
+        found = super().resolve_command(ctx, args)
+        if found[0] in _SEND_MESSAGES and not ctx.resilient_parsing:
+            ctx.with_resource(_in_haste())
+        return found
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _in_haste(ctx):
-                return super().invoke(ctx)
+            return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
@@ -154,13 +173,8 @@ class _Main(click.Group):
 
 
 @contextmanager
-def _in_haste(ctx: click.Context) -> Iterator[None]:
+def _in_haste() -> Iterator[None]:
     """A worker waits for an hour for its broker to come back; a person at a prompt does not."""
-    # Click 8.2 renamed it, and warns about the old name.
-    named = getattr(ctx, "_protected_args", None)
-    if not _SEND_MESSAGES.intersection(getattr(ctx, "protected_args", []) if named is None else named):
-        yield
-        return
     from graph_migrator.tasks import patience
     from graph_migrator.tasks.celery import app
 

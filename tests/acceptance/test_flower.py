@@ -8,7 +8,6 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,7 +18,8 @@ from graph_migrator.core.embedded import Redis
 from graph_migrator.core.errors import MigrationCancelled
 from graph_migrator.tasks.serving import Flower
 from tests.acceptance.cluster import Cluster
-from tests.rows import rows
+from tests.databases import Databases
+from tests.rows import migration_of
 from tests.waiting import until
 
 SOON = 40
@@ -79,16 +79,23 @@ class Api:
                 return error.code, ""
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, database_url: str, redis_server: Redis) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def cluster(
+    tmp_path_factory: pytest.TempPathFactory, databases: Databases, redis_server: Redis
+) -> Iterator[Cluster]:
     env = {"GRAPH_MIGRATOR_BATCH_TARGET_SECONDS": "0.000001"}  # batches stay small
-    with Cluster(tmp_path, database_url=database_url, redis=redis_server, env=env) as cluster:
+    folder = tmp_path_factory.mktemp("flower")
+    with (
+        databases.borrow() as url,
+        Cluster(folder, database_url=url, redis=redis_server, env=env) as cluster,
+    ):
         yield cluster
 
 
-@pytest.fixture
-def api(cluster: Cluster, tmp_path: Path) -> Iterator[Api]:
-    with Flower(tmp_path / "flower", cluster.environment) as flower:
+@pytest.fixture(scope="module")
+def api(cluster: Cluster) -> Iterator[Api]:
+    """One Flower and one worker for all tests: each looks at a graph of its own."""
+    with Flower(cluster.folder / "flower", cluster.environment) as flower:
         api = Api(flower)
         # It records what it hears from now on; a worker that it knows shows that it hears.
         cluster.start_worker()
@@ -96,6 +103,14 @@ def api(cluster: Cluster, tmp_path: Path) -> Iterator[Api]:
         # Flower asks new workers for their events every five seconds.
         until(lambda: "Events of group {task} enabled" in cluster.workers[0].text(), "events", seconds=SOON)
         yield api
+
+
+@pytest.fixture
+def novel(cluster: Cluster, request: pytest.FixtureRequest) -> str:
+    """A graph of the test's own, of type `trail`."""
+    slug = f"novel-{abs(hash(request.node.name)):x}"
+    cluster.add_graph(slug, "trail")
+    return slug
 
 
 def test_without_its_password_flower_shows_nothing(api: Api) -> None:
@@ -112,48 +127,47 @@ def test_the_password_is_not_in_the_process_list(api: Api) -> None:
         assert api.flower.password not in " ".join(process.info["cmdline"] or [])
 
 
-def test_rows_explain_themselves_and_are_linked(cluster: Cluster, api: Api) -> None:
-    cluster.add_graph("novel", "trail")
-    result = migrate_graph.delay("novel", 4, requested_by="release-7")
+def test_rows_explain_themselves_and_are_linked(cluster: Cluster, api: Api, novel: str) -> None:
+    result = migrate_graph.delay(novel, 4, requested_by="release-7")
     result.get(timeout=SOON)
     call = api.row(result.id, lambda row: row["state"] == "SUCCESS")
     assert call["name"] == "tasks.migrate_graph"
-    assert call["args"] == "novel → v4: third"
+    assert call["args"] == f"{novel} → v4: third"
     assert "'status': 'succeeded'" in call["result"]
-    first, second = (api.row_of(f"novel {hop}", "SUCCESS") for hop in ("v1→v2 first", "v2→v3 second"))
+    first, second = (api.row_of(f"{novel} {hop}", "SUCCESS") for hop in ("v1→v2 first", "v2→v3 second"))
     assert {row["name"] for row in (first, second)} == {"tasks.run_hop"}
     assert {row["root_id"] for row in (first, second)} == {result.id}
     assert (first["parent_id"], second["parent_id"]) == (result.id, first["uuid"])
-    assert len(api.rows()) == 3
+    assert sum(row["root_id"] == result.id for row in api.rows()) == 3
     assert {row["worker"] for row in api.rows()} == {"w1@localhost"}  # no event came under another name
 
 
-def test_a_failed_migration_is_failed_on_the_row_of_its_call(cluster: Cluster, api: Api) -> None:
-    cluster.add_graph("novel", "trail")
-    fail = cluster.steer("fail", "novel", "second", "no second today")
-    result = migrate_graph.delay("novel", 4)
+def test_a_failed_migration_is_failed_on_the_row_of_its_call(cluster: Cluster, api: Api, novel: str) -> None:
+    fail = cluster.steer("fail", novel, "second", "no second today")
+    result = migrate_graph.delay(novel, 4)
     with pytest.raises(Exception, match="no second today"):
         result.get(timeout=SOON)
     call = api.row(result.id, lambda row: row["state"] == "FAILURE")
-    assert (call["name"], call["args"]) == ("tasks.migrate_graph", "novel → v4")
+    assert (call["name"], call["args"]) == ("tasks.migrate_graph", f"{novel} → v4")
     assert "no second today" in call["exception"]
     assert "in _append" in call["traceback"]  # the frames of the hop's own code
     assert call["worker"] == "w1@localhost"
-    hop = api.row_of("novel v2→v3 second", "FAILURE")
+    hop = api.row_of(f"{novel} v2→v3 second", "FAILURE")
     assert hop["root_id"] == result.id
     assert "in _append" in hop["traceback"]
 
     fail.unlink()
-    again = migrate_graph.delay("novel", 4, requested_by="operator")
+    again = migrate_graph.delay(novel, 4, requested_by="operator")
     assert again.get(timeout=SOON).version == 4
     assert api.row(again.id, lambda row: row["state"] == "SUCCESS")["name"] == "tasks.migrate_graph"
 
 
-def test_a_hop_that_kills_its_workers_is_failed_on_the_row_of_its_call(cluster: Cluster, api: Api) -> None:
+def test_a_hop_that_kills_its_workers_is_failed_on_the_row_of_its_call(
+    cluster: Cluster, api: Api, novel: str
+) -> None:
     """No process is left to report it: recovery does."""
-    cluster.add_graph("novel", "trail")
-    cluster.steer("kill", "novel", "second")
-    result = migrate_graph.delay("novel", 4)
+    cluster.steer("kill", novel, "second")
+    result = migrate_graph.delay(novel, 4)
     with pytest.raises(Exception, match="second"):
         result.get(timeout=SOON)
     call = api.row(result.id, lambda row: row["state"] == "FAILURE")
@@ -161,17 +175,16 @@ def test_a_hop_that_kills_its_workers_is_failed_on_the_row_of_its_call(cluster: 
 
 
 def test_a_migration_that_ends_with_nobody_at_work_is_failed_on_the_row_of_its_call(
-    cluster: Cluster, api: Api
+    cluster: Cluster, api: Api, novel: str
 ) -> None:
     """Recovery answers its caller, and Flower."""
-    cluster.add_graph("novel", "trail")
-    hold = cluster.steer("hold", "novel", "first")
-    result = migrate_graph.delay("novel", 4)
-    cluster.pid_in("novel", "first")
-    pause_migration.delay("novel").get(timeout=SOON)
+    hold = cluster.steer("hold", novel, "first")
+    result = migrate_graph.delay(novel, 4)
+    cluster.pid_in(novel, "first")
+    pause_migration.delay(novel).get(timeout=SOON)
     hold.unlink()
-    until(lambda: "paused" in str(rows(cluster.engine, "SELECT status FROM migrations")), "paused")
-    cancel_migration.delay("novel").get(timeout=SOON)
+    until(lambda: migration_of(cluster.engine, novel).status == "paused", "paused")
+    cancel_migration.delay(novel).get(timeout=SOON)
     with pytest.raises(MigrationCancelled):
         result.get(timeout=SOON)
     call = api.row(result.id, lambda row: row["state"] == "FAILURE")
@@ -191,18 +204,17 @@ def test_a_batched_hop_shows_how_far_it_is(cluster: Cluster, api: Api) -> None:
     assert api.row_of("big v1→v2 visit", "SUCCESS")["uuid"] == row["uuid"]
 
 
-def test_operators_verbs_and_paused_hops_explain_themselves(cluster: Cluster, api: Api) -> None:
-    cluster.add_graph("novel", "trail")
-    hold = cluster.steer("hold", "novel", "first")
-    result = migrate_graph.delay("novel", 3)
-    cluster.pid_in("novel", "first")
-    verb = pause_migration.delay("novel", requested_by="op")
+def test_operators_verbs_and_paused_hops_explain_themselves(cluster: Cluster, api: Api, novel: str) -> None:
+    hold = cluster.steer("hold", novel, "first")
+    result = migrate_graph.delay(novel, 3)
+    cluster.pid_in(novel, "first")
+    verb = pause_migration.delay(novel, requested_by="op")
     assert verb.get(timeout=SOON)["status"] == "pausing"
-    assert api.row(verb.id, lambda row: row["state"] == "SUCCESS")["args"] == "novel, by op"
+    assert api.row(verb.id, lambda row: row["state"] == "SUCCESS")["args"] == f"{novel}, by op"
     hold.unlink()
-    until(lambda: "paused" in str(rows(cluster.engine, "SELECT status FROM migrations")), "paused")
-    verb = resume_migration.delay("novel")
+    until(lambda: migration_of(cluster.engine, novel).status == "paused", "paused")
+    verb = resume_migration.delay(novel)
     assert verb.get(timeout=SOON)["dispatch"] == 2
-    assert api.row_of("novel", "SUCCESS")["uuid"] == verb.id
+    assert api.row_of(novel, "SUCCESS")["uuid"] == verb.id
     result.get(timeout=SOON)
     assert api.row(result.id, lambda row: row["state"] == "SUCCESS")["name"] == "tasks.migrate_graph"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -41,3 +42,25 @@ def test_a_command_loads_only_what_it_needs(command: str, unloaded: set[str]) ->
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"), [("st", ["status"]), ("", [*COMMANDS]), ("--de", ["--debug"])], ids=repr
+)
+def test_completion_lists_the_commands_and_loads_none_of_them(words: str, completed: list[str]) -> None:
+    script = (
+        "import sys\nfrom graph_migrator.tasks.cli import main\n"
+        "try: main(prog_name='graph-migrator', complete_var='_COMPLETE')\nexcept SystemExit: pass\n"
+        "print(sorted(m for m in sys.modules if 'sqlalchemy' in m or '.cli.' in m), file=sys.stderr)"
+    )
+    environment = {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "_COMPLETE": "bash_complete",
+        "COMP_WORDS": f"graph-migrator {words}",
+        "COMP_CWORD": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert [line.partition(",")[2] for line in done.stdout.splitlines()] == completed
+    assert done.stderr == "['graph_migrator.tasks.cli.main']\n"
