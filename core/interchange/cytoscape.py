@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from graph_migrator.core.interchange.input_file import InputFile
-from graph_migrator.core.interchange.json_window import JsonWindow
-from graph_migrator.core.interchange.node_link import read_attribute
+from graph_migrator.core.interchange.json_document import JsonDocumentReader
 from graph_migrator.core.interchange.records import (
     NO_TYPE,
     BadField,
@@ -27,38 +25,17 @@ from graph_migrator.core.interchange.records import (
 _GROUPS: Final = ("nodes", "edges")
 
 
-class CytoscapeReader:
+class CytoscapeReader(JsonDocumentReader):
     """Reads one document whose `elements` are a list, or an object with `nodes` and `edges`.
 
-    Attributes:
-        attributes: All that stands beside `elements`; complete when `records` is exhausted.
+    Its `attributes` are all that stands beside `elements`.
     """
 
-    def __init__(self, source: InputFile, choices: Choices) -> None:
-        self.attributes: dict[str, Any] = {}
-        self._source = source
-        self._choices = choices
-        self._window = JsonWindow(source)
+    keys = ("elements",)
+    second = "stands in the document a second time"
 
-    def records(self) -> Iterator[NodeRecord | EdgeRecord]:
-        """The document's nodes and edges, in the order in which it holds them.
-
-        Raises:
-            InvalidRecord: The document or one of its elements is malformed.
-        """
-        window = self._window
-        found = False
-        for line, key in window.members("document", "must be an object with 'elements'"):
-            if key != "elements":
-                self.attributes[key] = read_attribute(self._source, window, key)
-            elif found:
-                raise self._source.invalid(line, key, "stands in the document a second time")
-            else:
-                found = True
-                yield from self._elements()
-        window.end()
-        if not found:
-            raise self._source.invalid(None, "elements", "is missing")
+    def _below(self, key: str) -> Iterator[NodeRecord | EdgeRecord]:
+        yield from self._elements()
         self.attributes.setdefault("directed", False)
 
     def _elements(self) -> Iterator[NodeRecord | EdgeRecord]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from graph_migrator.core.interchange.input_file import InputFile
-from graph_migrator.core.interchange.json_window import JsonWindow
-from graph_migrator.core.interchange.node_link import read_attribute
+from graph_migrator.core.interchange.json_document import JsonDocumentReader
 from graph_migrator.core.interchange.records import (
     NO_TYPE,
     BadField,
@@ -28,41 +26,17 @@ from graph_migrator.core.interchange.records import (
 _NO_OBJECT: Final = "must be an object"
 
 
-class JsonGraphReader:
+class JsonGraphReader(JsonDocumentReader):
     """Reads one document with one graph.
 
-    Attributes:
-        attributes: `directed`, and under `graph` all else that stands beside nodes and edges.
+    Its `attributes` are `directed`, and under `graph` all else that stands beside nodes and edges.
     """
 
-    def __init__(self, source: InputFile, choices: Choices) -> None:
-        self.attributes: dict[str, Any] = {}
-        self._source = source
-        self._choices = choices
-        self._window = JsonWindow(source)
+    keys = ("graph", "graphs")
+    second = "is a second graph, and an import makes one"
 
-    def records(self) -> Iterator[NodeRecord | EdgeRecord]:
-        """The graph's nodes and edges, in the order in which the document holds them.
-
-        Raises:
-            InvalidRecord: The document or one of its elements is malformed.
-        """
-        window = self._window
-        found = False
-        for line, key in window.members("document", "must be an object with 'graph'"):
-            if key not in {"graph", "graphs"}:
-                self.attributes[key] = read_attribute(self._source, window, key)
-                continue
-            if found:
-                raise self._source.invalid(line, key, "is a second graph, and an import makes one")
-            found = True
-            if key == "graph":
-                yield from self._graph(key)
-            else:
-                yield from self._only_graph()
-        window.end()
-        if not found:
-            raise self._source.invalid(None, "graph", "is missing")
+    def _below(self, key: str) -> Iterator[NodeRecord | EdgeRecord]:
+        return self._graph(key) if key == "graph" else self._only_graph()
 
     def _only_graph(self) -> Iterator[NodeRecord | EdgeRecord]:
         window = self._window
