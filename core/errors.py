@@ -53,7 +53,7 @@
     └── LostFence                   internal: this session is no longer the executor; it must write nothing
 
 The fields are the exception's ``args``, all of them JSON values: that is the form in which Celery's JSON
-result backend stores an exception and builds it again, so type, fields and message survive the journey.
+result backend stores an exception and builds it again, so type, fields and message are the same in the process that receives it.
 """
 
 from __future__ import annotations
@@ -736,7 +736,7 @@ class MigrationCancelled(MigrationError):
 
 @dataclass(eq=False, repr=False)
 class MigrationReleased(MigrationError):
-    """An operator gave the migration up and the graph back."""
+    """An operator released the graph; its migration was abandoned."""
 
     graph: str
     version: int

@@ -13,7 +13,7 @@ def seconds_left(done: int, total: int | None, rows_per_second: float | None) ->
     Args:
         done: Rows processed so far, by all attempts.
         total: Rows there are to process; None where the hop does not say.
-        rows_per_second: Of this attempt and of late; None before its first progress.
+        rows_per_second: Of this attempt, recently; None before its first progress.
 
     Returns:
         Seconds; None where there is nothing to estimate from.

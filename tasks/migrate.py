@@ -255,7 +255,7 @@ def _after_the_result(sender: Task | None = None, **_: object) -> None:
 
 def _after_the_next_message(sender: str | None = None, **published: Any) -> None:
     inside = current_task and current_task.name == run_hop.name
-    # A hop that puts itself back publishes its own id; that is not the next message.
+    # A hop that requeues itself publishes its own id; that is not the next message.
     if inside and sender == run_hop.name and published["headers"]["id"] != current_task.request.id:
         failpoints.hit("hop_published")
 

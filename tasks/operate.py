@@ -1,4 +1,4 @@
-"""Operators' verbs as tasks. Each returns a `core.operations.VerbReport` as a dict."""
+"""Operators' verbs as tasks. Each returns a `core.execution.operations.VerbReport` as a dict."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def resume_migration(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
     bind=True, base=CheckedTask, name="tasks.retry_migration", max_retries=None, arguments=RetryArguments
 )
 def retry_migration(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Take a graph's failed migration up again where it stopped."""
+    """Continue a graph's failed migration where it stopped."""
 
     def verb(executor: Executor, given: dict[str, Any], caller: Caller) -> tuple[VerbReport, Dispatch | None]:
         return operations.retry(
@@ -123,7 +123,7 @@ def retry_migration(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
     bind=True, base=CheckedTask, name="tasks.release_graph", max_retries=None, arguments=ReleaseArguments
 )
 def release_graph(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Give a graph's migration up and the graph back to its writers."""
+    """Release a graph: end its migration and let writers in."""
 
     def verb(executor: Executor, given: dict[str, Any], caller: Caller) -> tuple[VerbReport, None]:
         options = {name: given[name] for name in ("force", "terminate", "whole")}

@@ -195,7 +195,7 @@ class CheckedTask(Task):
 
 
 BEGUN: Final = "begun:"
-"""With this begins what a `migrate_graph` task returns whose chain is to answer."""
+"""A `migrate_graph` task whose chain is to answer returns a text that begins with this."""
 
 
 class MigrateRequest(Request):

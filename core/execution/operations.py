@@ -132,7 +132,7 @@ def retry(
     accept_new_code: bool = False,
     migration_id: UUID | None = None,
 ) -> tuple[VerbReport, Dispatch | None]:
-    """Take a failed migration up again where it stopped, with the code that is there now.
+    """Continue a failed migration where it stopped, with the code that is loaded now.
 
     Also finishes a graph that was force-released in the middle of a batched hop.
 
@@ -198,7 +198,7 @@ def release(
     whole: bool = False,
     migration_id: UUID | None = None,
 ) -> VerbReport:
-    """Give a migration up and the graph back to its writers, at the version it has.
+    """Release a graph: end its migration and let writers in, at the version it has.
 
     Args:
         executor: The session to do it on.

@@ -1,4 +1,4 @@
-"""Finding what a dead process left behind, and setting it going again.
+"""Finds the migrations that a dead process left behind, and dispatches them again.
 
 One worker of the fleet sweeps about twice a second: it has a lease, and a try-lock lets one sweep at a time whatever
 becomes of the lease. What a sweep decides about a

@@ -63,7 +63,7 @@ def validate_range(
 
 
 def validate_labels(ctx: HopContext, hop: DirectedHop, *, except_for: Nodes | Edges | Rows) -> None:
-    """After the last batch, validate what the hop did not walk: other labels, the other table.
+    """After the last batch, validate what the hop did not process: other labels, the other table.
 
     Raises:
         InvalidGraphData: Names the failing ids and fields, never their values.

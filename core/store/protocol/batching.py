@@ -20,7 +20,7 @@ class OpenBatch(Call[str], function="open_batch"):
 
 @dataclass(frozen=True, kw_only=True)
 class SaveBatch(Call[float | None], function="save_batch"):
-    """Write the checkpoint, in the transaction of the batch's data. Returns the rows per second of late."""
+    """Write the checkpoint, in the transaction of the batch's data. Returns the recent rate, in rows per second."""
 
     attempt: int
     migration: UUID

@@ -223,7 +223,7 @@ BEGIN
     PERFORM set_config('statement_timeout', p_ms::text, p_callers);
 END $$;
 
--- An operator gives a migration up and the graph back; under the graph's lock. p_partially_migrated is what stays
+-- An operator releases a graph from its migration; under the graph's lock. p_partially_migrated is what stays
 -- as the record of the unfinished hop of a graph that is partially migrated.
 -- p_terminated_by ended its executor for that, and recovery may have found the attempt already.
 CREATE FUNCTION release(p_migration uuid, p_graph uuid, p_partially_migrated jsonb, p_terminated_by text DEFAULT NULL)
