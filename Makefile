@@ -44,14 +44,19 @@ $(OLDEST)/.installed: pyproject.toml tests/oldest.txt
 PROGRAMS ?= /usr/lib/postgresql/15/bin
 test-postgres: $(STAMP)  ## Tests of schema, guard and main job on another PostgreSQL: make test-postgres PROGRAMS=/usr/lib/postgresql/15/bin
 	@GRAPH_MIGRATOR_POSTGRES_PROGRAMS=$(PROGRAMS) $(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart 0 \
-		tests/integration/test_schema.py tests/integration/test_write_guard.py tests/integration/test_write_guard_attacks.py \
-		tests/integration/test_invariants.py tests/integration/test_migrations.py tests/integration/test_roles.py \
+		tests/integration/write_guard tests/integration/test_schema.py tests/integration/test_invariants.py \
+		tests/integration/test_begin.py tests/integration/test_migrations.py tests/integration/test_roles.py \
+		tests/integration/test_batched_hops.py tests/integration/test_callers_transaction.py \
+		tests/integration/test_hop_failures.py tests/integration/test_hop_options.py \
+		tests/integration/test_hop_transactions.py tests/integration/test_there_and_back.py \
 		tests/integration/test_proof.py tests/integration/test_digests.py tests/integration/test_repairs.py $(ARGS)
 
+# For every Python that pyproject.toml declares: ruff takes the oldest from there, mypy judges for the oldest and newest.
 check: $(STAMP)  ## Format, lint, types, direction of imports
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy
+	@$(BIN)/mypy --python-version 3.11
+	@$(BIN)/mypy --python-version 3.14
 	@$(BIN)/lint-imports
 
 format: $(STAMP)  ## Format the code

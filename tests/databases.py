@@ -22,7 +22,6 @@ FAST = {
     "full_page_writes": "off",
     "wal_level": "minimal",
     "max_wal_senders": "0",
-    "io_method": "sync",
     "jit": "off",
     "update_process_title": "off",
     "checkpoint_timeout": "1h",
