@@ -52,8 +52,8 @@
     ├── UnreadableOutcome           exit 1: the recorded outcome is of an error that this release does not have
     └── LostFence                   internal: this session is no longer the executor; it must write nothing
 
-The fields are the exception's ``args``, all of them JSON values: that is the form in which Celery's JSON
-result backend stores an exception and builds it again, so type, fields and message are the same in the process that receives it.
+The fields are the exception's ``args``, all of them JSON values. That is the form in which Celery's JSON result
+backend stores an exception and builds it again, so the process that receives it has the same type, fields and message.
 """
 
 from __future__ import annotations
