@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 
 from graph_migrator.tasks.cli import main
 from tests.acceptance.cluster import ROOT, Cluster
+from tests.fork_server import fork_and_wait
 from tests.integration.console import call, failed, spawn
 
 
@@ -142,10 +142,8 @@ def test_a_new_types_own_test_passes(tmp_path: Path) -> None:
     again = call("new-type", "my-people", "--folder", folder)
     assert again.exit_code == 2
     assert "is left as it is" in again.err
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", str(folder)],
-        cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}:{tmp_path}"},
-        capture_output=True, text=True, timeout=110,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    assert "3 passed" in done.stdout
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    options = ("-q", "-p", "no:cacheprovider", "-W", "error")
+    done = fork_and_wait("pytest", *options, str(folder), env=environment, cwd=tmp_path, seconds=110)
+    assert done.exit_code == 0, done.out
+    assert "3 passed" in done.out
