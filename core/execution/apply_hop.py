@@ -289,7 +289,7 @@ def _ended(hop: DirectedHop) -> RuntimeError:
 
 @contextmanager
 def _own_transaction(executor: Executor, hop: DirectedHop) -> Iterator[None]:
-    """Around what ends a hop's transaction: it is the one opened for the hop, else the hop fails."""
+    """Wraps what ends a hop's transaction. If it is not the one that was opened for the hop, the hop fails."""
     if executor.transaction_was_ended:
         raise _ended(hop)
     try:

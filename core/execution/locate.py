@@ -37,7 +37,7 @@ class _Passed(Exception):
 
 @contextmanager
 def locating(executor: Executor, attempt: Attempt) -> Iterator[None]:
-    """Around a hop: an error that comes out of a batch is noted with the row, or with the batch, that it is about."""
+    """Wraps a hop: notes on an error which row it is about, or which batch."""
     try:
         yield
     except Exception as error:

@@ -54,7 +54,7 @@ class TimeLimit:
 
     @contextmanager
     def around_code(self) -> Iterator[None]:
-        """Around the hop's own code."""
+        """Wraps the hop's own code."""
         if self._seconds is None:
             yield
             return

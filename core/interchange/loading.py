@@ -23,7 +23,7 @@ from graph_migrator.core.interchange.records import EdgeRecord, NodeRecord, Plac
 from graph_migrator.core.store.copy_text import escape, escape_json, unescape
 
 Progress = Callable[[int, int], None]
-"""Called with how many nodes and how many edges are through."""
+"""Called with how many nodes and how many edges have been loaded."""
 
 _CHUNK_ROWS: Final = 10_000
 _CHUNK_CHARACTERS: Final = 8 * 1024 * 1024

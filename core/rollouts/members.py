@@ -29,7 +29,7 @@ class Held:
 
 @dataclass(frozen=True)
 class OtherCode:
-    """This process has not the code that the rollout was planned with; another worker may have it."""
+    """This process does not have the code that the rollout was planned with; another worker may have it."""
 
     hops: tuple[str, ...]
 

@@ -36,7 +36,7 @@ _ROLLOUT_PHRASES: Final = {
 }
 
 LIVE: Final = frozenset({RolloutStatus.RUNNING, RolloutStatus.HELD, RolloutStatus.CANCELLING})
-"""The controller looks at it. A graph type has at most one of these."""
+"""The controller processes it. A graph type has at most one of these."""
 
 
 class MemberStatus(StrEnum):

@@ -84,7 +84,7 @@ def taken(
 
 @contextmanager
 def one_try(executor: Executor) -> Iterator[None]:
-    """Around a try to lock that may fail: in a caller's transaction it rolls back nothing but itself.
+    """Wraps a try to lock that may fail: in a caller's transaction it rolls back nothing but itself.
 
     The caller's `lock_timeout` is left as it was.
     """

@@ -1,4 +1,4 @@
-"""Mending a graph's data while its migration stands failed or paused.
+"""Correcting a graph's data while its migration is failed or paused.
 
     with graph_repair(session, "people", by="ada", reason="two persons without a name"):
         session.execute(...)
