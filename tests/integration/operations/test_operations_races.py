@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
-from hand_driven import Client, in_background, wait_until_waiting
 from sqlalchemy import Engine, text
 
 from graph_migrator.core.errors import IllegalTransition
@@ -16,6 +15,7 @@ from graph_migrator.core.execution import operations
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store import protocol
 from graph_migrator.core.store.session import Executor, Executors
+from tests.integration.hand_driven import Client, in_background, wait_until_waiting
 from tests.integration.scripted import Script
 from tests.integration.verbs import LEGAL, begin, do, in_state
 from tests.rows import add_graph, dump, migration_of, rows
