@@ -40,6 +40,8 @@ _THIRD_PARTY = (
     "orjson", "psutil", "psycopg2.extras", "pydantic_settings", "rich.live", "rich.progress",
     "sqlalchemy.dialects.postgresql.psycopg2", "sqlalchemy.orm",
 )  # fmt: skip
+_READ_AT_IMPORT = ("REMAP_SIGTERM",)
+"""Variables that one of these reads when it is imported. A process that has one is forked from a server that has it."""
 _OURS = ("graph_types", "store", "interchange", "inspection")
 """Packages of `graph_migrator.core` in which no module reads the environment when it is imported."""
 
@@ -93,7 +95,8 @@ def fork(
         stdout: A descriptor; by default this process's.
         stderr: A descriptor; by default this process's.
     """
-    return _server().fork(
+    at_import = tuple((name, env[name]) for name in _READ_AT_IMPORT if name in env)
+    return _server(at_import).fork(
         {"module": module, "arguments": arguments, "env": dict(env), "cwd": str(cwd)}, stdin, stdout, stderr
     )
 
@@ -136,14 +139,14 @@ def _text(descriptor: int) -> str:
 
 
 @cache
-def _server() -> _Server:
-    return _Server()
+def _server(at_import: tuple[tuple[str, str], ...]) -> _Server:
+    return _Server(dict(at_import))
 
 
 class _Server:
     """The fork server, seen from the process that runs the tests. It ends with that process."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_import: dict[str, str]) -> None:
         self._socket, theirs = socket.socketpair()
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("GRAPH_MIGRATOR_")}
         with theirs:
@@ -151,7 +154,7 @@ class _Server:
                 [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 cwd=ROOT,
-                env=inherited,
+                env=inherited | at_import,
             )
         atexit.register(self.close)
 
