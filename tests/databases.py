@@ -20,8 +20,6 @@ OURS = "graph_migrator"
 FAST = {
     "autovacuum": "off",
     "full_page_writes": "off",
-    "wal_level": "minimal",
-    "max_wal_senders": "0",
     "jit": "off",
     "update_process_title": "off",
     "checkpoint_timeout": "1h",
