@@ -56,7 +56,7 @@ def test_json_is_what_the_documentation_says(here: Cluster, tmp_path: Path, comm
         "migrate --inline": ("h",), "migrate --dry-run": ("h",), "lock": ("g",), "delete": ("h", "--yes"),
         "import": (file, "--slug", "i", "--type", "trail", "--version", 1),
         "baseline": ("h", "--version", 2, "--reason", "r", "--yes"),
-        "console token create": ("ada",),
+        "console token create": ("ada",), "policy set": ("trail", "automatic"),
         "audit archive": ("--before", "2020-01-01", "--to", tmp_path / "archive"),
         "rollout plan": ("trail", "--all"), "rollout start": ("trail", "--all"),
         **{f"rollout {verb}": ("trail",) for verb in ("show", "graphs", "errors", "changes", "pause")},
@@ -81,7 +81,7 @@ def test_every_reading_command_has_its_json_documented() -> None:
     shown = set(documented())
     same_as_lock = {"retry", "cancel", "pause", "resume", "release", "unlock", "guard install"}
     same_as_lock.add("console token revoke")
-    verbs = ("resume", "promote", "cancel", "retry", "skip", "set", "hold", "unhold")
+    verbs = ("resume", "promote", "cancel", "retry", "skip", "set", "hold", "unhold", "back", "watch")
     same_as_lock |= {f"rollout {verb}" for verb in verbs}
     assert with_json - same_as_lock == {name for name in shown if " --" not in name and "GRAPH" not in name}
 
