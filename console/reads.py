@@ -16,7 +16,6 @@ from graph_migrator.core.inspection import overview
 from graph_migrator.core.inspection.actions import Action, graph_actions
 from graph_migrator.core.inspection.diagnosis import Fleet, Reason, explain
 from graph_migrator.core.inspection.history import GraphState, GraphSummary, Refusal
-from graph_migrator.core.store.lock_sessions import LockSession, lock_sessions
 from graph_migrator.core.inspection.overview import Moving, Trouble, VersionInUse
 from graph_migrator.core.planning import Plan, make_plan
 from graph_migrator.core.rollouts import inspection as rollouts
@@ -24,6 +23,7 @@ from graph_migrator.core.rollouts.actions import rollout_actions
 from graph_migrator.core.rollouts.inspection import Change, GroupOfErrors, RolloutState, RolloutSummary
 from graph_migrator.core.rollouts.workers import WorkerState
 from graph_migrator.core.rollouts.workers import workers as list_workers
+from graph_migrator.core.store.lock_sessions import LockSession, lock_sessions
 
 
 class _Model(BaseModel):

@@ -27,7 +27,6 @@ from graph_migrator.core.execution.model import Caller
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.inspection import doctor, history, metrics
 from graph_migrator.core.inspection.failures import failed_graphs
-from graph_migrator.core.store.lock_sessions import lock_sessions
 from graph_migrator.core.rollouts import inspection, policy
 from graph_migrator.core.rollouts.controller import move_rollouts_on
 from graph_migrator.core.rollouts.current import look, move_to_front
@@ -35,6 +34,7 @@ from graph_migrator.core.rollouts.measures import measure_fleet
 from graph_migrator.core.rollouts.policy import Mode
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.store.connections import make_engine
+from graph_migrator.core.store.lock_sessions import lock_sessions
 from graph_migrator.core.store.session import Executors
 from tests.databases import administer
 from tests.integration.fleet_inline import tenants
