@@ -43,7 +43,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "rollout": "Move many graphs of a type to one version, in stages.",
         "policy": "Let the graphs of a type move forward by themselves when they are behind its newest version.",
         "workers": "List the workers: which graph types each serves with which code, since when, and when it was seen.",
-        "health": "Show what load slows rollouts and batched hops down, or stops them.",
+        "health": "Show the health signals as the workers read them, every 5 s while something runs.",
     },
     "Graphs": {
         "import": "Make a new graph from FILE (- for standard input): all of it, or nothing.",
