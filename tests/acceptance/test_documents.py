@@ -26,6 +26,7 @@ from tests.fork_server import fork_and_wait
 PAGES = (
     "README.md", "docs/tutorial.md", "docs/how-to.md", "docs/write-guard.md", "docs/events.md", "docs/formats.md",
     "docs/monitoring.md", "docs/operations.md", "docs/brokers.md", "docs/benchmarks.md", "docs/architecture.md",
+    "docs/console.md",
 )  # fmt: skip
 
 RUN_ELSEWHERE = {
@@ -34,6 +35,8 @@ RUN_ELSEWHERE = {
     "graph-migrator dev": "tests/acceptance/test_demo.py; here the cluster stands in for it",
     'eval "$(graph-migrator env)"': "the cluster's environment is set below",
     "export GRAPH_MIGRATOR_TYPES=people:people": "likewise",
+    "pip install 'graph-migrator[console]'": "tests/acceptance/test_package.py holds the wheel",
+    "graph-migrator console": "tests/acceptance/test_browser.py",
     "celery -A graph_migrator worker -Q migrations -c 4": "tests/acceptance/test_deploys.py",
     "CELERY_BROKER_URL=amqp://user:password@host:5672//": "tests/acceptance/test_rabbitmq.py",
     "CELERY_RESULT_BACKEND=db+postgresql+psycopg2://user:password@host/database": "tests/acceptance/test_rabbitmq.py",
