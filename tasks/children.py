@@ -7,9 +7,11 @@ process records what it sees, in a thread of its own. Of a whole worker that goe
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -50,21 +52,63 @@ class Children:
     def __init__(self, listed: Callable[[], Iterable[Any]]) -> None:
         self._listed = listed
         self._seen: dict[int, tuple[Any, float]] = {}
+        self._went_down: deque[Any] = deque()
+        self._reported: deque[Any] = deque(maxlen=1_000)
+        self._last_look = time.monotonic()
+
+    def went_down(self, process: Any) -> None:
+        """A process has left the pool. It may have been forked after the last look, for a message that waited."""
+        self._went_down.append(process)
 
     def deaths(self) -> list[Death]:
         """The processes that died since the last look: by a signal, or with an exit code of their own."""
-        now = time.monotonic()
-        present = {process.pid: process for process in self._listed()}
-        gone = {pid: seen for pid, seen in self._seen.items() if present.get(pid) is not seen[0]}
-        self._seen = {
-            pid: self._seen[pid] if pid in self._seen and pid not in gone else (process, now)
-            for pid, process in present.items()
-        }
-        return [
-            Death(pid, _in_words(process.exitcode), now - since, now)
-            for pid, (process, since) in gone.items()
-            if process.exitcode not in _ORDERLY and not getattr(process, "_controlled_termination", False)
+        now, before = time.monotonic(), self._last_look
+        self._last_look = now
+        # One that is about to be forked stands in the list without a pid.
+        present = {process.pid: process for process in self._listed() if process.pid is not None}
+        gone = [
+            (process, since)
+            for pid, (process, since) in self._seen.items()
+            if present.get(pid) is not process
         ]
+        known = {id(process) for process, _ in self._seen.values()}
+        while self._went_down:
+            process = self._went_down.popleft()
+            if id(process) not in known and process not in present.values():
+                gone.append((process, before))
+        since_of = {id(process): since for process, since in self._seen.values()}
+        self._seen = {pid: (process, since_of.get(id(process), now)) for pid, process in present.items()}
+        # The pool may take seconds to notice; until then the process waits there as a zombie.
+        found = [(process, since, process.exitcode) for process, since in gone]
+        found += [
+            (process, since, _exit_code(pid))
+            for pid, (process, since) in self._seen.items()
+            if _exit_code(pid) is not None
+        ]
+        return [
+            self._death(process, since, code, now)
+            for process, since, code in found
+            if self._is_news(process, code)
+        ]
+
+    def _is_news(self, process: Any, exitcode: int | None) -> bool:
+        in_order = exitcode in _ORDERLY or getattr(process, "_controlled_termination", False)
+        return not in_order and not any(process is each for each in self._reported)
+
+    def _death(self, process: Any, since: float, exitcode: int | None, now: float) -> Death:
+        self._reported.append(process)
+        return Death(process.pid, _in_words(exitcode), now - since, now)
+
+
+def _exit_code(pid: int) -> int | None:
+    """How a child of ours ended, negative for a signal; it is left to be reaped. None while it runs."""
+    try:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
 def _in_words(exitcode: int | None) -> str:
@@ -103,10 +147,25 @@ def _report(worker: str, unreported: list[Death]) -> list[Death]:
     return []
 
 
-def _watch(consumer: Any) -> None:
-    children = Children(lambda: _listed(consumer))
+def _follow(consumer: Any, children: Children) -> None:
+    """Have the pool say which process leaves it. Celery sets its own callback anew with each connection."""
+    pool = getattr(getattr(consumer, "pool", None), "_pool", None)
+    inner = getattr(pool, "on_process_down", None)
+    if pool is None or inner is None or getattr(inner, "is_ours", False):
+        return
+
+    def on_process_down(process: Any) -> None:
+        children.went_down(process)
+        inner(process)
+
+    on_process_down.is_ours = True  # type: ignore[attr-defined] # a function takes attributes
+    pool.on_process_down = on_process_down
+
+
+def _watch(consumer: Any, children: Children) -> None:
     unreported: list[Death] = []
     while not _stop.wait(LOOK_SECONDS):
+        _follow(consumer, children)
         unreported = _report(consumer.hostname, unreported + children.deaths())
 
 
@@ -114,7 +173,10 @@ def _watch(consumer: Any) -> None:
 def _start(sender: Any = None, **_: object) -> None:
     _stop.clear()
     if _listed(sender):
-        threading.Thread(target=_watch, args=[sender], name="children", daemon=True).start()
+        children = Children(lambda: _listed(sender))
+        children.deaths()  # the first look: a process may die in the first hop that it takes
+        _follow(sender, children)
+        threading.Thread(target=_watch, args=[sender, children], name="children", daemon=True).start()
 
 
 @worker_shutting_down.connect

@@ -48,6 +48,10 @@ def copy_instead_of_initdb(template: Path) -> Callable[[Postgres], None]:
                 made = Postgres(template, durable=False)
                 make(made)
                 made.close()
+                (template / "programs").write_text(str(made._programs))
+        if (template / "programs").read_text() != str(server._programs):  # of another major version
+            make(server)
+            return
         for name in ("password", "data", "made"):
             subprocess.run(["cp", "-a", template / name, server.folder / name], check=True)
         owner = template.stat()  # as root, we run Postgres as somebody else

@@ -245,7 +245,7 @@ def _run(
         connection = stack.enter_context(engine.execution_options(isolation_level="READ COMMITTED").connect())
         transaction = stack.enter_context(connection.begin())
         cursor: Any = connection.connection.cursor()
-        graph_id = _create(cursor, target)
+        graph_id = _create(engine, cursor, target)
         loader = Loader(cursor, graph_id, source, second or source, on_progress)
         try:
             loader.load(reader.records())
@@ -279,10 +279,12 @@ def _check_request(target: _Target) -> None:
         raise InvalidRequest("version", f"must be a whole number of at least 1, not {version!r}")
 
 
-def _create(cursor: Any, target: _Target) -> UUID:
+def _create(engine: Engine, cursor: Any, target: _Target) -> UUID:
     """Make the graph's own row, and declare what this transaction writes."""
     slug, graph_type, version, replace, requested_by = target
-    graph_id = open_replacement(cursor, slug, graph_type, version, requested_by) if replace else uuid4()
+    graph_id = (
+        open_replacement(engine, cursor, slug, graph_type, version, requested_by) if replace else uuid4()
+    )
     cursor.execute(_DECLARE, (json.dumps({graph_type: version}),))
     if not replace:
         cursor.execute(_CREATE, (graph_id, slug, graph_type, version))

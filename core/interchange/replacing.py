@@ -10,15 +10,17 @@ from sqlalchemy import Engine
 
 from graph_migrator.core.errors import InvalidRequest, OpenWriteTransactions, UnknownGraph
 from graph_migrator.core.settings import settings
+from graph_migrator.core.store.lock_sessions import lock_holders
 from graph_migrator.core.store.writers import translate_guard_error
 
 _OPEN: Final = "SELECT id, graph_type FROM graph_migrator.open_replacement(%s, %s, %s, %s, %s)"
-_HOLDERS: Final = "SELECT coalesce(graph_migrator.lock_holders(%s), '{}')"
 _STAMP: Final = "SELECT graph_migrator.stamp_graphs()"
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 
 
-def open_replacement(cursor: Any, slug: str, graph_type: str, version: int, requested_by: str | None) -> UUID:
+def open_replacement(
+    engine: Engine, cursor: Any, slug: str, graph_type: str, version: int, requested_by: str | None
+) -> UUID:
     """Take the graph, remove its nodes, edges and attributes, and give it the new version.
 
     Id, slug and history stay. It is recorded in `requests`, in the same transaction.
@@ -30,7 +32,6 @@ def open_replacement(cursor: Any, slug: str, graph_type: str, version: int, requ
         OpenWriteTransactions: Writers did not end in time.
     """
     seconds = settings().writer_drain_seconds
-    cursor.execute("SAVEPOINT before_replacement")
     try:
         cursor.execute(
             _OPEN,
@@ -40,9 +41,7 @@ def open_replacement(cursor: Any, slug: str, graph_type: str, version: int, requ
     except psycopg2.Error as error:
         refusal: Exception | None = translate_guard_error(error)
         if error.pgcode == _LOCK_NOT_AVAILABLE:
-            cursor.execute("ROLLBACK TO SAVEPOINT before_replacement")
-            cursor.execute(_HOLDERS, (slug,))
-            refusal = OpenWriteTransactions(slug, seconds, cursor.fetchone()[0])
+            refusal = OpenWriteTransactions(slug, seconds, lock_holders(engine, slug))
         raise (refusal or error) from None
     if graph_id is None:
         raise UnknownGraph(slug)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from typing import Any, Final, NoReturn
+from weakref import WeakSet
 
 from psycopg2.extensions import STATUS_READY, connection, cursor, quote_ident
 from psycopg2.sql import Composable
@@ -121,8 +122,11 @@ def connect_executor(engine: Engine) -> Connection:
     Raises:
         InvalidRequest: The engine makes its connections by a function of the application's that makes others.
     """
-    if not event.contains(engine, "do_connect", _connect):
+    if (
+        engine not in _listening
+    ):  # event.contains goes by id, and finds one whose id another engine had before
         event.listen(engine, "do_connect", _connect)
+        _listening.add(engine)
     _connecting.executor = True
     try:
         fresh = Connection(engine, engine.pool.recreate().connect())
@@ -141,6 +145,8 @@ def _connect(dialect: Dialect, _record: Any, args: tuple[Any, ...], parameters: 
         return None
     return dialect.connect(*args, **{**parameters, "connection_factory": ExecutorConnection})
 
+
+_listening: Final[WeakSet[Engine]] = WeakSet()
 
 _FOREIGN: Final = (
     "its engine was made with creator=, and what that returns is no connection of ours. Let it pass "

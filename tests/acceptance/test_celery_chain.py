@@ -214,6 +214,31 @@ def test_wire_names_and_the_queue_are_those_of_the_contract() -> None:
         "tasks.lock_graph",
         "tasks.unlock_graph",
         "tasks.recover_migrations",
+        "tasks.policy_set",
+        "tasks.policy_show",
+        "tasks.workers",
+        *(
+            f"tasks.rollout_{verb}"
+            for verb in (
+                "back",
+                "cancel",
+                "changes",
+                "errors",
+                "graphs",
+                "hold",
+                "list",
+                "pause",
+                "plan",
+                "promote",
+                "resume",
+                "retry",
+                "set",
+                "show",
+                "skip",
+                "start",
+                "unhold",
+            )
+        ),
     }
     for name in ours:
         assert app.amqp.router.route({}, name)["queue"].name == "migrations"

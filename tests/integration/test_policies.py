@@ -415,12 +415,12 @@ def test_show_says_that_the_rate_or_a_missing_worker_keeps_it(engine: Engine, fl
     add_tenants(engine, 2)
     fleet.start(Strategy(canaries=0, waves=(100,), rate="1/min"))
     fleet.turn()
-    assert fleet.show().why == "it moves 1 graphs in stage 1 of 1"
+    assert fleet.show().why == "it moves 1 graph in stage 1 of 1"
     execute(
         engine, "UPDATE rollout_members SET sent_at = now() - interval '1 minute' WHERE status = 'dispatched'"
     )
     shown = fleet.show()
-    assert shown.why == "1 graphs were sent, and no live worker serves tenant v3"
+    assert shown.why == "1 graph was sent, and no live worker serves tenant v3"
     assert "celery -A graph_migrator worker" in shown.what_to_do
     fleet.do(announce, worker("w1", tenants()))
     assert "it moves" in fleet.show().why

@@ -177,7 +177,7 @@ def test_after_a_refusal_it_is_refused_again_although_the_reason_is_gone(
         deliver(executors, "call-2")
     assert second.value.args == first.value.args
     assert first.value.migration_id == str(begun.migration_id)
-    with pytest.raises(UnknownTarget, match="versions 1 to 5, not 9"):
+    with pytest.raises(UnknownTarget, match="versions 1 to 5 here, not 9"):
         deliver(executors, "call-3", target=9)
     with pytest.raises(UnknownGraph):
         deliver(executors, "call-4", slug="nobody")

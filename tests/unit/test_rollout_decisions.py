@@ -28,7 +28,7 @@ from graph_migrator.core.rollouts.decisions import (
     decide_rollout,
     hindered,
 )
-from graph_migrator.core.rollouts.statuses import HoldReason, MemberStatus, RolloutStatus
+from graph_migrator.core.rollouts.statuses import ENDS_BY_ITSELF, HoldReason, MemberStatus, RolloutStatus
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.statuses import MigrationStatus
 
@@ -80,11 +80,12 @@ def test_each_situation_has_its_decision(facts: RolloutFacts, decision: object) 
 
 
 @pytest.mark.parametrize("reason", list(HoldReason))
-def test_only_the_window_and_the_fleets_hold_end_by_themselves(reason: HoldReason) -> None:
+def test_only_the_window_the_signals_and_the_fleets_hold_end_by_themselves(reason: HoldReason) -> None:
     held = replace(RUNNING, status=RolloutStatus.HELD, held_for=reason)
-    expected = Resume() if reason in {HoldReason.WINDOW, HoldReason.FLEET} else Nothing("it is held")
+    expected = Resume() if reason in ENDS_BY_ITSELF else Nothing("it is held")
     assert decide_rollout(held) == expected
-    assert decide_rollout(replace(held, window_open=False, fleet_held=True)) == Nothing("it is held")
+    bad = replace(held, window_open=False, fleet_held=True, stop_signal={"signal": "replica_lag"})
+    assert decide_rollout(bad) == Nothing("it is held")
 
 
 def test_a_breaker_names_its_evidence() -> None:
