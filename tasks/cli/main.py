@@ -153,7 +153,7 @@ class _Main(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command; one that sends messages is run with little patience for the broker."""
         if args and args[0] in _SEND_MESSAGES and not ctx.resilient_parsing:
-            import_module("graph_migrator.tasks.celery")  # while Ctrl-C still ends the process without a word
+            import_module("graph_migrator.tasks.celery")  # while Ctrl-C still ends the process silently
         found = super().resolve_command(ctx, args)
         if found[0] in _SEND_MESSAGES and not ctx.resilient_parsing:
             ctx.with_resource(_in_haste())

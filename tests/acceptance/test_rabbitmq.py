@@ -22,6 +22,11 @@ from tests.acceptance.rabbitmq import RabbitMQ, waiting_messages
 from tests.rows import attempts, rows
 from tests.waiting import until
 
+# py-amqp leaves the socket of a connection that was cut to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+)
+
 
 @pytest.fixture(scope="module")
 def rabbitmq() -> Iterator[RabbitMQ]:
