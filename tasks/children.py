@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
+from weakref import WeakSet
 
 from celery.signals import worker_ready, worker_shutting_down
 
@@ -51,9 +52,10 @@ class Children:
 
     def __init__(self, listed: Callable[[], Iterable[Any]]) -> None:
         self._listed = listed
-        self._seen: dict[int, tuple[Any, float]] = {}
+        self._since: dict[Any, float] = {}
+        """The processes as of the last look, and when each was seen first."""
         self._went_down: deque[Any] = deque()
-        self._reported: deque[Any] = deque(maxlen=1_000)
+        self._reported: WeakSet[Any] = WeakSet()
         self._last_look = time.monotonic()
 
     def went_down(self, process: Any) -> None:
@@ -65,38 +67,27 @@ class Children:
         now, before = time.monotonic(), self._last_look
         self._last_look = now
         # One that is about to be forked stands in the list without a pid.
-        present = {process.pid: process for process in self._listed() if process.pid is not None}
-        gone = [
-            (process, since)
-            for pid, (process, since) in self._seen.items()
-            if present.get(pid) is not process
-        ]
-        known = {id(process) for process, _ in self._seen.values()}
+        listed = [process for process in self._listed() if process.pid is not None]
+        left = {process: since for process, since in self._since.items() if process not in listed}
         while self._went_down:
-            process = self._went_down.popleft()
-            if id(process) not in known and process not in present.values():
-                gone.append((process, before))
-        since_of = {id(process): since for process, since in self._seen.values()}
-        self._seen = {pid: (process, since_of.get(id(process), now)) for pid, process in present.items()}
+            left.setdefault(self._went_down.popleft(), before)
+        self._since = {process: self._since.get(process, now) for process in listed}
         # The pool may take seconds to notice; until then the process waits there as a zombie.
-        found = [(process, since, process.exitcode) for process, since in gone]
-        found += [
-            (process, since, _exit_code(pid))
-            for pid, (process, since) in self._seen.items()
-            if _exit_code(pid) is not None
-        ]
+        zombies = ((process, since, _exit_code(process.pid)) for process, since in self._since.items())
+        ended = [(process, since, process.exitcode) for process, since in left.items()]
+        ended += [each for each in zombies if each[2] is not None]
         return [
             self._death(process, since, code, now)
-            for process, since, code in found
+            for process, since, code in ended
             if self._is_news(process, code)
         ]
 
     def _is_news(self, process: Any, exitcode: int | None) -> bool:
         in_order = exitcode in _ORDERLY or getattr(process, "_controlled_termination", False)
-        return not in_order and not any(process is each for each in self._reported)
+        return not in_order and process not in self._reported
 
     def _death(self, process: Any, since: float, exitcode: int | None, now: float) -> Death:
-        self._reported.append(process)
+        self._reported.add(process)
         return Death(process.pid, _in_words(exitcode), now - since, now)
 
 
@@ -122,10 +113,13 @@ def _in_words(exitcode: int | None) -> str:
         return f"signal {-exitcode}"
 
 
+def _pool_of(consumer: Any) -> Any:
+    """The pool of billiard behind a prefork `TaskPool`; other pools have none."""
+    return getattr(getattr(consumer, "pool", None), "_pool", None)
+
+
 def _listed(consumer: Any) -> list[Any]:
-    """The processes of a prefork `TaskPool`; other pools have none."""
-    pool = getattr(getattr(consumer, "pool", None), "_pool", None)
-    return list(getattr(pool, "_pool", None) or ())
+    return list(getattr(_pool_of(consumer), "_pool", None) or ())
 
 
 def _report(worker: str, unreported: list[Death]) -> list[Death]:
@@ -149,9 +143,9 @@ def _report(worker: str, unreported: list[Death]) -> list[Death]:
 
 def _follow(consumer: Any, children: Children) -> None:
     """Have the pool say which process leaves it. Celery sets its own callback anew with each connection."""
-    pool = getattr(getattr(consumer, "pool", None), "_pool", None)
+    pool = _pool_of(consumer)
     inner = getattr(pool, "on_process_down", None)
-    if pool is None or inner is None or getattr(inner, "is_ours", False):
+    if inner is None or getattr(inner, "is_ours", False):
         return
 
     def on_process_down(process: Any) -> None:

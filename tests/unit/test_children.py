@@ -12,7 +12,7 @@ from graph_migrator.tasks.children import Children
 from tests.waiting import until
 
 
-@dataclass
+@dataclass(eq=False)
 class Process:
     """As billiard keeps it: its exit code is there once it is out of the pool."""
 
