@@ -152,10 +152,11 @@ class _Main(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command; one that sends messages is run with little patience for the broker."""
-        if args and args[0] in _SEND_MESSAGES and not ctx.resilient_parsing:
+        sends = bool(args) and args[0] in _SEND_MESSAGES and not ctx.resilient_parsing
+        if sends:
             import_module("graph_migrator.tasks.celery")  # while Ctrl-C still ends the process silently
         found = super().resolve_command(ctx, args)
-        if found[0] in _SEND_MESSAGES and not ctx.resilient_parsing:
+        if sends:
             ctx.with_resource(_in_haste())
         return found
 
