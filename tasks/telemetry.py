@@ -23,7 +23,8 @@ from graph_migrator.tasks.runtime import engine
 _log = logging.getLogger("graph_migrator.telemetry")
 
 try:
-    from opentelemetry import propagate, trace
+    from opentelemetry import trace
+    from opentelemetry.propagate import extract, inject
 
     from graph_migrator.core.telemetry.spans import Spans
 except ImportError:  # without the extra `otel`
@@ -50,7 +51,7 @@ def keep_context(event: events.Event) -> None:
     """A subscriber: keep the trace that a migration began in, for recovery."""
     if isinstance(event, events.MigrationBegun) and trace.get_current_span().is_recording():
         carrier: dict[str, str] = {}
-        propagate.inject(carrier)
+        inject(carrier)
         with engine().begin() as connection:
             connection.execute(text(_KEEP), {"migration": event.migration_id, "context": json.dumps(carrier)})
 
@@ -85,4 +86,4 @@ def _context_of(dispatch: Dispatch) -> Any:
     except Exception as error:  # noqa: BLE001 - a trace must not keep a chain from being sent
         _log.warning("the trace of %s was not read: %s", dispatch.graph, safe_message(error))
         return None
-    return propagate.extract(kept) if kept else None
+    return extract(kept) if kept else None
