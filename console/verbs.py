@@ -17,9 +17,7 @@ from graph_migrator.core.access.repeated import begin_request, end_request
 from graph_migrator.core.access.tokens import Identity
 from graph_migrator.core.errors import (
     GraphMigratorError,
-    GraphPartiallyMigrated,
     InvalidRequest,
-    MigrationInFlight,
 )
 from graph_migrator.core.execution import operations
 from graph_migrator.core.execution.model import Caller, Dispatch
@@ -174,7 +172,9 @@ def _migrate(
     services: Services, who: Identity, request_id: UUID, found: GraphSummary, options: GraphVerb
 ) -> Sent:
     if find_request(services.engine, str(request_id)) is None:
-        _refuse(services, found, options.to)
+        # Refused now where a worker would refuse.
+        reading.require_free(services.engine, found)
+        make_plan(found.slug, type_named(found.graph_type), found.version, options.to)
         kind = graph_types().get(found.graph_type)
         target = kind.newest if options.to is None and kind is not None else options.to
         services.broker.call(
@@ -183,23 +183,6 @@ def _migrate(
         )  # fmt: skip
     message = "sent; a worker begins it, or refuses it in the state that the graph has then"
     return Sent(graph=found.slug, request_id=request_id, message=message)
-
-
-def _refuse(services: Services, found: GraphSummary, target: int | None) -> None:
-    """Refuse now what a worker would refuse."""
-    if found.status is not None and found.status.is_live:
-        raise MigrationInFlight(found.slug, str(found.migration_id), found.status, found.to_version or 0)
-    if found.partially_migrated:
-        half = reading.partial_hop(services.engine, found.id)
-        raise GraphPartiallyMigrated(
-            found.slug,
-            half["hop"],
-            half["from_version"],
-            half["to_version"],
-            half["done"],
-            force_released=True,
-        )
-    make_plan(found.slug, type_named(found.graph_type), found.version, target)
 
 
 # ── rollouts ────────────────────────────────────────────────────────────────────────────────────────

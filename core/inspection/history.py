@@ -15,7 +15,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 from sqlalchemy import Connection, Engine, RowMapping, text
 
-from graph_migrator.core.errors import UnknownGraph
+from graph_migrator.core.errors import GraphPartiallyMigrated, MigrationInFlight, UnknownGraph
 from graph_migrator.core.inspection.metrics import current_counts
 from graph_migrator.core.inspection.waiting_calls import WaitingCall, waiting_calls
 from graph_migrator.core.pace import seconds_left
@@ -461,6 +461,27 @@ def partial_hop(source: Engine | Connection, graph_id: UUID) -> dict[str, Any]:
     statement = "SELECT partially_migrated AS hop FROM graph_migrator.graphs WHERE id = :id"
     found: dict[str, Any] = _rows(source, statement, {"id": graph_id})[0]["hop"]
     return found
+
+
+def require_free(source: Engine | Connection, found: GraphSummary) -> None:
+    """Refuse a `migrate_graph` call that a worker would refuse in the graph's present state.
+
+    Raises:
+        MigrationInFlight: Another migration owns the graph.
+        GraphPartiallyMigrated: It was released in the middle of a hop.
+    """
+    if found.status is not None and found.status.is_live:
+        raise MigrationInFlight(found.slug, str(found.migration_id), found.status, found.to_version or 0)
+    if found.partially_migrated:
+        half = partial_hop(source, found.id)
+        raise GraphPartiallyMigrated(
+            found.slug,
+            half["hop"],
+            half["from_version"],
+            half["to_version"],
+            half["done"],
+            force_released=True,
+        )
 
 
 def traceback_of(source: Engine | Connection, attempt_id: int) -> str | None:

@@ -8,8 +8,6 @@ from typing import Any, Final
 import click
 
 from graph_migrator.core.errors import (
-    GraphPartiallyMigrated,
-    MigrationInFlight,
     OpenWriteTransactions,
     UnknownTarget,
 )
@@ -18,7 +16,6 @@ from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.history import GraphSummary
 from graph_migrator.core.planning import make_plan
 from graph_migrator.core.settings import settings
-from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store.lock_sessions import lock_sessions
 from graph_migrator.tasks.runtime import engine, executors
 
@@ -49,20 +46,7 @@ def refuse_state(found: GraphSummary) -> None:
         GraphPartiallyMigrated: It was released in the middle of a hop.
         OpenWriteTransactions: Writers hold it for longer already than a worker would wait for them.
     """
-    if found.status not in {None, MigrationStatus.FAILED}:
-        raise MigrationInFlight(
-            found.slug, str(found.migration_id), str(found.status), found.to_version or found.version
-        )
-    if found.partially_migrated:
-        half = reading.partial_hop(engine(), found.id)
-        raise GraphPartiallyMigrated(
-            found.slug,
-            half["hop"],
-            half["from_version"],
-            half["to_version"],
-            half["done"],
-            force_released=True,
-        )
+    reading.require_free(engine(), found)
     patience = settings().writer_drain_seconds
     before = datetime.now(UTC) - timedelta(seconds=patience)
     writers = [each for each in lock_sessions(engine(), found.id) if each.holds and not each.exclusive]
