@@ -23,7 +23,6 @@ from graph_migrator.core.execution.run_hop import run_hop as run_one_hop
 from graph_migrator.core.plural import count
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
-from graph_migrator.core.store.errors import Failure, classify
 from graph_migrator.core.store.redaction import redacted
 from graph_migrator.core.store.session import Executor
 from graph_migrator.tasks.calls import record_requeue
@@ -31,6 +30,7 @@ from graph_migrator.tasks.celery import app
 from graph_migrator.tasks.events import show_failure, show_ignored
 from graph_migrator.tasks.results import BEGUN, HopArguments, MigrateArguments, MigrateTask, checked
 from graph_migrator.tasks.runtime import executors
+from graph_migrator.tasks.transient import retrying
 from graph_migrator.tasks.types_here import require_types
 
 _log = get_task_logger("graph_migrator.tasks")
@@ -99,7 +99,7 @@ def carry_out_begin(
         GraphMigratorError: It was refused.
     """
     try:
-        with executors().borrow() as executor:
+        with retrying(task, backoff(task.request.retries)), executors().borrow() as executor:
             begun = begin(executor)
     except GraphMigratorError as refusal:
         if on_requeue is None or not lacks_code(refusal):
@@ -109,10 +109,6 @@ def carry_out_begin(
         pause = deploy_pause(task.request.retries) * random.uniform(0.6, 1.0)  # noqa: S311 - jitter
         _log.warning("%s: this worker lacks the code; again in %.1f s: %s", graph, pause, refusal)
         raise task.retry(countdown=pause, exc=refusal) from None
-    except Exception as error:  # noqa: BLE001 - raised again, without values
-        if classify(error) is Failure.PERMANENT:
-            raise redacted(error) from None
-        raise task.retry(countdown=backoff(task.request.retries), exc=redacted(error)) from None
     match begun:
         case Dispatch():
             return _replace(task, begun)

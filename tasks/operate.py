@@ -15,8 +15,6 @@ from graph_migrator.core.execution.model import Caller, Dispatch
 from graph_migrator.core.execution.operations import VerbReport
 from graph_migrator.core.execution.recorded import record_outcome
 from graph_migrator.core.statuses import Verb
-from graph_migrator.core.store.errors import Failure, classify
-from graph_migrator.core.store.redaction import redacted
 from graph_migrator.core.store.session import Executor
 from graph_migrator.tasks.celery import app
 from graph_migrator.tasks.migrate import send
@@ -29,6 +27,7 @@ from graph_migrator.tasks.results import (
     checked,
 )
 from graph_migrator.tasks.runtime import executors
+from graph_migrator.tasks.transient import retrying
 from graph_migrator.tasks.types_here import require_types
 
 _VERBS = {
@@ -48,7 +47,7 @@ def _carry_out(task: Task, model: type[BaseModel], args: Any, kwargs: Any, verb:
     if task.name == "tasks.retry_migration":  # the one verb that plans
         require_types(task)
     caller = Caller(task.request.id, given.get("requested_by"))
-    try:
+    with retrying(task, 1):
         try:
             with executors().borrow() as executor:
                 report, dispatch = verb(executor, given, caller)
@@ -56,12 +55,6 @@ def _carry_out(task: Task, model: type[BaseModel], args: Any, kwargs: Any, verb:
             with executors().borrow() as executor:
                 record_outcome(executor, caller, given["graph_id"], None, refusal, _VERBS[task.name])
             raise
-    except GraphMigratorError:
-        raise
-    except Exception as error:  # noqa: BLE001 - raised again, without values
-        if classify(error) is Failure.PERMANENT:
-            raise redacted(error) from None
-        raise task.retry(countdown=1, exc=redacted(error)) from None
     if dispatch is not None:
         send(dispatch)
     return report.model_dump(mode="json")

@@ -13,7 +13,6 @@ from uuid import UUID, uuid5
 from celery import Task
 from pydantic import BaseModel, ConfigDict, Field
 
-from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.rollouts import inspection, operations
 from graph_migrator.core.rollouts import start as starting
 from graph_migrator.core.rollouts.back import back
@@ -23,12 +22,11 @@ from graph_migrator.core.rollouts.start import RolloutRequest
 from graph_migrator.core.rollouts.statuses import MemberStatus
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.rollouts.workers import workers
-from graph_migrator.core.store.errors import Failure, classify
-from graph_migrator.core.store.redaction import redacted
 from graph_migrator.core.store.session import Executor
 from graph_migrator.tasks.celery import app
 from graph_migrator.tasks.results import CheckedTask, checked
 from graph_migrator.tasks.runtime import executors
+from graph_migrator.tasks.transient import retrying
 from graph_migrator.tasks.types_here import require_types
 
 
@@ -219,15 +217,8 @@ def _carry_out(task: Task, model: type[BaseModel], act: Act, args: Any, kwargs: 
     given = model.model_validate(checked(model, args, kwargs))
     require_types(task)
     operator = Operator(getattr(given, "requested_by", None), getattr(given, "reason", None), task.request.id)
-    try:
-        with executors().borrow() as executor:
-            found = operations.done_before(executor, task.request.id) or act(executor, given, operator)
-    except GraphMigratorError:
-        raise
-    except Exception as error:  # noqa: BLE001 - raised again, without values
-        if classify(error) is Failure.PERMANENT:
-            raise redacted(error) from None
-        raise task.retry(countdown=1, exc=redacted(error)) from None
+    with retrying(task, 1), executors().borrow() as executor:
+        found = operations.done_before(executor, task.request.id) or act(executor, given, operator)
     return (
         [each.model_dump(mode="json") for each in found]
         if isinstance(found, list)
