@@ -99,6 +99,12 @@ def _report(
     return RolloutVerbReport(rollout_id=row.id, status=status, message=message, graphs=graphs)
 
 
+def _record(
+    cursor: Any, rollout_id: UUID | None, verb: str, before: Any, after: Any, operator: Operator
+) -> None:
+    record_change(cursor, rollout_id, verb, before, after, operator.name, operator.why, operator.request)
+
+
 def pause(executor: Executor, which: str, operator: Operator) -> RolloutVerbReport:
     """Hold a rollout until `resume`. Graphs in flight end their migration.
 
@@ -114,7 +120,7 @@ def pause(executor: Executor, which: str, operator: Operator) -> RolloutVerbRepo
             "WHERE id = %s",
             (Json(hold), row.id),
         )
-        record_change(cursor, row.id, "pause", row.hold, hold, operator.name, operator.why, operator.request)
+        _record(cursor, row.id, "pause", row.hold, hold, operator)
         return _report(executor, row, "pause", operator, status=RolloutStatus.HELD, message="paused")
 
 
@@ -150,7 +156,7 @@ def resume(
             raise RolloutRefused(str(row.id), "resume", row.status, why)
         _settle_code(cursor, row, operator, accept=accept_new_code)
         cursor.execute(RESUME, (row.id,))
-        record_change(cursor, row.id, "resume", row.hold, None, operator.name, operator.why, operator.request)
+        _record(cursor, row.id, "resume", row.hold, None, operator)
         return _report(executor, row, "resume", operator, status=RolloutStatus.RUNNING, message="resumed")
 
 
@@ -189,16 +195,7 @@ def promote(executor: Executor, which: str, operator: Operator) -> RolloutVerbRe
             (row.id, row.stage),
         )
         cursor.execute(RESUME, (row.id,))
-        record_change(
-            cursor,
-            row.id,
-            "promote",
-            row.hold,
-            {"stage": row.stage},
-            operator.name,
-            operator.why,
-            operator.request,
-        )
+        _record(cursor, row.id, "promote", row.hold, {"stage": row.stage}, operator)
         return _report(executor, row, "promote", operator, status=RolloutStatus.RUNNING, message="promoted")
 
 
@@ -218,7 +215,7 @@ def cancel(executor: Executor, which: str, operator: Operator) -> RolloutVerbRep
             (note, row.id),
         )
         skipped = cursor.rowcount
-        record_change(cursor, row.id, "cancel", row.hold, None, operator.name, operator.why, operator.request)
+        _record(cursor, row.id, "cancel", row.hold, None, operator)
         message = f"cancelling; {plural(skipped, 'graph that waited is', 'graphs that waited are')} not moved"
         return _report(
             executor,
@@ -263,16 +260,7 @@ def retry(
         if status is RolloutStatus.FINISHED_WITH_FAILURES:
             _reopen(cursor, row)
             status = RolloutStatus.RUNNING
-        record_change(
-            cursor,
-            row.id,
-            "retry",
-            {"error_group": error_group},
-            {"graphs": count},
-            operator.name,
-            operator.why,
-            operator.request,
-        )
+        _record(cursor, row.id, "retry", {"error_group": error_group}, {"graphs": count}, operator)
         then = "; `graph-migrator rollout resume` lets it go on" if status is RolloutStatus.HELD else ""
         return _report(
             executor,
@@ -317,16 +305,7 @@ def skip(executor: Executor, which: str, graphs: Sequence[str], operator: Operat
             raise RolloutRefused(
                 str(row.id), "skip", row.status, f"{missing[0]!r} is no member that waits or has failed"
             )
-        record_change(
-            cursor,
-            row.id,
-            "skip",
-            None,
-            {"graphs": sorted(graphs)},
-            operator.name,
-            operator.why,
-            operator.request,
-        )
+        _record(cursor, row.id, "skip", None, {"graphs": sorted(graphs)}, operator)
         return _report(
             executor,
             row,
@@ -372,16 +351,7 @@ def set_knob(executor: Executor, which: str, knob: str, value: str, operator: Op
             "UPDATE rollouts SET strategy = %s, max_in_flight = %s, pace = CASE WHEN %s THEN pace END WHERE id = %s",
             (Json(stored), strategy.max_in_flight, strategy.health, row.id),
         )
-        record_change(
-            cursor,
-            row.id,
-            "set",
-            {name: before},
-            {name: stored[name]},
-            operator.name,
-            operator.why,
-            operator.request,
-        )
+        _record(cursor, row.id, "set", {name: before}, {name: stored[name]}, operator)
         return _report(
             executor,
             row,
@@ -414,7 +384,7 @@ def hold_all(executor: Executor, operator: Operator) -> RolloutVerbReport:
             "UPDATE rollout_fleet SET held_at = coalesce(held_at, clock_timestamp()), held_by = %s, why = %s",
             (operator.name, operator.why),
         )
-        record_change(cursor, None, "hold all", None, None, operator.name, operator.why, operator.request)
+        _record(cursor, None, "hold all", None, None, operator)
     return RolloutVerbReport(rollout_id=None, status=None, message="all rollouts are held")
 
 
@@ -422,5 +392,5 @@ def unhold_all(executor: Executor, operator: Operator) -> RolloutVerbReport:
     """End the hold of all rollouts. Those that are held for another reason stay held."""
     with executor.transaction(), executor.cursor() as cursor:
         cursor.execute("UPDATE rollout_fleet SET held_at = NULL, held_by = NULL, why = NULL")
-        record_change(cursor, None, "unhold all", None, None, operator.name, operator.why, operator.request)
+        _record(cursor, None, "unhold all", None, None, operator)
     return RolloutVerbReport(rollout_id=None, status=None, message="rollouts go on")
