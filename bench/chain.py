@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import psutil
 
-from bench.database import connect, make_graphs, server
+from bench.database import connect, environment, make_graphs, server
 from bench.results import at_least, at_most
 from graph_migrator.core.embedded import Redis
 from graph_migrator.core.store.schema import upgrade
@@ -64,14 +64,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     with ExitStack() as stack:
         postgres, redis = stack.enter_context(server()), stack.enter_context(Redis())
         upgrade(postgres.url)
-        os.environ |= {
-            "DATABASE_URL": postgres.url,
-            "CELERY_BROKER_URL": redis.url,
-            "CELERY_RESULT_BACKEND": redis.url.removesuffix("/0") + "/1",
-            "GRAPH_MIGRATOR_TYPES": "bench.types:TYPES",
-            "BENCH_DATABASE": postgres.url,
-            "BENCH_DBOS": postgres.url_of("dbos"),
-        }
+        os.environ |= environment(postgres, redis)
         race = _Race(connect(postgres.url))
         contenders = _contenders(postgres.url)
         for contender in contenders:

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import psycopg2
 
-from graph_migrator.core.embedded import Postgres
+from graph_migrator.core.embedded import Postgres, Redis
 
 SETTINGS = {
     "shared_buffers": "1GB",
@@ -29,6 +29,18 @@ FROM generate_series(1, %(rows)s) i
 def server(**settings: str) -> Postgres:
     """Postgres with fsync on."""
     return Postgres(settings=SETTINGS | settings)
+
+
+def environment(postgres: Postgres, redis: Redis) -> dict[str, str]:
+    """The variables that let all contenders use these servers."""
+    return {
+        "DATABASE_URL": postgres.url,
+        "CELERY_BROKER_URL": redis.url,
+        "CELERY_RESULT_BACKEND": redis.url.removesuffix("/0") + "/1",
+        "GRAPH_MIGRATOR_TYPES": "bench.types:TYPES",
+        "BENCH_DATABASE": postgres.url,
+        "BENCH_DBOS": postgres.url_of("dbos"),
+    }
 
 
 def connect(url: str) -> Any:

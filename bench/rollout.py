@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from bench.chain import DBOS, Contender, _contenders, _Race, _start, _stop
-from bench.database import connect, server
+from bench.database import connect, environment, server
 from bench.results import at_least
 from graph_migrator.core.embedded import Redis
 from graph_migrator.core.rollouts.start import RolloutRequest, start
@@ -37,14 +37,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     with ExitStack() as stack:
         postgres, redis = stack.enter_context(server()), stack.enter_context(Redis())
         upgrade(postgres.url)
-        os.environ |= {
-            "DATABASE_URL": postgres.url,
-            "CELERY_BROKER_URL": redis.url,
-            "CELERY_RESULT_BACKEND": redis.url.removesuffix("/0") + "/1",
-            "GRAPH_MIGRATOR_TYPES": "bench.types:TYPES",
-            "BENCH_DATABASE": postgres.url,
-            "BENCH_DBOS": postgres.url_of("dbos"),
-        }
+        os.environ |= environment(postgres, redis)
         race = _RolloutRace(connect(postgres.url))
         executors = Executors(make_engine(postgres.url))
         stack.callback(executors.close)
