@@ -221,3 +221,12 @@ def administer(server: Postgres, statement: str) -> None:
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute(statement)
+
+
+def answers(url: str) -> bool:
+    """Whether a server can be connected to."""
+    try:
+        psycopg2.connect(url, connect_timeout=2).close()
+    except psycopg2.OperationalError:
+        return False
+    return True

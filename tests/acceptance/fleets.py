@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import docker
-import psycopg2
 import yaml
 from celery import Celery
 from pytest_celery import CeleryTestBroker, CeleryTestContainer, CeleryTestWorker
@@ -25,6 +24,7 @@ from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.schema import upgrade
 from tests.acceptance.cluster import ROOT, Cluster, Worker
 from tests.acceptance.crash.local_nodes import LocalRedis, LocalWorker
+from tests.databases import answers
 from tests.waiting import until
 
 TYPES = "examples.knowledge:knowledge"
@@ -148,7 +148,7 @@ def _docker(folder: Path) -> Iterator[Fleet]:
             command=["redis-server", "--requirepass", password, "--save", "", "--appendonly", "no"],
         )  # fmt: skip
         database = f"postgresql://migrator:{password}@127.0.0.1:{port_of(postgres, 5432)}/graphs"
-        until(lambda: _answers(database), "Postgres answers", seconds=90, pause=0.3)
+        until(lambda: answers(database), "Postgres answers", seconds=90, pause=0.3)
         upgrade(database)
         environment = SETTINGS | {
             "DATABASE_URL": f"postgresql://migrator:{password}@gm-{run}-postgres:5432/graphs",
@@ -164,11 +164,3 @@ def _docker(folder: Path) -> Iterator[Fleet]:
         engine = make_engine(database)
         stack.callback(engine.dispose)
         yield Fleet(engine, app, CeleryTestBroker(_RedisContainer(redis)), (first, second))
-
-
-def _answers(url: str) -> bool:
-    try:
-        psycopg2.connect(url, connect_timeout=2).close()
-    except psycopg2.OperationalError:
-        return False
-    return True

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psycopg2
 from sqlalchemy import make_url
 
 from graph_migrator.core.embedded import free_port
+from tests.databases import answers
 from tests.waiting import until
 
 _DEBIAN = Path("/usr/sbin/pgbouncer")
@@ -63,17 +63,9 @@ def pgbouncer(url: str, mode: str) -> Iterator[str]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([program, str(folder / "settings")], stdout=log, stderr=log)
     try:
-        until(lambda: process.poll() is None and _answers(through), f"{folder}/log: pgbouncer answers")
+        until(lambda: process.poll() is None and answers(through), f"{folder}/log: pgbouncer answers")
         yield through
     finally:
         process.terminate()
         process.wait(20)
         shutil.rmtree(folder)
-
-
-def _answers(url: str) -> bool:
-    try:
-        psycopg2.connect(url, connect_timeout=2).close()
-    except psycopg2.OperationalError:
-        return False
-    return True
