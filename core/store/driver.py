@@ -122,9 +122,8 @@ def connect_executor(engine: Engine) -> Connection:
     Raises:
         InvalidRequest: The engine makes its connections by a function of the application's that makes others.
     """
-    if (
-        engine not in _listening
-    ):  # event.contains goes by id, and finds one whose id another engine had before
+    # Not event.contains: it goes by id, and takes a new engine for a dead one whose dialect is still there.
+    if engine not in _listening:
         event.listen(engine, "do_connect", _connect)
         _listening.add(engine)
     _connecting.executor = True

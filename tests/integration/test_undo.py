@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -14,6 +15,8 @@ from sqlalchemy.orm import Session
 from graph_migrator import HopContext
 from graph_migrator.core.errors import InvalidRequest
 from graph_migrator.core.execution.in_process import run_graph_migration
+from graph_migrator.core.store import protocol
+from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.driver import ExecutorConnection
 from graph_migrator.core.store.session import Executors
 from tests.integration.scripted import Script
@@ -222,6 +225,18 @@ def test_an_engine_with_connections_in_its_pool_serves_and_keeps_them(engine: En
         connection.rollback()
     pooled.dispose()
     assert names == ["mine"]
+
+
+def test_an_engine_is_not_taken_for_one_that_had_its_id_before(database_url: str) -> None:
+    dialects = []  # they outlive their engines, where somebody holds them
+    for _ in range(15):
+        engine = make_engine(database_url)
+        dialects.append(engine.dialect)
+        with Executors(engine).borrow() as executor:
+            assert executor.call(protocol.HealthLevel()) == "good"
+        engine.dispose()
+        del engine
+        gc.collect()
 
 
 def test_an_engine_that_makes_foreign_connections_is_refused_by_name(engine: Engine, script: Script) -> None:
