@@ -229,7 +229,7 @@ def test_an_engine_with_connections_in_its_pool_serves_and_keeps_them(engine: En
 
 def test_an_engine_is_not_taken_for_one_that_had_its_id_before(database_url: str) -> None:
     dialects = []  # they outlive their engines, where somebody holds them
-    for _ in range(15):
+    for _ in range(40):
         engine = make_engine(database_url)
         dialects.append(engine.dialect)
         with Executors(engine).borrow() as executor:
