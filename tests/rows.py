@@ -133,3 +133,18 @@ def advisory_locks(engine: Engine) -> list[tuple[Any, ...]]:
         "SELECT l.pid, l.mode FROM pg_locks l WHERE l.locktype = 'advisory' "
         "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())",
     )
+
+
+def mark_partially_migrated(engine: Engine, slug: str, hop: str = "{}") -> None:
+    """Say of a graph that it was released in the middle of a hop. Postgres lets migrations alone do that."""
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE graph_migrator.graphs DISABLE TRIGGER graph_migrator_guard"))
+        connection.execute(
+            text(
+                "UPDATE graph_migrator.graphs SET partially_migrated = CAST(:hop AS jsonb) WHERE slug = :slug"
+            ),
+            {"hop": hop, "slug": slug},
+        )
+        connection.execute(
+            text("ALTER TABLE graph_migrator.graphs ENABLE ALWAYS TRIGGER graph_migrator_guard")
+        )

@@ -15,7 +15,7 @@ from graph_migrator.tasks.calls import forget_calls
 from graph_migrator.tasks.migrate import migrate_graph
 from tests.acceptance.cluster import Cluster
 from tests.integration.console import call
-from tests.rows import rows
+from tests.rows import mark_partially_migrated, rows
 
 
 @pytest.fixture
@@ -101,4 +101,15 @@ def test_a_call_that_the_broker_did_not_take_is_not_recorded(
     here.add_graph("g", "trail")
     monkeypatch.setattr(migrate_graph, "delay", refuse)
     assert call("migrate", "g").exit_code == 4
+    assert not rows(here.engine, "SELECT * FROM waiting_calls")
+
+
+def test_what_a_worker_would_refuse_is_not_sent(here: Cluster) -> None:
+    here.add_graph("half", "trail")
+    hop = '{"hop": "first", "from_version": 1, "to_version": 2, "done": 7}'
+    mark_partially_migrated(here.engine, "half", hop)
+    refused = call("migrate", "half")
+    assert refused.exit_code == 3
+    assert "partially migrated" in refused.err
+    assert "7" in refused.err
     assert not rows(here.engine, "SELECT * FROM waiting_calls")

@@ -15,7 +15,7 @@ from graph_migrator.core.embedded import Redis
 from graph_migrator.core.settings import settings
 from tests.acceptance.cluster import Cluster
 from tests.integration.console import Outcome, call
-from tests.rows import dump, graph_row, rows
+from tests.rows import dump, graph_row, mark_partially_migrated, rows
 
 ADD = text(
     "INSERT INTO graph_migrator.nodes (graph_id, id, label, properties) VALUES (:graph, 'late', 'Person', '{}')"
@@ -163,12 +163,7 @@ def test_a_faulty_file_and_a_check_leave_the_old_graph(here: Cluster, file: Path
 
 def test_a_partially_migrated_graph_is_whole_again(here: Cluster, file: Path) -> None:
     here.add_graph("g", "trail")
-    with here.engine.begin() as connection:
-        connection.execute(text("ALTER TABLE graph_migrator.graphs DISABLE TRIGGER graph_migrator_guard"))
-        connection.execute(text("UPDATE graph_migrator.graphs SET partially_migrated = '{}'"))
-        connection.execute(
-            text("ALTER TABLE graph_migrator.graphs ENABLE ALWAYS TRIGGER graph_migrator_guard")
-        )
+    mark_partially_migrated(here.engine, "g")
     assert replace(file, "--yes").exit_code == 0
     assert graph_row(here.engine, "g").partially_migrated is None
     assert "at v1, partially migrated" in call("history", "g").out
