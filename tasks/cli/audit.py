@@ -14,11 +14,12 @@ from graph_migrator.core.audit.chain import Suspicion
 from graph_migrator.core.audit.digests import DataVerification, verify_data
 from graph_migrator.core.audit.verify import Verification, heads, verify_chains
 from graph_migrator.core.inspection.quantities import count
+from graph_migrator.tasks.cli.group import Group
 from graph_migrator.tasks.cli.output import json_option, print_json
 from graph_migrator.tasks.runtime import engine
 
 
-@click.group()
+@click.group(cls=Group)
 def audit() -> None:
     """Prove that the audit rows are as they were written; move old ones to files."""
 

@@ -12,12 +12,13 @@ import click
 from graph_migrator.core.access import tokens
 from graph_migrator.core.access.tokens import Role, Token
 from graph_migrator.core.errors import InvalidRequest
+from graph_migrator.tasks.cli.group import Group
 from graph_migrator.tasks.cli.output import console as out
 from graph_migrator.tasks.cli.output import json_option, moment, print_json, table, user
 from graph_migrator.tasks.runtime import engine
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
     "--port",

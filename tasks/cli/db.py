@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from graph_migrator.core.store import schema
+from graph_migrator.tasks.cli.group import Group
 from graph_migrator.tasks.cli.output import json_option, print_json
 from graph_migrator.tasks.runtime import engine
 
 
-@click.group()
+@click.group(cls=Group)
 def db() -> None:
     """Manage the tables in the database."""
 

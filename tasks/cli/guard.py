@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from graph_migrator.core.store.guard import GuardedTable, install_guard, list_guards, remove_guard
+from graph_migrator.tasks.cli.group import Group
 from graph_migrator.tasks.cli.output import ask, console, json_option, print_json, table
 from graph_migrator.tasks.runtime import engine
 
 
-@click.group()
+@click.group(cls=Group)
 def guard() -> None:
     """Manage the write guard, which keeps writers off the rows of a graph that is being migrated."""
 

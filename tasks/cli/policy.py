@@ -9,12 +9,13 @@ import click
 from graph_migrator.core.rollouts import policy as policies
 from graph_migrator.core.rollouts.operations import Operator
 from graph_migrator.core.rollouts.policy import Mode
+from graph_migrator.tasks.cli.group import Group
 from graph_migrator.tasks.cli.output import console, json_option, moment, print_json, table, user
 from graph_migrator.tasks.cli.rollout import knob_options, strategy_of
 from graph_migrator.tasks.runtime import executors
 
 
-@click.group()
+@click.group(cls=Group)
 def policy() -> None:
     """Let the graphs of a type move forward by themselves when they are behind its newest version."""
 

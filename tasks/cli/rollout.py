@@ -20,12 +20,13 @@ from graph_migrator.core.rollouts.start import plan as make_plan
 from graph_migrator.core.rollouts.start import start as start_rollout
 from graph_migrator.core.rollouts.statuses import MemberStatus
 from graph_migrator.core.rollouts.strategy import Strategy
+from graph_migrator.tasks.cli.group import Group
 from graph_migrator.tasks.cli.output import console, json_option, moment, print_json, table, user
 from graph_migrator.tasks.cli.rollout_watch import time_left, watch
 from graph_migrator.tasks.runtime import executors
 
 
-@click.group()
+@click.group(cls=Group)
 def rollout() -> None:
     """Move many graphs of a type to one version, in stages.
 
