@@ -9,14 +9,14 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from celery import Task, chain, current_task, uuid
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Retry
 from celery.signals import after_task_publish, task_success
 from celery.utils.log import get_task_logger
 
 from graph_migrator.core.decisions import HopMessage, Ignored, Later, deploy_pause, deploy_waited
 from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.execution import failpoints
-from graph_migrator.core.execution.begin import begin_migration, lacks_code, waits_so_far
+from graph_migrator.core.execution.begin import begin_migration, lacks_code
 from graph_migrator.core.execution.limits import backoff
 from graph_migrator.core.execution.model import Applied, Caller, Dispatch, Failed, Worker
 from graph_migrator.core.execution.run_hop import run_hop as run_one_hop
@@ -35,7 +35,7 @@ from graph_migrator.tasks.types_here import require_types
 
 _log = get_task_logger("graph_migrator.tasks")
 _T = TypeVar("_T")
-_WAITS: Final = "graph_migrator_waits"
+_TURNS: Final = "graph_migrator_turns"
 
 
 @app.task(bind=True, base=MigrateTask, name="tasks.migrate_graph", max_retries=None)
@@ -62,16 +62,24 @@ def migrate_graph(self: MigrateTask, *args: Any, **kwargs: Any) -> Any:
     return carry_out_begin(
         self,
         lambda executor: begin_migration(
-            executor, graph, target, caller=caller, may_wait=may_wait, waited=waited_for_writers(self)
+            executor, graph, target, caller=caller, may_wait=may_wait, turns=turns_of(self)
         ),
         graph,
         on_requeue=requeued if may_wait else None,
     )
 
 
-def waited_for_writers(task: Task) -> float:
-    """Seconds that a call has waited for open write transactions; counted in a header of its message."""
-    return waits_so_far(int(task.request.get(_WAITS, 0)))
+def turns_of(task: Task) -> int:
+    """How often a call has waited for its graph's lock; counted in a header of its message."""
+    return int(task.request.get(_TURNS, 0))
+
+
+def wait_again(task: Task, graph: str, later: Later) -> Retry:
+    """Give a message back to the queue for its next turn; to be raised."""
+    _log.info("%s: again in %.1f s: %s", graph, later.seconds, later.why)
+    headers = {**(task.request.headers or {}), _TURNS: turns_of(task) + 1}
+    pause = later.seconds * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+    return task.retry(countdown=pause, headers=headers, throw=False)
 
 
 def carry_out_begin(
@@ -115,11 +123,8 @@ def carry_out_begin(
         case Ignored(why):
             _log.info("%s: ignored: %s", graph, why)
             raise Ignore(why)
-        case Later(seconds, why):
-            _log.info("%s: again in %.1f s: %s", graph, seconds, why)
-            headers = {**(task.request.headers or {}), _WAITS: task.request.get(_WAITS, 0) + 1}
-            pause = seconds * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
-            raise task.retry(countdown=pause, headers=headers)
+        case Later():
+            raise wait_again(task, graph, begun)
         case MigrationReport():
             return begun.model_dump(mode="json")
         case _:

@@ -14,10 +14,11 @@ from graph_migrator.core.execution import operations
 from graph_migrator.core.execution.model import Caller, Dispatch
 from graph_migrator.core.execution.operations import VerbReport
 from graph_migrator.core.execution.recorded import record_outcome
+from graph_migrator.core.execution.turns import NotThisTurn
 from graph_migrator.core.statuses import Verb
 from graph_migrator.core.store.session import Executor
 from graph_migrator.tasks.celery import app
-from graph_migrator.tasks.migrate import send
+from graph_migrator.tasks.migrate import send, turns_of, wait_again
 from graph_migrator.tasks.results import (
     CheckedTask,
     GraphArguments,
@@ -47,17 +48,27 @@ def _carry_out(task: Task, model: type[BaseModel], args: Any, kwargs: Any, verb:
     if task.name == "tasks.retry_migration":  # the one verb that plans
         require_types(task)
     caller = Caller(task.request.id, given.get("requested_by"))
-    with retrying(task, 1):
-        try:
-            with executors().borrow() as executor:
-                report, dispatch = verb(executor, given, caller)
-        except GraphMigratorError as refusal:  # remembered: the message may come again in another state
-            with executors().borrow() as executor:
-                record_outcome(executor, caller, given["graph_id"], None, refusal, _VERBS[task.name])
-            raise
+    try:
+        with retrying(task, 1):
+            report, dispatch = _recorded(task, caller, given, verb)
+    except NotThisTurn as turn:
+        raise wait_again(task, given["graph_id"], turn.later) from None
     if dispatch is not None:
         send(dispatch)
     return report.model_dump(mode="json")
+
+
+def _recorded(
+    task: Task, caller: Caller, given: dict[str, Any], verb: _Verb
+) -> tuple[VerbReport, Dispatch | None]:
+    """Carry out a verb; a refusal is remembered, since the message may come again in another state."""
+    try:
+        with executors().borrow() as executor:
+            return verb(executor, given, caller)
+    except GraphMigratorError as refusal:
+        with executors().borrow() as executor:
+            record_outcome(executor, caller, given["graph_id"], None, refusal, _VERBS[task.name])
+        raise
 
 
 def _migration(given: dict[str, Any]) -> UUID | None:
@@ -89,7 +100,13 @@ def resume_migration(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Let a graph's paused migration go on."""
 
     def verb(executor: Executor, given: dict[str, Any], caller: Caller) -> tuple[VerbReport, Dispatch | None]:
-        return operations.resume(executor, given["graph_id"], caller, migration_id=_migration(given))
+        return operations.resume(
+            executor,
+            given["graph_id"],
+            caller,
+            migration_id=_migration(given),
+            turns=turns_of(self),
+        )
 
     return _carry_out(self, GraphArguments, args, kwargs, verb)
 
@@ -107,6 +124,7 @@ def retry_migration(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
             caller,
             accept_new_code=given["accept_new_code"],
             migration_id=_migration(given),
+            turns=turns_of(self),
         )
 
     return _carry_out(self, RetryArguments, args, kwargs, verb)
@@ -121,7 +139,12 @@ def release_graph(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
     def verb(executor: Executor, given: dict[str, Any], caller: Caller) -> tuple[VerbReport, None]:
         options = {name: given[name] for name in ("force", "terminate", "whole")}
         report = operations.release(
-            executor, given["graph_id"], caller, **options, migration_id=_migration(given)
+            executor,
+            given["graph_id"],
+            caller,
+            **options,
+            migration_id=_migration(given),
+            turns=turns_of(self),
         )
         return report, None
 

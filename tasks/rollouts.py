@@ -10,7 +10,7 @@ from celery import Task
 from graph_migrator.core.rollouts.members import OtherCode, begin_member
 from graph_migrator.core.rollouts.turn import Sending, SendingPack
 from graph_migrator.tasks.celery import app
-from graph_migrator.tasks.migrate import carry_out_begin, waited_for_writers
+from graph_migrator.tasks.migrate import carry_out_begin, turns_of
 from graph_migrator.tasks.packs import send_pack
 from graph_migrator.tasks.results import MemberArguments, MigrateTask, checked
 from graph_migrator.tasks.types_here import requeue, require_types
@@ -26,7 +26,7 @@ def migrate_member(self: MigrateTask, *args: Any, **kwargs: Any) -> Any:
     rollout, graph, number = UUID(given["rollout_id"]), UUID(given["graph_id"]), given["number"]
     begun = carry_out_begin(
         self,
-        lambda executor: begin_member(executor, rollout, graph, number, waited=waited_for_writers(self)),
+        lambda executor: begin_member(executor, rollout, graph, number, turns=turns_of(self)),
         str(graph),
     )
     if isinstance(begun, OtherCode):

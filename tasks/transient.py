@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from celery import Task
 
 from graph_migrator.core.errors import GraphMigratorError
+from graph_migrator.core.execution.turns import NotThisTurn
 from graph_migrator.core.store.errors import Failure, classify
 from graph_migrator.core.store.redaction import redacted
 
@@ -18,12 +19,12 @@ def retrying(task: Task, seconds: float) -> Iterator[None]:
 
     Raises:
         Retry: It will be delivered again.
-        GraphMigratorError: As it was raised.
+        GraphMigratorError, NotThisTurn: As it was raised.
         Exception: What else was raised, without values.
     """
     try:
         yield
-    except GraphMigratorError:
+    except (GraphMigratorError, NotThisTurn):
         raise
     except Exception as error:  # noqa: BLE001 - raised again, without values
         if classify(error) is Failure.PERMANENT:

@@ -7,11 +7,10 @@ and `core.execution.apply_hop.commit_migration`. The Celery chain, `run_graph_mi
 
 from __future__ import annotations
 
-import random
 import time
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final, overload
+from typing import overload
 from uuid import UUID, uuid4
 
 from graph_migrator.core.decision_inputs import BeginState, OperatorState
@@ -47,6 +46,7 @@ from graph_migrator.core.execution.recorded import (
     record_outcome,
     recorded_outcome,
 )
+from graph_migrator.core.execution.turns import next_turn
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.graph_types.registry import graph_type
 from graph_migrator.core.planning import Plan, Step, continue_plan, make_plan
@@ -56,7 +56,7 @@ from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store import protocol
 from graph_migrator.core.store.errors import sqlstate
 from graph_migrator.core.store.lock_sessions import lock_holders
-from graph_migrator.core.store.locks import GraphLock, one_try
+from graph_migrator.core.store.locks import LONGEST_WAIT, GraphLock, let_writers_pass, one_try
 from graph_migrator.core.store.session import Executor
 
 
@@ -69,7 +69,7 @@ def begin_migration(
     finish_partially_migrated: bool = False,
     direction: int | None = None,
     may_wait: bool = False,
-    waited: float | None = None,
+    turns: int | None = None,
 ) -> Dispatch | MigrationReport | Ignored | Later:
     """Take a graph for a migration.
 
@@ -83,8 +83,8 @@ def begin_migration(
         caller: Who asks. With a task id, the call is remembered and never carried out twice.
         finish_partially_migrated: Also take a graph that was force-released in the middle of a hop, to finish that hop.
         direction: 1 or -1 where the graph may move in that direction only, as in a rollout; None for either.
-        waited: Seconds that this call has waited for open write transactions already. With it, a graph that has some
-            is not waited for here: `Later` says when to call again.
+        turns: How often this message has waited for open write transactions before. With it they are waited for
+            shortly; `Later` says when to call again. None: wait for them in one go.
         may_wait: This process's code may be older than the caller's: the call is not recorded as refused where
             this process lacks the type, or a version that is newer than those that it knows.
 
@@ -102,7 +102,7 @@ def begin_migration(
     if target is not None and target < 1:
         raise InvalidRequest("target", f"a version is 1 or more, not {target}")
     try:
-        state = lock_and_load(executor, str(graph), caller.task_id, waited=waited)
+        state = lock_and_load(executor, str(graph), caller.task_id, turns=turns)
     except GraphMigratorError as refusal:
         record_outcome(executor, caller, graph, target, refusal)
         raise
@@ -256,34 +256,29 @@ def retry_migration(
     return load_dispatch(executor, state.owner, expect=number)
 
 
-_ONE_WAIT: Final = 0.5
-"""Seconds that a message waits for writers; a worker's slot is not for waiting."""
-
-
 @overload
 def lock_and_load(executor: Executor, graph: str, task_id: str | None) -> BeginState: ...
 
 
 @overload
 def lock_and_load(
-    executor: Executor, graph: str, task_id: str | None, *, waited: float | None
+    executor: Executor, graph: str, task_id: str | None, *, turns: int | None
 ) -> BeginState | Later: ...
 
 
 def lock_and_load(
-    executor: Executor, graph: str, task_id: str | None, *, waited: float | None = None
+    executor: Executor, graph: str, task_id: str | None, *, turns: int | None = None
 ) -> BeginState | Later:
     """Read everything under the graph's lock; wait for writers in flight, but not for ever.
 
     The wait is cut into pieces of at most two seconds: a writer may hold rows that another waits for, and
-    a queued exclusive lock keeps new writers out while it waits. With `waited` it is one short piece; see
+    a queued exclusive lock keeps new writers out while it waits. With `turns` it is one short piece; see
     `begin_migration`.
     """
-    limit = settings().writer_drain_seconds
-    patience = limit if waited is None else max(0.0, min(_ONE_WAIT, limit - waited))
-    deadline = time.monotonic() + patience
+    turn = next_turn(turns)
+    deadline = time.monotonic() + turn.seconds
     while True:
-        wait_ms = max(1, min(2_000, int((deadline - time.monotonic()) * 1_000)))
+        wait_ms = max(1, int(min(LONGEST_WAIT, deadline - time.monotonic()) * 1_000))
         try:
             with one_try(executor):
                 state = executor.call(
@@ -298,24 +293,16 @@ def lock_and_load(
             if sqlstate(error) not in {"55P03", "40P01"}:
                 raise
             if time.monotonic() >= deadline:
-                if waited is not None and waited + patience < limit:
-                    return Later(WAIT_PAUSE, "open write transactions")
-                raise OpenWriteTransactions(graph, limit, lock_holders(executor.connection, graph)) from None
+                if not turn.is_last:
+                    return Later(turn.pause, "open write transactions")
+                limit, holders = settings().writer_drain_seconds, lock_holders(executor.connection, graph)
+                raise OpenWriteTransactions(graph, limit, holders) from None
         else:
             if state.locked or state.graph_id is None or state.request_known or _is_owned(state):
                 return state
             # The live migration that kept `lock_and_load` from locking has ended since: what it read is of no lock's.
             continue
-        time.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - jitter: lets writers that queue behind us pass
-
-
-WAIT_PAUSE: Final = 0.7
-"""Seconds between two such waits, in which writers get in."""
-
-
-def waits_so_far(tries: int) -> float:
-    """Seconds that a message which was delivered so often before has waited for open write transactions, about."""
-    return tries * (_ONE_WAIT + WAIT_PAUSE)
+        let_writers_pass()
 
 
 def _is_owned(state: BeginState) -> bool:

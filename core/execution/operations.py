@@ -14,7 +14,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from graph_migrator.core.decision_inputs import BeginState, OperatorState
-from graph_migrator.core.decisions import ResumeFailed, decide_begin
+from graph_migrator.core.decisions import Later, ResumeFailed, decide_begin
 from graph_migrator.core.errors import GraphBusy, IllegalTransition, UnknownGraph
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution.begin import (
@@ -27,6 +27,7 @@ from graph_migrator.core.execution.begin import (
 from graph_migrator.core.execution.model import Caller, Dispatch
 from graph_migrator.core.execution.recorded import load_dispatch, recorded_outcome
 from graph_migrator.core.execution.recovery import settle_now
+from graph_migrator.core.execution.turns import NotThisTurn, next_turn
 from graph_migrator.core.graph_types.registry import graph_type
 from graph_migrator.core.planning import continue_plan, make_plan
 from graph_migrator.core.plural import count
@@ -78,9 +79,21 @@ def cancel(
 
 
 def resume(
-    executor: Executor, graph: str, caller: Caller | None = None, *, migration_id: UUID | None = None
+    executor: Executor,
+    graph: str,
+    caller: Caller | None = None,
+    *,
+    migration_id: UUID | None = None,
+    turns: int | None = None,
 ) -> tuple[VerbReport, Dispatch | None]:
     """Let a paused migration go on.
+
+    Args:
+        executor: The session to do it on.
+        graph: Id or slug.
+        caller: Who asks.
+        migration_id: The migration that is meant; the verb is refused where the graph is under another one.
+        turns: How often this message has waited for the graph's lock before; None: wait for it in one go.
 
     Returns:
         What was done, and the chain to send; no chain where the migration had not stopped yet.
@@ -89,6 +102,7 @@ def resume(
         UnknownGraph: Nothing has this id or slug.
         IllegalTransition: The graph's migration is in another state.
         GraphBusy: The graph's lock is unavailable.
+        NotThisTurn: With `turns`: it is unavailable yet; call again then.
     """
     caller = caller or Caller()
     with executor.transaction():
@@ -98,7 +112,7 @@ def resume(
         _require(state, Verb.RESUME, EDGES["unpause"], EDGES["resume"])
         if state.status == MigrationStatus.PAUSING:  # its executor may hold the lock for hours
             return _unpause(executor, state, caller), None
-    with _locked(executor, graph) as (graph_id, _), executor.transaction():
+    with _locked(executor, graph, turns=turns) as (graph_id, _), executor.transaction():
         state = _look(executor, graph, caller, migration_id, Verb.RESUME)
         if state.known:  # the same message, carried out meanwhile by another worker
             return _answered(state.known_outcome), None
@@ -131,6 +145,7 @@ def retry(
     *,
     accept_new_code: bool = False,
     migration_id: UUID | None = None,
+    turns: int | None = None,
 ) -> tuple[VerbReport, Dispatch | None]:
     """Continue a failed migration where it stopped, with the code that is loaded now.
 
@@ -142,17 +157,21 @@ def retry(
         caller: Who asks.
         accept_new_code: Go on with a batched hop that stands half-way although its code has changed.
         migration_id: The migration that is meant; the verb is refused where the graph is under another one.
+        turns: How often this message has waited for the graph's lock before; None: wait for it in one go.
 
     Returns:
         What was done, and the chain to send.
 
     Raises:
+        NotThisTurn: With `turns`: the graph's lock is unavailable yet; call again then.
         UnknownGraph, UnknownGraphType: Nothing was changed.
         IllegalTransition: The graph's migration has not failed.
         GraphPartiallyMigrated: The code of the partially applied hop has changed.
     """
     caller = caller or Caller()
-    state = lock_and_load(executor, graph, caller.task_id)
+    state = lock_and_load(executor, graph, caller.task_id, turns=turns)
+    if isinstance(state, Later):
+        raise NotThisTurn(state)
     with GraphLock(executor, state.graph_id, held=state.locked):
         if state.graph_id is None:
             raise UnknownGraph(graph)
@@ -197,6 +216,7 @@ def release(
     terminate: bool = False,
     whole: bool = False,
     migration_id: UUID | None = None,
+    turns: int | None = None,
 ) -> VerbReport:
     """Release a graph: end its migration and let writers in, at the version it has.
 
@@ -209,12 +229,14 @@ def release(
             process whose hop runs on without it ends itself within seconds.
         whole: The graph was force-released before and its rows were corrected: declare it whole.
         migration_id: The migration that is meant; the verb is refused where the graph is under another one.
+        turns: How often this message has waited for the graph's lock before; None: wait for it in one go.
 
     Raises:
         UnknownGraph: Nothing has this id or slug.
         IllegalTransition: Nothing to release; or it is live, and not forced.
         GraphPartiallyMigrated: The graph is partially migrated, and the release is not forced.
         GraphBusy: An executor holds the graph's lock and does not release it.
+        NotThisTurn: With `turns`: an executor holds it yet; call again then.
     """
     caller = caller or Caller()
     edges = [EDGES["release"], EDGES["force_release"]] if force else [EDGES["release"]]
@@ -224,7 +246,8 @@ def release(
             return _answered(state.known_outcome)
         if state.partially_migrated is None:
             _require(state, Verb.RELEASE, *edges)
-    with _locked(executor, graph, terminate=terminate) as (graph_id, terminated), executor.transaction():
+    lock = _locked(executor, graph, turns=turns, terminate=terminate)
+    with lock as (graph_id, terminated), executor.transaction():
         state = _look(executor, graph, caller, migration_id, Verb.RELEASE)
         if state.known:  # the same message, carried out meanwhile by another worker
             return _answered(state.known_outcome)
@@ -371,15 +394,20 @@ def _answered(outcome: dict[str, Any] | None) -> VerbReport:
 
 
 @contextmanager
-def _locked(executor: Executor, graph: str, *, terminate: bool = False) -> Iterator[tuple[UUID, bool]]:
+def _locked(
+    executor: Executor, graph: str, *, turns: int | None, terminate: bool = False
+) -> Iterator[tuple[UUID, bool]]:
     """Hold the graph's lock around a verb's transaction; yields the graph, and whether its holders were ended."""
     state = executor.call(protocol.LoadOperatorState(graph=graph, request=None))
     if state is None:
         raise UnknownGraph(graph)
-    with taken(executor, state.graph_id, seconds=settings().writer_drain_seconds) as lock:
+    turn = next_turn(turns)
+    with taken(executor, state.graph_id, seconds=turn.seconds) as lock:
         if lock is not None:
             yield state.graph_id, False
             return
+    if not turn.is_last:
+        raise NotThisTurn(Later(turn.pause, "the graph's lock is held"))
     holders = "; ".join(lock_holders(executor.connection, graph)) or "somebody"
     if not terminate:
         raise GraphBusy(graph, holders)

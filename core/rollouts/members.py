@@ -41,7 +41,7 @@ def begin_member(
     number: int,
     *,
     pack_id: UUID | None = None,
-    waited: float | None = None,
+    turns: int | None = None,
 ) -> Dispatch | MigrationReport | Ignored | Later | OtherCode | Held:
     """Begin one try of one member's migration.
 
@@ -53,7 +53,7 @@ def begin_member(
         graph_id: The member's graph.
         number: Which try; the message of another one does nothing.
         pack_id: The pack that is to begin it; None for a message of its own, which a hold does not stop.
-        waited: As for `begin_migration`.
+        turns: As for `begin_migration`.
 
     Returns:
         As `begin_migration`; or `OtherCode` or `Held`, and nothing was recorded.
@@ -93,7 +93,7 @@ def begin_member(
     if changed is not None:
         return changed
     return begin_migration(
-        executor, graph_id, rollout.to_version, caller=caller, direction=rollout.direction, waited=waited
+        executor, graph_id, rollout.to_version, caller=caller, direction=rollout.direction, turns=turns
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 from uuid import UUID
 
 from graph_migrator.core.store.errors import DRIVER_ERRORS, sqlstate
@@ -64,22 +66,42 @@ def taken(
 ) -> Iterator[GraphLock | None]:
     """Wait for a graph's exclusive lock, at session level; yields None where that takes too long.
 
+    The wait is cut into pieces, since a queued exclusive lock keeps new writers out.
+
     Args:
         executor: A session of our own.
         graph_id: The graph.
         seconds: How long to wait.
         stamp: Date the change that was committed under the lock, when it is released.
     """
+    held, deadline = False, time.monotonic() + seconds
+    while not held:
+        held = _take(executor, graph_id, max(0.001, min(LONGEST_WAIT, deadline - time.monotonic())))
+        if time.monotonic() >= deadline:
+            break
+        if not held:
+            let_writers_pass()
+    with GraphLock(executor, graph_id, held=held, stamp=stamp) as lock:
+        yield lock if held else None
+
+
+def _take(executor: Executor, graph_id: UUID, seconds: float) -> bool:
     try:
         executor.call(TakeLock(graph=graph_id, wait_ms=int(seconds * 1_000)))
     except DRIVER_ERRORS as error:
         if sqlstate(error) != "55P03":
             raise
-        held = False
-    else:
-        held = True
-    with GraphLock(executor, graph_id, held=held, stamp=stamp) as lock:
-        yield lock if held else None
+        return False
+    return True
+
+
+LONGEST_WAIT: Final = 2.0
+"""Seconds that an exclusive lock waits in a row: meanwhile no new writer gets in."""
+
+
+def let_writers_pass() -> None:
+    """Between two waits."""
+    time.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - jitter
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from typing import Any
 import psutil
 import pytest
 
-from graph_migrator import migrate_graph
+from graph_migrator import migrate_graph, release_graph, resume_migration, retry_migration
 from graph_migrator.core.errors import HopTimedOut, MigrationReleased
 from graph_migrator.core.execution import operations
+from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.model import Caller
 from graph_migrator.core.inspection.diagnosis import Fleet, explain
 from graph_migrator.core.inspection.history import graph_state, history
@@ -29,6 +30,11 @@ QUICK = {"GRAPH_MIGRATOR_WATCH_SECONDS": "0.5", "GRAPH_MIGRATOR_QUIET_SECONDS": 
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with Cluster(tmp_path, env=QUICK | {"GRAPH_MIGRATOR_WRITER_DRAIN_SECONDS": "1"}) as cluster:
         yield cluster
+
+
+def status_of(cluster: Cluster, slug: str) -> str:
+    """Of the graph's latest migration."""
+    return str(history(cluster.engine, slug)[0].report.status)
 
 
 def losses(cluster: Cluster, slug: str) -> list[tuple[str | None, str | None]]:
@@ -152,6 +158,36 @@ def test_a_busy_graph_does_not_hold_the_only_slot(cluster: Cluster) -> None:
         assert not waiting.ready()
         writer.commit()
     assert waiting.get(timeout=SOON).version == 2
+
+
+def test_verbs_that_wait_for_a_graph_do_not_hold_the_only_slot(cluster: Cluster) -> None:
+    """A message waits for the lock in short turns, and is in the queue between them."""
+    cluster.start_worker(concurrency=1, env={"GRAPH_MIGRATOR_WRITER_DRAIN_SECONDS": "60"})
+    graphs = [cluster.add_graph(slug, "trail") for slug in ("paused", "failed", "released")]
+    cluster.add_graph("free", "trail")
+    with executors().borrow() as executor:
+        begin_migration(executor, "paused", 2)
+        operations.pause(executor, "paused")
+    assert status_of(cluster, "paused") == "paused", "at once, since nobody executes"
+    reasons_to_fail = [cluster.steer("fail", slug, "first", "not today") for slug in ("failed", "released")]
+    for slug in ("failed", "released"):
+        with pytest.raises(Exception, match="not today"):
+            migrate_graph.delay(slug, 2).get(timeout=SOON)
+    for reason in reasons_to_fail:
+        reason.unlink()
+    with cluster.engine.connect() as holder:
+        for graph in graphs:
+            holder.exec_driver_sql("SELECT pg_advisory_lock(graph_migrator.lock_key(%s))", (str(graph),))
+        waiting = [
+            resume_migration.delay("paused"), retry_migration.delay("failed"), release_graph.delay("released")
+        ]  # fmt: skip
+        for target in (2, 1):
+            assert migrate_graph.delay("free", target).get(timeout=SOON).version == target
+        assert not any(result.ready() for result in waiting)
+        holder.exec_driver_sql("SELECT pg_advisory_unlock_all()")
+    done = [result.get(timeout=SOON)["status"] for result in waiting]
+    assert done == ["running", "running", "released"]
+    until(lambda: {status_of(cluster, slug) for slug in ("paused", "failed")} == {"succeeded"}, "they go on")
 
 
 def _write(writer: Any, graph: Any) -> None:

@@ -92,7 +92,7 @@ def test_a_call_its_hops_and_their_batches_are_one_trace(
     assert SECRET not in (cluster.folder / "spans").read_text()
 
 
-def test_a_failure_and_its_retry_show_as_such(cluster: Cluster, called: InMemorySpanExporter) -> None:
+def test_a_failure_shows_as_such(cluster: Cluster, called: InMemorySpanExporter) -> None:
     cluster.add_graph("g", "trail")
     cluster.steer("fail", "g", "second", "not today")
     with pytest.raises(Exception, match="not today"):
@@ -101,6 +101,24 @@ def test_a_failure_and_its_retry_show_as_such(cluster: Cluster, called: InMemory
     assert failed["status"] == {"status_code": "ERROR", "description": "not today"}
     assert failed["attributes"]["error.type"] == "tests.acceptance.types_for_tests.DeliberateError"
     assert failed["context"]["trace_id"] == trace_of(called)
+
+
+def test_a_retry_is_another_span_of_the_same_trace(cluster: Cluster, called: InMemorySpanExporter) -> None:
+    cluster.add_graph("g", "trail")
+    cluster.steer("clash", "g", "second")
+    assert migrate_graph.delay("g", 3).get(timeout=SOON).version == 3
+
+    def both() -> list[dict[str, Any]]:
+        found = named(spans(cluster), "hop second")
+        return found if len(found) == 2 else []
+
+    first, second = until(both, "both attempts' spans", seconds=SOON)
+    assert {first["context"]["trace_id"], second["context"]["trace_id"]} == {trace_of(called)}
+    assert first["status"]["status_code"] == "ERROR"
+    assert first["attributes"]["graph_migrator.retry_in"] > 0
+    assert second["status"]["status_code"] == "UNSET"
+    assert [each["attributes"]["graph_migrator.attempt"] for each in (first, second)] == [1, 2]
+    assert first["end_time"] <= second["start_time"]
 
 
 def test_recovery_goes_on_in_the_same_trace_and_is_linked_to_it(

@@ -5,6 +5,7 @@ The folder is named by ``GRAPH_MIGRATOR_TEST_FOLDER``. Each start of a hop's cod
 
     hold-SLUG-HOP   waits until the file is gone
     fail-SLUG-HOP   raises `DeliberateError` with the file's text
+    clash-SLUG-HOP  fails once as after a conflict with another transaction, which is worth another try
     kill-SLUG-HOP   kills its own process with SIGKILL
     spin-SLUG-HOP   runs Python for ever, and no statement
 
@@ -45,6 +46,10 @@ def obey(ctx: HopContext) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     while (folder / f"spin-{name}").exists():
         pass
+    clash = folder / f"clash-{name}"
+    if clash.exists():
+        clash.unlink()
+        ctx.execute("DO $$ BEGIN RAISE EXCEPTION 'clash' USING ERRCODE = 'serialization_failure'; END $$")
     if (folder / f"fail-{name}").exists():
         raise DeliberateError((folder / f"fail-{name}").read_text())
 

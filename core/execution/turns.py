@@ -1,0 +1,58 @@
+"""How long a message waits for a graph's lock.
+
+A worker's slot is not for waiting: a message waits in short turns, between which it is back in the queue, and all in
+all no longer than a direct call does. The pauses grow, so that many messages that wait leave the slots to others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from graph_migrator.core.decisions import Later
+from graph_migrator.core.settings import settings
+
+_ONE_TURN: Final = 0.5
+_PAUSES: Final = (0.7, 1.0, 1.5, 2.2, 3.0)
+"""Seconds after the first turn, the second, and so on; the last is for all that follow. Writers get in meanwhile."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One wait for a lock.
+
+    Attributes:
+        seconds: How long it may last.
+        pause: Seconds until the next one.
+        is_last: Whether the message is refused when it ends without the lock.
+    """
+
+    seconds: float
+    pause: float
+    is_last: bool
+
+
+def next_turn(turns: int | None) -> Turn:
+    """The wait that is due after so many turns; None: a direct call, which waits in one go."""
+    limit = settings().writer_drain_seconds
+    if turns is None:
+        return Turn(limit, 0, is_last=True)
+    waited = turns * _ONE_TURN + sum(_pause_after(turn) for turn in range(turns))
+    seconds = max(0.0, min(_ONE_TURN, limit - waited))
+    return Turn(seconds, _pause_after(turns), is_last=waited + seconds >= limit)
+
+
+def _pause_after(turn: int) -> float:
+    return _PAUSES[min(turn, len(_PAUSES) - 1)]
+
+
+class NotThisTurn(Exception):
+    """The lock was unavailable in this turn.
+
+    Attributes:
+        later: When the message is to come again, and why.
+    """
+
+    def __init__(self, later: Later) -> None:
+        super().__init__(later.why)
+        self.later = later
