@@ -22,6 +22,7 @@ from bench.database import connect, server
 from bench.plot import line_chart, side_by_side
 from bench.results import at_most, table
 from bench.types import small
+from graph_migrator.core.audit.validate import validate
 from graph_migrator.core.embedded import Postgres
 from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.execution import recovery
@@ -168,6 +169,9 @@ def run(graphs: int = 100_000, migrations: int = 3) -> list[dict[str, Any]]:
             print(f"fleet: {name:24} {statistics.median(few):8.2f} ms {statistics.median(many):8.2f} ms")
             ratios = [b / a for a, b in zip(few, many, strict=True)]
             lines.append(at_most(f"{name}: {graphs:,} / {SMALL:,} graphs", ratios, 1.5))
+        began = time.monotonic()
+        validate(engines[graphs], {small.name: small})
+        print(f"fleet: validate, all of {graphs:,} graphs: {time.monotonic() - began:.1f} s")
         for each in executors.values():
             each.close()
         for engine in engines.values():

@@ -33,7 +33,6 @@ from graph_migrator.core.audit.archive import (
 from graph_migrator.core.audit.chain import JsonNumber, archived_link
 from graph_migrator.core.errors import IllegalTransition, InvalidRequest, UnknownGraph
 from graph_migrator.core.interchange import ImportReport, export_graph, import_graph
-from graph_migrator.core.store.deleting import delete_graph
 
 _FILE = "migrations-00001.jsonl.gz"
 
@@ -64,6 +63,7 @@ _ARCHIVE = """
 INSERT INTO graph_migrator.archives (id, location, before, manifest, migrations, attempts, requests)
 VALUES (:id, :location, :before, CAST(:manifest AS jsonb), :migrations, :attempts, :requests)
 """
+_CONFIGURE = "UPDATE graph_migrator.graphs SET config = CAST(:config AS jsonb) WHERE id = :id"
 _LINKS = """
 INSERT INTO graph_migrator.archived_links (graph_id, first_link, last_link, previous, hash, archive_id)
 VALUES (:graph, :first_link, :last_link, decode(:previous, 'hex'), decode(:hash, 'hex'), :archive)
@@ -144,6 +144,8 @@ def import_with_history(
 ) -> ImportReport:
     """Make a new graph from such a file, with its config; its history becomes an archive in a new folder.
 
+    Graph, config and history are there with one commit. The folder is written before it.
+
     Args:
         engine: The database, as the owner of the tables.
         path: The file.
@@ -163,27 +165,26 @@ def import_with_history(
             _require(path, about, packed, graph_type, version)
             if load_manifest(folder) is not None:
                 raise InvalidRequest(str(folder), "it holds an archive already; choose a new folder")
+
+            def keep_history(connection: Connection, graph_id: UUID) -> None:
+                manifest = _write_archive(folder, about, packed, graph_id)
+                connection.execute(text(_CONFIGURE), {"config": about.config, "id": graph_id})
+                _register(connection, folder, manifest, about, graph_id)
+
             with bundle.open("graph.jsonl") as member:
-                report = import_graph(
-                    engine, member, slug=slug, graph_type=graph_type, version=version, format="jsonl"
+                return import_graph(
+                    engine,
+                    member,
+                    slug=slug,
+                    graph_type=graph_type,
+                    version=version,
+                    format="jsonl",
+                    before_commit=keep_history,
                 )
     except (zipfile.BadZipFile, KeyError, ValidationError) as error:
         raise InvalidRequest(
             str(path), "it is no graph with its history (`export --with-history`)"
         ) from error
-    try:
-        manifest = _write_archive(folder, about, packed, report.graph_id)
-        with engine.begin() as connection:
-            connection.execute(
-                text("UPDATE graph_migrator.graphs SET config = CAST(:config AS jsonb) WHERE id = :id"),
-                {"config": about.config, "id": report.graph_id},
-            )
-            _register(connection, folder, manifest, about, report.graph_id)
-    except BaseException:
-        with engine.begin() as connection:
-            delete_graph(connection, str(report.graph_id))
-        raise
-    return report
 
 
 def _require(path: Path, about: PortableGraph, packed: bytes, graph_type: str, version: int) -> None:

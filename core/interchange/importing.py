@@ -6,14 +6,14 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import IO, Any, Final, NamedTuple
 from uuid import UUID, uuid4
 
 import psycopg2
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from graph_migrator.core.errors import (
     DanglingEdges,
@@ -117,6 +117,7 @@ def import_graph(
     replace: bool = False,
     requested_by: str | None = None,
     on_progress: Progress | None = None,
+    before_commit: Callable[[Connection, UUID], None] | None = None,
 ) -> ImportReport:
     """Make a new graph from a file, in one transaction. Memory does not grow with the file.
 
@@ -137,6 +138,8 @@ def import_graph(
         requested_by: Who replaces it; recorded.
         on_progress: Called after every chunk with the nodes and edges loaded so far. What it raises ends
             the import, and nothing is kept.
+        before_commit: Called in the import's transaction with its connection and the graph's id, when all is loaded.
+            What it raises ends the import likewise.
 
     Returns:
         The new graph's id and counts.
@@ -152,7 +155,9 @@ def import_graph(
     _check_request(target)
     started = time.perf_counter()
     choices = Choices(labels_property, columns or {})
-    graph_id, dialect, loader = _run(engine, path_or_stream, edges, format, target, choices, on_progress)
+    graph_id, dialect, loader = _run(
+        engine, path_or_stream, edges, format, target, choices, on_progress, before_commit=before_commit
+    )
     if replace:
         let_writers_in(engine)
     return ImportReport(
@@ -234,6 +239,7 @@ def _run(
     choices: Choices,
     on_progress: Progress | None,
     faults: Faults | None = None,
+    before_commit: Callable[[Connection, UUID], None] | None = None,
 ) -> _Outcome:
     with ExitStack() as stack:
         otherwise = Dialect.CSV if edges is not None or choices.columns else None
@@ -255,6 +261,8 @@ def _run(
             raise
         if reader.attributes:
             loader.negative_zeros += _configure(cursor, graph_id, source, reader.attributes)
+        if before_commit is not None:
+            before_commit(connection, graph_id)
         if faults is not None:
             transaction.rollback()
     return _Outcome(graph_id, dialect, loader)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from graph_migrator import GraphType, HopContext
+from graph_migrator.core.audit import portable
 from graph_migrator.core.audit.archive import archived_parts
 from graph_migrator.core.audit.portable import export_with_history, import_with_history
 from graph_migrator.core.audit.validate import validate
@@ -146,6 +148,23 @@ def test_a_taken_slug_and_a_failure_half_way_leave_nothing(
     with pytest.raises(Exception, match="none"):
         import_with_history(elsewhere, file, tmp_path / "b", slug="copy", graph_type="kind", version=3)
     assert rows(elsewhere, "SELECT slug FROM graphs") == [("taken",)]
+
+
+def test_graph_and_history_arrive_with_one_commit(
+    elsewhere: Engine, file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = []
+    register = portable._register
+
+    def watched(connection: Connection, *rest: Any) -> None:
+        register(connection, *rest)
+        seen.append(rows(elsewhere, "SELECT slug FROM graphs"))
+
+    monkeypatch.setattr(portable, "_register", watched)
+    import_with_history(elsewhere, file, tmp_path / "a", slug="copy", graph_type="kind", version=3)
+    assert seen == [[]], "nobody sees the graph before its history is there"
+    both = "SELECT slug, (SELECT count(*) FROM archives) FROM graphs"
+    assert rows(elsewhere, both) == [("copy", 1)]
 
 
 def test_a_graph_under_migration_is_not_exported(engine: Engine, executors: Executors, file: Path) -> None:
