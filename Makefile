@@ -68,8 +68,10 @@ dev: $(STAMP)  ## Postgres, Redis and a worker in the foreground, until Ctrl-C
 
 N ?= 20000
 SEED ?= 0
+FLEETS ?= 100
 simulate: $(STAMP)  ## Simulated crashes and races: make simulate N=20000 SEED=7
 	@$(BIN)/python -m tests.simulation --runs $(N) --seed $(SEED) $(ARGS)
+	@$(BIN)/python -m tests.simulation_fleet --seeds $(FLEETS)
 
 crash: $(STAMP)  ## The whole crash matrix: every failpoint, every kind of death, long outages
 	@$(BIN)/python -m pytest tests/acceptance/crash tests/acceptance/test_outages.py \

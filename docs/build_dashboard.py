@@ -65,6 +65,8 @@ _PANELS: list[tuple[str, str, str, int, list[tuple[str, str]]]] = [
     ("stat", "Workers", "none", 4, [("max(graph_migrator_workers)", "live")]),
     ("timeseries", "Rollout: graphs by status", "none", 12, [(
         f"max by (graph_type, status) (graph_migrator_rollout_members{{{_TYPE}}})", "{{graph_type}} {{status}}")]),
+    ("timeseries", "Rollout: slowed or stopped by", "none", 12, [(
+        f"max by (graph_type, signal) (graph_migrator_rollout_slowed{{{_TYPE}}})", "{{graph_type}} by {{signal}}")]),
     ("timeseries", "Rollout: time left and pace", "s", 12, [
         (f"max by (graph_type, quantile) (graph_migrator_rollout_seconds_left{{{_TYPE}}})",
          "{{graph_type}} {{quantile}}"),

@@ -46,6 +46,7 @@ METRICS = {
     "graph_migrator_graphs_partially_migrated": "Graphs that were force-released half-way through a batched hop.",
     "graph_migrator_rollout_members": "Graphs of the live rollout, by graph type and status.",
     "graph_migrator_rollout_pace": "How many graphs of the live rollout may be in flight at this moment.",
+    "graph_migrator_rollout_slowed": "1 for a live rollout that load slows or stops, by the health signal.",
     "graph_migrator_rollout_held": "1 for a live rollout that is held, by its reason.",
     "graph_migrator_rollout_seconds_left": "How long the rest of the live rollout takes; quantiles of the estimate.",
     "graph_migrator_workers": "Workers that live, by their rows in Postgres.",
@@ -135,6 +136,8 @@ def families(found: Measures, newest: dict[str, int], fleet: FleetMeasures | Non
     members = {(r.graph_type, status): float(n) for r in fleet.rollouts for status, n in r.members.items()}
     yield gauge("graph_migrator_rollout_members", {**members}, ("graph_type", "status"))
     yield gauge("graph_migrator_rollout_pace", {(r.graph_type,): r.pace for r in fleet.rollouts}, by_type)
+    slowed = {(r.graph_type, r.slowed_by): 1.0 for r in fleet.rollouts if r.slowed_by is not None}
+    yield gauge("graph_migrator_rollout_slowed", {**slowed}, ("graph_type", "signal"))
     held = {(r.graph_type, r.held): 1.0 for r in fleet.rollouts if r.held is not None}
     yield gauge("graph_migrator_rollout_held", {**held}, ("graph_type", "reason"))
     left = {

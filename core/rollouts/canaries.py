@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from uuid import UUID
@@ -47,7 +47,12 @@ def choose_canaries(candidates: Sequence[Candidate], most: int) -> tuple[Canary,
     """
     ordered = sorted(candidates, key=lambda c: c.slug)
     chosen: dict[UUID, Canary] = {}
-    reasons = (_of_each_version(ordered), _by_size(ordered), _of_each_shape(ordered), _the_rest(ordered))
+    reasons = (
+        _of_each_version(ordered),
+        _by_size(ordered),
+        _of_each_shape(ordered, chosen),
+        _the_rest(ordered),
+    )
     for canary in (each for reason in reasons for each in reason):
         if len(chosen) == most:
             break
@@ -78,7 +83,9 @@ def _median(counted: Sequence[Candidate]) -> Candidate:
     return counted[-1]
 
 
-def _of_each_shape(ordered: Sequence[Candidate]) -> Iterator[Canary]:
+def _of_each_shape(ordered: Sequence[Candidate], chosen: Mapping[UUID, Canary]) -> Iterator[Canary]:
+    """One of each shape that is not met by one of those chosen before."""
+    met = {canary.candidate.shape for canary in chosen.values()}
     count: Counter[str] = Counter()
     first: dict[str, Candidate] = {}
     for candidate in ordered:
@@ -86,7 +93,10 @@ def _of_each_shape(ordered: Sequence[Candidate]) -> Iterator[Canary]:
             count[candidate.shape] += candidate.like
             first.setdefault(candidate.shape, candidate)
     for shape, graphs in sorted(count.items(), key=lambda each: (-each[1], each[0])):
-        yield Canary(first[shape], f"has the shape of {plural.count(graphs, 'graph')}: {shape or 'empty'}")
+        if shape not in met:
+            yield Canary(
+                first[shape], f"has the shape of {plural.count(graphs, 'graph')}: {shape or 'empty'}"
+            )
 
 
 def _the_rest(ordered: Sequence[Candidate]) -> Iterator[Canary]:

@@ -43,6 +43,7 @@ class RolloutFacts:
             operator paused.
         packed: Members that packs hold and that have not settled.
         paused: Members whose migration an operator paused.
+        waiting_for_code: Members in flight whose next hop no worker had the planned code for.
         failed: Failed members of all stages.
         max_in_flight: How many may be in flight, under the load of this moment.
         rate_allows: How many may be sent at this moment by the rate; None where none is set.
@@ -66,6 +67,7 @@ class RolloutFacts:
     in_flight: int = 0
     packed: int = 0
     paused: int = 0
+    waiting_for_code: int = 0
     failed: int = 0
     max_in_flight: int = 8
     rate_allows: int | None = None
@@ -186,18 +188,23 @@ def _after_the_stage(facts: RolloutFacts) -> RolloutDecision | None:
 
 
 def _hindrance(facts: RolloutFacts) -> Hold | None:
-    """What keeps a rollout from dispatching although graphs are left."""
+    """What keeps a rollout from dispatching although graphs are left, or graphs in flight from going on."""
     if not facts.pending and facts.stage == facts.stages:
-        return None
+        # Those in flight may end with the code that they were begun with. Where one cannot, an operator decides.
+        return _code_changed(facts) if facts.waiting_for_code else None
     if facts.fleet_held:
         return Hold(HoldReason.FLEET)
-    if facts.changed_hops:
-        return Hold(HoldReason.CODE_CHANGED, {"hops": list(facts.changed_hops)})
+    if (changed := _code_changed(facts)) is not None:
+        return changed
     if not facts.window_open:
         return Hold(HoldReason.WINDOW)
     if facts.stop_signal is not None:
         return Hold(HoldReason.HEALTH, facts.stop_signal)
     return None
+
+
+def _code_changed(facts: RolloutFacts) -> Hold | None:
+    return Hold(HoldReason.CODE_CHANGED, {"hops": list(facts.changed_hops)}) if facts.changed_hops else None
 
 
 # ── a member ────────────────────────────────────────────────────────────────────────────────────────

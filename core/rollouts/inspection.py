@@ -212,7 +212,7 @@ def show(executor: Executor, which: str) -> RolloutState:
         ),
         in_flight=len(in_hand) - len(paused),
         max_in_flight=row.max_in_flight,
-        pace=min(row.max_in_flight, row.pace or row.max_in_flight),
+        pace=pace_now(row),
         pace_set_by=bad.in_words() if bad and strategy.health else None,
         paused_graphs=paused,
         time_left=None
@@ -221,6 +221,11 @@ def show(executor: Executor, which: str) -> RolloutState:
         strategy=strategy,
         fleet_held=now.held_at is not None,
     )
+
+
+def pace_now(row: Any) -> int:
+    """How many units of a rollout may be in flight under the load of this moment."""
+    return int(min(row.max_in_flight, row.pace or row.max_in_flight))
 
 
 def _serve(live: list[WorkerState], row: Any) -> bool:

@@ -133,7 +133,8 @@ def resume(
         executor: A session without an open transaction.
         which: The rollout.
         operator: Who asks.
-        accept_new_code: Freeze the code that this process has, in place of the code that was planned.
+        accept_new_code: Freeze the code that this process has, in place of the code that was planned. Graphs in
+            flight go on with it too, from their next hop that has not begun.
 
     Raises:
         UnknownRollout, RolloutRefused: Nothing was changed.
@@ -154,17 +155,27 @@ def resume(
         if reason is HoldReason.HEALTH:
             why = "load is too high; `rollout set` with health false ignores it"
             raise RolloutRefused(str(row.id), "resume", row.status, why)
-        _settle_code(cursor, row, operator, accept=accept_new_code)
+        replanned = _settle_code(cursor, row, operator, accept=accept_new_code)
         cursor.execute(RESUME, (row.id,))
         _record(cursor, row.id, "resume", row.hold, None, operator)
-        return _report(executor, row, "resume", operator, status=RolloutStatus.RUNNING, message="resumed")
+        also = f"; {plural(replanned, 'graph', 'graphs')} in flight with the new code" if replanned else ""
+        return _report(
+            executor,
+            row,
+            "resume",
+            operator,
+            status=RolloutStatus.RUNNING,
+            message=f"resumed{also}",
+            graphs=replanned,
+        )
 
 
-def _settle_code(cursor: Any, row: SimpleNamespace, operator: Operator, *, accept: bool) -> None:
+def _settle_code(cursor: Any, row: SimpleNamespace, operator: Operator, *, accept: bool) -> int:
+    """Freeze the code that is there now; how many graphs in flight go on with it."""
     kind = graph_type(row.graph_type)
     changed = changed_hops(row.plan, kind)
     if not changed:
-        return
+        return 0
     if not accept:
         why = f"{', '.join(changed)} has other code here than was planned; --accept-new-code goes on with it"
         raise RolloutRefused(str(row.id), "resume", row.status, why)
@@ -178,6 +189,45 @@ def _settle_code(cursor: Any, row: SimpleNamespace, operator: Operator, *, accep
     plan = [step.to_json() for step in renewed]
     cursor.execute("UPDATE rollouts SET plan = %s WHERE id = %s", (Json(plan), row.id))
     record_change(cursor, row.id, "accept new code", row.plan, plan, operator.name, operator.why)
+    return _plan_anew(cursor, row, plan)
+
+
+def _plan_anew(cursor: Any, row: SimpleNamespace, plan: list[dict[str, Any]]) -> int:
+    """Put the accepted code into the plans of graphs in flight: no worker may have the code that they were begun with.
+
+    A hop that an executor has in hand, or that stands half-way, keeps its code.
+    """
+    # Two statements: the second one sees what was committed before a lock was free.
+    free = query(
+        cursor,
+        "SELECT graph_id FROM rollout_members WHERE rollout_id = %s AND status = 'dispatched' "
+        "AND request_id IS NOT NULL AND pg_try_advisory_xact_lock(lock_key(graph_id))",
+        row.id,
+    )
+    return len(query(cursor, _PLAN_ANEW, [each.graph_id for each in free], Json(plan), row.direction, row.id))
+
+
+_PLAN_ANEW = """
+UPDATE migrations g SET plan = n.plan, code_mismatches = 0, code_mismatch_since = NULL
+FROM rollout_members m
+JOIN requests q ON q.task_id = m.request_id::text
+JOIN migrations c ON c.id = q.migration_id
+JOIN graphs o ON o.id = m.graph_id
+CROSS JOIN LATERAL (
+    SELECT m.graph_id = ANY (%s::uuid[])
+           AND NOT EXISTS (SELECT FROM checkpoints k WHERE k.migration_id = c.id) AS between_hops
+) b
+CROSS JOIN LATERAL (
+    SELECT jsonb_agg(coalesce(v.step, s.step) ORDER BY s.place) AS plan
+    FROM jsonb_array_elements(c.plan) WITH ORDINALITY s (step, place)
+    LEFT JOIN jsonb_array_elements(%s) v (step)
+        ON v.step->'from_version' = s.step->'from_version' AND v.step->'to_version' = s.step->'to_version'
+        AND ((s.step->>'from_version')::integer - o.version) * %s >= CASE WHEN b.between_hops THEN 0 ELSE 1 END
+) n
+WHERE m.rollout_id = %s AND m.status = 'dispatched' AND g.id = c.id
+  AND g.status IN ('queued', 'running', 'pausing', 'paused') AND n.plan <> c.plan
+RETURNING g.id
+"""
 
 
 def promote(executor: Executor, which: str, operator: Operator) -> RolloutVerbReport:

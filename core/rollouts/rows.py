@@ -412,6 +412,7 @@ class PostgresRows:
             in_flight=found.in_flight,
             packed=found.packed,
             paused=found.paused,
+            waiting_for_code=found.waiting_for_code,
             failed=found.failed,
             max_in_flight=min(self.row.max_in_flight, self.row.pace or self.row.max_in_flight),
             rate_allows=self._allowed,
@@ -550,8 +551,8 @@ WHERE m.rollout_id = %s AND m.graph_id = v.graph_id
 """
 _FACTS = """
 SELECT clock_timestamp() AS now, f.held_at IS NOT NULL AS fleet_held, c.stages, c.pending, c.failed,
-       p.chains - p.paused + k.open AS in_flight, c.dispatched - p.chains AS packed, p.paused, s.kind, s.ended_at,
-       s.promoted_at,
+       p.chains - p.paused + k.open AS in_flight, c.dispatched - p.chains AS packed, p.paused, p.waiting_for_code,
+       s.kind, s.ended_at, s.promoted_at,
        extract(epoch FROM clock_timestamp() - greatest(r.progress_at, p.committed_at))::float8 AS stalled_seconds
 FROM rollouts r
 CROSS JOIN rollout_fleet f
@@ -563,9 +564,11 @@ CROSS JOIN LATERAL (
 ) c
 CROSS JOIN LATERAL (
     SELECT count(*) AS chains, count(*) FILTER (WHERE m.paused) AS paused,
+           count(*) FILTER (WHERE g.code_mismatches > 0) AS waiting_for_code,
            max(greatest(h.at, k.updated_at)) AS committed_at
     FROM rollout_members m
     LEFT JOIN requests q ON q.task_id = m.request_id::text
+    LEFT JOIN migrations g ON g.id = q.migration_id
     LEFT JOIN LATERAL (SELECT max(greatest(a.started_at, a.finished_at)) AS at FROM hop_attempts a
                        WHERE a.migration_id = q.migration_id) h ON true
     LEFT JOIN LATERAL (SELECT max(k.updated_at) AS updated_at FROM checkpoints k

@@ -22,7 +22,7 @@ from graph_migrator.core.rollouts.statuses import MemberStatus
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.tasks.cli.group import Group
 from graph_migrator.tasks.cli.output import console, json_option, moment, print_json, table, user
-from graph_migrator.tasks.cli.rollout_watch import time_left, watch
+from graph_migrator.tasks.cli.rollout_watch import pace_line, watch
 from graph_migrator.tasks.runtime import executors
 
 
@@ -266,11 +266,9 @@ def _show_state(found: RolloutState) -> None:
     ]  # fmt: skip
     columns = ("stage", "kind", "pending", "dispatched", "succeeded", "failed", "skipped", "ended")
     out.print(table(None, columns, rows))
-    out.print(f"in flight: {found.in_flight} of {found.max_in_flight} at most")
+    out.print(pace_line(found))
     if found.paused_graphs:
         out.print(f"paused by an operator: {', '.join(found.paused_graphs)}")
-    if r.counts.pending:
-        out.print(f"time left: {time_left(found)}")
 
 
 rollout.add_command(watch)

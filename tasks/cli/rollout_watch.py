@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graph_migrator.core.inspection.quantities import duration
+from graph_migrator.core.plural import count
 from graph_migrator.core.rollouts import inspection
 from graph_migrator.core.rollouts.inspection import GroupOfErrors, RolloutState
 from graph_migrator.core.rollouts.statuses import LIVE, RolloutStatus
@@ -69,7 +70,14 @@ def _follow(which: str, interval: float, ends: set[RolloutStatus], show: Show) -
     before = None
     while True:
         found, errors = _look(which)
-        shown = (found.rollout, found.hold, found.max_in_flight, found.paused_graphs)
+        shown = (
+            found.rollout,
+            found.hold,
+            found.max_in_flight,
+            found.pace,
+            found.pace_set_by,
+            found.paused_graphs,
+        )
         if shown != before:
             show(found, errors)
             before = shown
@@ -118,6 +126,10 @@ def _bars(found: RolloutState) -> Table:
 def pace_line(found: RolloutState) -> str:
     """How many are in flight, what limits that, and how long the rest takes."""
     line = f"in flight: {found.in_flight} of {found.max_in_flight}"
+    if found.pace_set_by:
+        line += f", at most {found.pace} of them now: {found.pace_set_by}"
+    elif found.pace < found.max_in_flight:
+        line += f", at most {found.pace} of them now: load was too high, the pace comes back by itself"
     if found.strategy.rate:
         line += f", at most {found.strategy.rate}"
     if found.rollout.counts.pending:
@@ -138,7 +150,7 @@ def time_left(found: RolloutState) -> str:
 
 def _print_line(out: Console, found: RolloutState, errors: list[GroupOfErrors]) -> None:
     r, c = found.rollout, found.rollout.counts
-    causes = f", {len(errors)} causes" if errors else ""
+    causes = f" for {count(len(errors), 'cause')}" if errors else ""
     out.print(
         f"{r.status}: {c.succeeded:,} of {c.total:,} moved, {c.failed:,} failed{causes}, {c.skipped:,} skipped, "
         f"stage {r.stage} of {r.stages}, {pace_line(found)}. {found.why}",

@@ -169,7 +169,7 @@ def test_a_rollout_is_watched_until_it_has_ended_or_needs_somebody(engine: Engin
     fleet.run()
     held = call("rollout", "watch", "tenant", "--until-held")
     assert held.exit_code == 3
-    assert held.out.startswith("held: 0 of 3 moved, 1 failed, 1 causes")
+    assert held.out.startswith("held: 0 of 3 moved, 1 failed for 1 cause,")
     call("rollout", "skip", "tenant", "t001")
     call("rollout", "resume", "tenant")
     fleet.run()

@@ -12,18 +12,23 @@ from sqlalchemy import Engine, text
 from graph_migrator import GraphType, HopContext, Node, Nodes, run_graph_migration
 from graph_migrator.core.execution import brake
 from graph_migrator.core.graph_types import registry
+from graph_migrator.core.inspection.metrics import Measures
 from graph_migrator.core.rollouts import operations, readings
 from graph_migrator.core.rollouts.health import Level, SignalState
+from graph_migrator.core.rollouts.measures import measure_fleet
 from graph_migrator.core.rollouts.operations import Operator
 from graph_migrator.core.rollouts.statuses import HoldReason, RolloutStatus
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.session import Executors
+from graph_migrator.tasks.cli import rollout_watch
+from graph_migrator.tasks.metrics import families
 from tests.integration.console import call
 from tests.integration.fleet_inline import QUICK, Fleet, add_tenants, tenants
 from tests.rows import add_graph, rows
 from tests.waiting import until
 
 ADA = Operator("ada", "because")
+PACE = {"graph_migrator_rollout_pace": "graph_type", "graph_migrator_rollout_slowed": "signal"}
 
 
 @pytest.fixture
@@ -51,6 +56,20 @@ def read(fleet: Fleet, queued: int | None = 0) -> dict[str, SignalState]:
     states = fleet.do(readings.read_if_due, queued)
     assert states is not None
     return {state.name: state for state in states}
+
+
+def watched(fleet: Fleet) -> tuple[str, dict[str, float], dict[str, float]]:
+    """What `rollout watch` says of the pace, and what the metrics say of it and of what set it."""
+    with fleet.executors.borrow() as executor, executor.cursor() as cursor:
+        found = measure_fleet(cursor, "migrations")
+    samples = {
+        name: {sample.labels[label]: sample.value for sample in family.samples}
+        for family in families(Measures(), {}, found)
+        for name, label in PACE.items()
+        if family.name == name
+    }
+    line = rollout_watch.pace_line(fleet.show()).partition("; time left")[0]
+    return line, *(samples[name] for name in PACE)  # type: ignore[return-value]
 
 
 def good_again(engine: Engine) -> None:
@@ -128,6 +147,11 @@ def test_slow_halves_the_pace_postgres_holds_it_and_recovery_is_additive(
     state = fleet.show()
     assert (state.pace, state.max_in_flight) == (10, 20)
     assert state.pace_set_by == "broker_queue is 2000, the limit is 1000"
+    assert watched(fleet) == (
+        "in flight: 10 of 20, at most 10 of them now: broker_queue is 2000, the limit is 1000",
+        {"tenant": 10.0},
+        {"broker_queue": 1.0},
+    )
     (change,) = [
         c for c in rows(engine, "SELECT what, before, after, why FROM rollout_changes") if c[0] == "pace"
     ]
@@ -138,9 +162,11 @@ def test_slow_halves_the_pace_postgres_holds_it_and_recovery_is_additive(
     read(fleet, queued=0)
     # Slow for one more reading, then two that are good.
     assert fleet.show().pace == 5 + 2 + 2
+    assert watched(fleet)[0].endswith("9 of them now: load was too high, the pace comes back by itself")
     for _ in range(6):
         read(fleet, queued=0)
     assert (fleet.show().pace, fleet.show().pace_set_by) == (20, None)
+    assert watched(fleet) == ("in flight: 10 of 20", {"tenant": 20.0}, {})
 
 
 def test_a_rollout_may_ignore_the_signals(engine: Engine, fleet: Fleet) -> None:

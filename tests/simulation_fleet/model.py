@@ -37,6 +37,7 @@ from graph_migrator.core.statuses import SETTLED, MigrationStatus
 ROLLOUT = UUID(int=1)
 TARGET = 3
 RESEND_AFTER = 5
+MOST_LOOKS = 30
 BAKE = 3
 
 
@@ -84,6 +85,8 @@ class Migration:
     status: MigrationStatus
     code: str
     tries: int = 1
+    looks: int = 0
+    """How often workers with other code have requeued it."""
 
 
 @dataclass
@@ -297,9 +300,15 @@ class ModelRows:
                 m.status is MemberStatus.DISPATCHED and m.pack is not None for m in t.members.values()
             ),
             paused=sum(m.paused for m in reached),
+            waiting_for_code=sum(map(self.waits_for_code, t.members.values())),
             failed=sum(m.status is MemberStatus.FAILED for m in t.members.values()),
             max_in_flight=limit_of(t),
         )
+
+    def waits_for_code(self, member: Member) -> bool:
+        if member.status is not MemberStatus.DISPATCHED or member.migration is None:
+            return False
+        return self.t.migrations[member.migration].looks > 0
 
     def stop_signal(self) -> dict[str, Any] | None:
         return {"signal": "load", "value": 2, "limit": 1} if self.t.level is Level.STOP else None

@@ -278,6 +278,29 @@ def test_a_deploy_that_mixes_codes_holds_once_and_does_not_flap() -> None:
     assert world.t.held.reason is HoldReason.CODE_CHANGED
 
 
+def test_the_last_graphs_in_flight_go_on_with_code_that_is_accepted() -> None:
+    """Held for changed code was only what was still to be sent: at the end nothing was, and nobody could accept it."""
+    world = World(tables((0, 2)))
+    world.t.stages[0].promoted = True
+    for _ in range(2):
+        world.turn()
+        world.t.now += 5
+    world.deliver()
+    world.deliver()
+    world.codes = ["new", "new"]
+    world.turn()
+    assert world.t.held is None  # as far as is known they are about to end
+    world.advance(0)
+    world.turn()
+    assert world.t.held is not None
+    assert world.t.held.reason is HoldReason.CODE_CHANGED
+    world.resume()
+    world.advance(0)
+    world.advance(1)
+    world.turn()
+    assert world.t.status is RolloutStatus.SUCCEEDED
+
+
 def test_a_message_that_was_lost_is_sent_again_also_while_cancelling() -> None:
     world = World(tables((1, 2)))
     world.turn(death="before sending")

@@ -21,6 +21,7 @@ from graph_migrator.core.rollouts.statuses import (
 from graph_migrator.core.rollouts.turn import Sending, SendingPack, take_turn
 from graph_migrator.core.statuses import SETTLED, MigrationStatus
 from tests.simulation_fleet.model import (
+    MOST_LOOKS,
     TARGET,
     Member,
     Migration,
@@ -84,9 +85,9 @@ class World:
 
     def turn(self, death: str | None = None, code: str | None = None) -> None:
         """A turn of the controller; it may die before its commit, or before its messages are out."""
-        before = copy_of(self.t)
+        before = copy_of(self.t) if death == "before commit" else None
         done = take_turn(self.rows(self.t, code or self.codes[0]))
-        if death == "before commit":
+        if before is not None:
             self.t = before
             return
         for sending in done.to_send:
@@ -244,9 +245,14 @@ class World:
             raise Violated("F8", f"{graph} is moved back from v{version}")
 
     def advance(self, number: int) -> None:
-        """A migration goes one step: it ends, or takes up what an operator asked for."""
+        """A migration goes one step: it ends, or waits for a worker that has the code which it was begun with."""
         migration = self.t.migrations[number]
         if migration.status is MigrationStatus.RUNNING:
+            migration.looks = 0 if migration.code in self.codes else migration.looks + 1
+            if migration.looks > MOST_LOOKS:
+                migration.status = MigrationStatus.FAILED
+            if migration.looks:
+                return
             if migration.graph in self.t.bad and migration.code == "old":
                 migration.status = MigrationStatus.FAILED
             else:
@@ -277,8 +283,16 @@ class World:
 
     def resume(self) -> None:
         if self.t.held is not None and self.t.held.reason not in {HoldReason.GATE, HoldReason.HEALTH}:
-            self.t.frozen = self.codes[0]
+            self.accept(self.codes[0])
             self.desk().resume()
+
+    def accept(self, code: str) -> None:
+        """Freeze other code, also for what is in flight."""
+        self.t.frozen = code
+        for member in self.t.members.values():
+            if member.status is MemberStatus.DISPATCHED and member.migration is not None:
+                self.t.migrations[member.migration].code = code
+                self.t.migrations[member.migration].looks = 0
 
     def promote(self) -> None:
         if self.t.held is not None and self.t.held.reason is HoldReason.GATE:
