@@ -123,7 +123,7 @@ async def follow(port: int, clients: int, lazy: int, changes: int, engine: Engin
     for _ in range(clients):
         await ready.acquire()
     statement = text(
-        "SELECT graph_migrator.record_change_event('rollout', NULL, NULL, NULL, "
+        "INSERT INTO graph_migrator.change_events (kind, change) VALUES ('rollout', "
         "jsonb_build_object('sent', CAST(:sent AS float8)))"
     )
 

@@ -48,15 +48,11 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
         registry.register(each)
     pairs = 5 if quick else PAIRS
     with server() as postgres, ExitStack() as stack:
-        sides = [_side(postgres, name, pairs, stack) for name in ("without_proof", "with_proof")]
-        ratios = []
-        for number in range(pairs + 1):
-            took = {}
-            for place in (0, 1) if number % 2 else (1, 0):
-                executors, graphs = sides[place]
-                took[place] = _timed(executors, [next(graphs) for _ in range(A_TURN)])
-            if number:  # the first turn warms the caches
-                ratios.append(took[1] / took[0])
+        ratios = in_pairs(
+            side(postgres, "without_proof", pairs, stack, change=_WITHOUT),
+            side(postgres, "with_proof", pairs, stack),
+            pairs,
+        )
         digests = _digests(postgres, 2 if quick else 8, stack)
     return [
         at_most("proof: an inline migration of three small hops, with the chain", ratios, 1.03),
@@ -88,18 +84,35 @@ def _digests(postgres: Postgres, pairs: int, stack: ExitStack) -> list[float]:
     return ratios
 
 
-def _side(postgres: Postgres, name: str, pairs: int, stack: ExitStack) -> tuple[Executors, Iterator[UUID]]:
+Side = tuple[Executors, Iterator[UUID]]
+
+
+def side(postgres: Postgres, name: str, pairs: int, stack: ExitStack, *, change: str = "") -> Side:
+    """A database with graphs to migrate, its schema changed by a statement; and sessions on it."""
     with connect(postgres.url).cursor() as cursor:
         cursor.execute(f"CREATE DATABASE {name}")
     url = postgres.url_of(name)
     upgrade(url)
     with connect(url).cursor() as cursor:
-        if name == "without_proof":
-            cursor.execute(f"SET search_path = graph_migrator; {_WITHOUT}")
+        if change:
+            cursor.execute(f"SET search_path = graph_migrator; {change}")
         graphs = make_graphs(cursor, "bench-small", (pairs + 1) * A_TURN)
     executors = Executors(make_engine(url))
     stack.callback(executors.close)
     return executors, iter(graphs)
+
+
+def in_pairs(without: Side, with_: Side, pairs: int) -> list[float]:
+    """The CPU time of inline migrations on the second side by that on the first, in turns."""
+    ratios = []
+    for number in range(pairs + 1):
+        took = {}
+        for place in (0, 1) if number % 2 else (1, 0):
+            executors, graphs = (without, with_)[place]
+            took[place] = _timed(executors, [next(graphs) for _ in range(A_TURN)])
+        if number:  # the first turn warms the caches
+            ratios.append(took[1] / took[0])
+    return ratios
 
 
 def _timed(executors: Executors, graphs: list[UUID]) -> float:

@@ -27,7 +27,7 @@ from graph_migrator.console.reads import (
 )
 from graph_migrator.console.services import Services
 from graph_migrator.console.stream import EventStream, Stream
-from graph_migrator.console.verbs import BulkReport, BulkRetry, GraphVerb, RolloutVerb, Sent
+from graph_migrator.console.verbs import BulkReport, BulkRetry, GraphVerb, RolloutBack, RolloutVerb, Sent
 from graph_migrator.core.access.tokens import Identity, Role
 from graph_migrator.core.execution.operations import VerbReport
 from graph_migrator.core.graph_types.registry import graph_types
@@ -38,7 +38,7 @@ from graph_migrator.core.inspection.failures import FailureGroup, failed_graphs,
 from graph_migrator.core.inspection.history import GraphSummary, MigrationStory
 from graph_migrator.core.inspection.requests import Requested, find_request, list_requests
 from graph_migrator.core.rollouts import inspection as rollouts
-from graph_migrator.core.rollouts.inspection import MemberState, RolloutSummary
+from graph_migrator.core.rollouts.inspection import Change, HealthSignal, MemberState, RolloutSummary
 from graph_migrator.core.rollouts.operations import RolloutVerbReport
 from graph_migrator.core.rollouts.start import RolloutPlan, RolloutRequest
 from graph_migrator.core.rollouts.statuses import MemberStatus
@@ -46,6 +46,7 @@ from graph_migrator.core.statuses import MigrationStatus
 
 Name = Annotated[str, Path(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00]*$")]
+Version = Annotated[int, Query(ge=1, le=2**31 - 1)]
 Limit = Annotated[int, Query(ge=1, le=1_000, description="How many at most.")]
 State = Literal[
     "queued", "running", "pausing", "paused", "cancelling", "cancelled", "failed", "succeeded", "released",
@@ -131,6 +132,30 @@ class Graphs(Page):
     items: list[GraphSummary]
 
 
+class Rollouts(Page):
+    """A page of rollouts, the latest first."""
+
+    items: list[RolloutSummary]
+
+
+class Members(Page):
+    """A page of graphs of a rollout, in the order in which they are moved."""
+
+    items: list[MemberState]
+
+
+class Changes(Page):
+    """A page of changes of a rollout, oldest first; the next page has earlier ones."""
+
+    items: list[Change]
+
+
+class Stories(Page):
+    """A page of migrations of a graph, oldest first; the next page has earlier ones."""
+
+    items: list[MigrationStory]
+
+
 class Requests(Page):
     """A page of requests, the latest first."""
 
@@ -140,7 +165,7 @@ class Requests(Page):
 def tagged(request: Request, found: BaseModel | Sequence[BaseModel]) -> Response:
     """The answer of a read, with an ETag; 304 where the caller has this very answer."""
     adapter: TypeAdapter[Any] = TypeAdapter(type(found) if isinstance(found, BaseModel) else list[Any])
-    body = adapter.dump_json(found)
+    body = adapter.dump_json(found if isinstance(found, BaseModel) else list(found))
     tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     asked = {each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")}
     if tag in asked:
@@ -162,6 +187,7 @@ def get_graphs(
     request: Request,
     services: Deps,
     graph_type: Annotated[Text | None, Query(alias="type")] = None,
+    version: Version | None = None,
     state: State | None = None,
     behind: bool = False,
     unreachable: bool = False,
@@ -169,10 +195,9 @@ def get_graphs(
     limit: Limit = 50,
 ) -> Response:
     """Graphs, a page at a time."""
-    if behind and unreachable:
-        raise Problem(400, "InvalidRequest", "`behind` and `unreachable` exclude each other.")
     found = reads.graphs(
-        services, graph_type=graph_type, state=state, behind=behind, unreachable=unreachable, after=after, limit=limit
+        services, graph_type=graph_type, version=version, state=state, behind=behind,
+        unreachable=unreachable, after=after, limit=limit,
     )  # fmt: skip
     return tagged(request, Graphs(items=found, next=found[-1].slug if len(found) == limit else None))
 
@@ -183,10 +208,14 @@ def get_graph(request: Request, services: Deps, graph: Name) -> Response:
     return tagged(request, reads.graph(services, graph))
 
 
-@router.get("/graphs/{graph}/history", response_model=list[MigrationStory])
-def get_history(request: Request, services: Deps, graph: Name, limit: Limit = 20) -> Response:
-    """The migrations of a graph with their attempts, oldest first."""
-    return tagged(request, reading.history(services.engine, graph, limit=limit))
+@router.get("/graphs/{graph}/history", response_model=Stories)
+def get_history(
+    request: Request, services: Deps, graph: Name, after: UUID | None = None, limit: Limit = 20
+) -> Response:
+    """The migrations of a graph with their attempts."""
+    found = reading.history(services.engine, graph, before=after, limit=limit)
+    following = str(found[0].report.migration_id) if len(found) == limit else None
+    return tagged(request, Stories(items=found, next=following))
 
 
 @router.get("/graphs/{graph}/plan", response_model=list[PlannedHop])
@@ -194,7 +223,7 @@ def get_plan(
     request: Request,
     services: Deps,
     graph: Name,
-    to: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
+    to: Version | None = None,
 ) -> Response:
     """The hops from where a graph is to a version. Nothing is run."""
     return tagged(request, reads.plan(services, graph, to))
@@ -222,11 +251,14 @@ def get_attempt(
     return tagged(request, reads.without_traceback(story, may_see=who.may(Role.OPERATOR)))
 
 
-@router.get("/rollouts", response_model=list[RolloutSummary])
-def get_rollouts(request: Request, services: Deps, limit: Limit = 50) -> Response:
-    """Rollouts, the latest first."""
+@router.get("/rollouts", response_model=Rollouts)
+def get_rollouts(
+    request: Request, services: Deps, live: bool = False, after: UUID | None = None, limit: Limit = 50
+) -> Response:
+    """Rollouts, the latest first; with `live` those that have not ended."""
     with services.executors.borrow() as executor:
-        return tagged(request, rollouts.list_rollouts(executor, limit=limit))
+        found = rollouts.list_rollouts(executor, live=live, after=after, limit=limit)
+    return tagged(request, Rollouts(items=found, next=str(found[-1].id) if len(found) == limit else None))
 
 
 @router.get("/rollouts/{rollout}", response_model=RolloutDetail)
@@ -235,13 +267,52 @@ def get_rollout(request: Request, services: Deps, rollout: Name) -> Response:
     return tagged(request, reads.rollout(services, rollout))
 
 
-@router.get("/rollouts/{rollout}/graphs", response_model=list[MemberState])
+@router.get("/rollouts/{rollout}/graphs", response_model=Members)
 def get_members(
-    request: Request, services: Deps, rollout: Name, status: MemberStatus | None = None, limit: Limit = 100
+    request: Request,
+    services: Deps,
+    rollout: Name,
+    status: MemberStatus | None = None,
+    after: Text | None = None,
+    limit: Limit = 100,
 ) -> Response:
     """Graphs of a rollout in the order in which they are moved."""
     with services.executors.borrow() as executor:
-        return tagged(request, rollouts.members(executor, rollout, status=status, limit=limit))
+        found = rollouts.members(executor, rollout, status=status, after=after or None, limit=limit)
+    return tagged(request, Members(items=found, next=found[-1].place if len(found) == limit else None))
+
+
+@router.get("/rollouts/{rollout}/changes", response_model=Changes)
+def get_changes(
+    request: Request,
+    services: Deps,
+    rollout: Name,
+    after: Annotated[int | None, Query(ge=1, le=2**63 - 1)] = None,
+    limit: Limit = 50,
+) -> Response:
+    """What was changed in a rollout, by whom and why."""
+    with services.executors.borrow() as executor:
+        found = rollouts.changes(executor, rollout, before=after, limit=limit)
+    return tagged(request, Changes(items=found, next=str(found[0].id) if len(found) == limit else None))
+
+
+@router.get("/rollouts/{rollout}/back", response_model=RolloutPlan)
+def get_back(
+    request: Request,
+    services: Deps,
+    who: Who,
+    rollout: Name,
+    to: Version | None = None,
+) -> Response:
+    """What moving back would do: its graphs, hops and stages. Nothing is written."""
+    return tagged(request, verbs.plan_back(services, who, rollout, to))
+
+
+@router.get("/health", response_model=list[HealthSignal])
+def get_health(request: Request, services: Deps) -> Response:
+    """The health signals as the workers read them last: value, limits, and since when."""
+    with services.executors.borrow() as executor:
+        return tagged(request, rollouts.health(executor))
 
 
 @router.get("/types", response_model=list[TypeDetail])
@@ -359,6 +430,14 @@ def post_unhold(
 ) -> RolloutVerbReport:
     """End the hold of all rollouts."""
     return verbs.hold_all(services, who, request_id, asked.reason if asked else None, on=False)
+
+
+@router.post("/rollouts/{rollout}/back")
+def post_back(
+    services: Deps, who: Who, request_id: RequestId, rollout: Name, options: RolloutBack | None = None
+) -> RolloutPlan:
+    """Start the rollout that moves back what this one has moved."""
+    return verbs.back_rollout(services, who, request_id, rollout, options or RolloutBack())
 
 
 @router.post("/rollouts/{rollout}/{verb}")

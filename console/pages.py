@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 from uuid import UUID, uuid4
 
@@ -16,10 +16,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from graph_migrator.console import api, reads, verbs
-from graph_migrator.console.api import STATES, Deps, Name, State, Text, Who, place, place_of
+from graph_migrator.console.api import STATES, Deps, Name, State, Text, Version, Who, place, place_of
 from graph_migrator.console.authentication import COOKIE, Authenticator, LoginLimit
 from graph_migrator.console.problems import Problem
-from graph_migrator.console.verbs import BulkRetry, GraphVerb, RolloutVerb
+from graph_migrator.console.verbs import BulkRetry, GraphVerb, RolloutBack, RolloutVerb
 from graph_migrator.core.access import tokens
 from graph_migrator.core.access.repeated import find_answer
 from graph_migrator.core.access.tokens import SESSION_HOURS, Identity, Role
@@ -28,12 +28,15 @@ from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection import overview
 from graph_migrator.core.inspection.attempts import attempt_story
 from graph_migrator.core.inspection.failures import failed_graphs, group_failures
-from graph_migrator.core.inspection.quantities import count, duration, pace
+from graph_migrator.core.inspection.quantities import count, duration, pace, quantity
 from graph_migrator.core.inspection.requests import find_request, list_requests
 from graph_migrator.core.rollouts import inspection as rollouts
+from graph_migrator.core.rollouts.back import ways_back, why_not_back
 from graph_migrator.core.rollouts.statuses import MemberStatus
 
 PAGE_SIZE: Final = 50
+STORIES: Final = 20
+"""Migrations of a graph on one page."""
 _LONGEST_FORM: Final = 65_536
 _MOST_IN_CSV: Final = 100_000
 
@@ -64,7 +67,7 @@ _templates = Environment(
 _templates.filters.update(
     moment=_moment, ago=_ago, duration=duration, quote=lambda text: quote(str(text), safe="")
 )
-_templates.globals.update(count=count, pace=pace, new_id=lambda: str(uuid4()))
+_templates.globals.update(count=count, pace=pace, quantity=quantity, new_id=lambda: str(uuid4()))
 
 
 def show(request: Request, template: str, code: int = 200, **values: Any) -> HTMLResponse:
@@ -121,7 +124,8 @@ def get_graphs(
     request: Request,
     services: Deps,
     graph_type: Annotated[Text | None, Query(alias="type")] = None,
-    state: State | None = None,
+    version: Annotated[str, Query(pattern=r"^\d{0,9}$")] = "",
+    state: State | Literal[""] = "",
     only: Annotated[str, Query(pattern="^(|behind|unreachable)$")] = "",
     after: Text | None = None,
     find: Text | None = None,
@@ -131,10 +135,11 @@ def get_graphs(
         slug = reading.find_graph(services.engine, find.strip()).slug
         return RedirectResponse(f"{request.scope.get('root_path', '')}/graphs/{quote(slug)}", 303)
     found = reads.graphs(
-        services, graph_type=graph_type or None, state=state, behind=only == "behind",
+        services, graph_type=graph_type or None, version=int(version) if version else None, state=state or None,
+        behind=only == "behind",
         unreachable=only == "unreachable", after=after, limit=PAGE_SIZE,
     )  # fmt: skip
-    filters = {"type": graph_type or "", "state": state or "", "only": only}
+    filters = {"type": graph_type or "", "version": version, "state": state, "only": only}
     kept = {name: value for name, value in filters.items() if value}
     following = urlencode({**kept, "after": found[-1].slug}) if len(found) == PAGE_SIZE else None
     failures = group_failures(_failed(services, graph_type)) if state == "failed" else []
@@ -151,40 +156,87 @@ def _failed(services: Any, graph_type: str | None) -> list[Any]:
 
 def _graphs_command(kept: Mapping[str, str]) -> str:
     options = [f"--{kept['only']}"] if "only" in kept else []
-    options += [f"--{name} {kept[name]}" for name in ("type", "state") if name in kept]
+    options += [f"--{name} {kept[name]}" for name in ("type", "version", "state") if name in kept]
     return " ".join(["graph-migrator graphs", *options])
 
 
 @router.get("/graphs/{graph}")
-def get_graph(request: Request, services: Deps, graph: Name) -> Response:
+def get_graph(request: Request, services: Deps, graph: Name, after: UUID | None = None) -> Response:
     """One graph."""
     found = reads.graph(services, graph)
-    stories = list(reversed(reading.history(services.engine, graph, limit=20)))
-    ahead = reads.plan_ahead(found.state)
-    return show(request, "graph.html", found=found, state=found.state, stories=stories, ahead=ahead)
+    stories = reading.history(services.engine, graph, before=after, limit=STORIES)
+    earlier = stories[0].report.migration_id if len(stories) == STORIES else None
+    return show(
+        request, "graph.html", found=found, state=found.state, stories=stories[::-1], earlier=earlier,
+        ahead=reads.plan_ahead(found.state),
+    )  # fmt: skip
 
 
 @router.get("/rollouts")
-def get_rollouts(request: Request, services: Deps) -> Response:
+def get_rollouts(request: Request, services: Deps, after: UUID | None = None) -> Response:
     """Rollouts, the latest first."""
     with services.executors.borrow() as executor:
-        found = rollouts.list_rollouts(executor, limit=PAGE_SIZE)
+        found = rollouts.list_rollouts(executor, after=after, limit=PAGE_SIZE)
     held = overview.fleet_hold(services.engine) is not None
-    return show(request, "rollouts.html", rollouts=found, fleet_held=held)
+    following = urlencode({"after": found[-1].id}) if len(found) == PAGE_SIZE else None
+    return show(request, "rollouts.html", rollouts=found, fleet_held=held, following=following)
 
 
 @router.get("/rollouts/{rollout}")
 def get_rollout(
-    request: Request, services: Deps, rollout: Name, status: MemberStatus | None = None
+    request: Request,
+    services: Deps,
+    rollout: Name,
+    status: MemberStatus | None = None,
+    after: Text | None = None,
 ) -> Response:
     """One rollout."""
     found = reads.rollout(services, rollout)
     with services.executors.borrow() as executor:
-        members = rollouts.members(executor, rollout, status=status, limit=PAGE_SIZE)
+        members = rollouts.members(executor, rollout, status=status, after=after or None, limit=PAGE_SIZE)
+    kept = {"status": status.value} if status else {}
+    following = urlencode({**kept, "after": members[-1].place}) if len(members) == PAGE_SIZE else None
     return show(
         request, "rollout.html", found=found, state=found.state, members=members, status=status,
-        statuses=list(MemberStatus),
+        statuses=list(MemberStatus), following=following, is_first=not after,
     )  # fmt: skip
+
+
+@router.get("/rollouts/{rollout}/changes")
+def get_changes(
+    request: Request,
+    services: Deps,
+    rollout: Name,
+    after: Annotated[int | None, Query(ge=1, le=2**63 - 1)] = None,
+) -> Response:
+    """What was changed in a rollout, the latest first."""
+    with services.executors.borrow() as executor:
+        state = rollouts.show(executor, rollout)
+        found = rollouts.changes(executor, rollout, before=after, limit=PAGE_SIZE)
+    following = urlencode({"after": found[0].id}) if len(found) == PAGE_SIZE else None
+    return show(request, "changes.html", state=state, changes=found, following=following)
+
+
+@router.get("/rollouts/{rollout}/back")
+def get_back(
+    request: Request, services: Deps, who: Who, rollout: Name, to: Version | None = None
+) -> Response:
+    """What moving back would do. The graphs are looked at only where a version is named."""
+    with services.executors.borrow() as executor:
+        state = rollouts.show(executor, rollout)
+    plan = verbs.plan_back(services, who, rollout, to) if to is not None else None
+    return show(
+        request, "back.html", state=state, ways=ways_back(state), why_not=why_not_back(state), plan=plan
+    )
+
+
+@router.get("/health")
+def get_health(request: Request, services: Deps) -> Response:
+    """The health signals."""
+    with services.executors.borrow() as executor:
+        found = rollouts.health(executor)
+        live = rollouts.list_rollouts(executor, live=True)
+    return show(request, "health.html", signals=found, rollouts=live)
 
 
 @router.get("/attempts/{attempt}")
@@ -314,6 +366,14 @@ def post_graph_verb(
     request_id = _id_of(form)
     verbs.graph_verb(services, who, request_id, graph, verb, _options(GraphVerb, form))
     return _back(request, f"/graphs/{quote(graph)}", request_id)
+
+
+@router.post("/rollouts/{rollout}/back")
+def post_back(request: Request, services: Deps, who: Who, form: Form, rollout: Name) -> Response:
+    """Start the rollout that moves back what this one has moved."""
+    request_id = _id_of(form)
+    started = verbs.back_rollout(services, who, request_id, rollout, _options(RolloutBack, form))
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/rollouts/{started.rollout_id}", 303)
 
 
 @router.post("/rollouts/{rollout}/{verb}")

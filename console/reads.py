@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from graph_migrator.console.services import Services
-from graph_migrator.core.errors import GraphMigratorError
+from graph_migrator.core.errors import GraphMigratorError, InvalidRequest
 from graph_migrator.core.graph_types.registry import graph_type as type_named
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import history as reading
@@ -17,13 +17,25 @@ from graph_migrator.core.inspection.actions import Action, graph_actions
 from graph_migrator.core.inspection.diagnosis import Fleet, Reason, explain
 from graph_migrator.core.inspection.history import GraphState, GraphSummary, Refusal
 from graph_migrator.core.inspection.overview import Moving, Trouble, VersionInUse
+from graph_migrator.core.inspection.quantities import quantity
 from graph_migrator.core.planning import Plan, make_plan
 from graph_migrator.core.rollouts import inspection as rollouts
 from graph_migrator.core.rollouts.actions import rollout_actions
-from graph_migrator.core.rollouts.inspection import Change, GroupOfErrors, RolloutState, RolloutSummary
+from graph_migrator.core.rollouts.back import WayBack, ways_back
+from graph_migrator.core.rollouts.health import Level
+from graph_migrator.core.rollouts.inspection import (
+    Change,
+    GroupOfErrors,
+    HealthSignal,
+    RolloutState,
+    RolloutSummary,
+)
 from graph_migrator.core.rollouts.workers import WorkerState
 from graph_migrator.core.rollouts.workers import workers as list_workers
 from graph_migrator.core.store.lock_sessions import LockSession, lock_sessions
+
+CHANGES: Final = 50
+"""Changes of a rollout that come with it."""
 
 
 class _Model(BaseModel):
@@ -65,8 +77,9 @@ class RolloutDetail(_Model):
 
     state: RolloutState
     errors: tuple[GroupOfErrors, ...]
-    changes: tuple[Change, ...]
+    changes: tuple[Change, ...] = Field(description=f"The latest {CHANGES}, oldest first.")
     actions: tuple[Action, ...]
+    ways_back: tuple[WayBack, ...]
 
 
 class HopOfType(_Model):
@@ -104,16 +117,15 @@ class WorkersState(_Model):
     )
 
 
-_LIVE = {"running", "held", "cancelling"}
-
-
 def first_page(services: Services) -> Overview:
     """What is wrong now, and what moves."""
     with services.engine.connect() as connection:
         wrong = overview.troubles(connection, graph_types())
         moving = overview.moving(connection)
     with services.executors.borrow() as executor:
-        known = [each for each in rollouts.list_rollouts(executor, limit=20) if each.status in _LIVE]
+        known = rollouts.list_rollouts(executor, live=True)
+        signals = rollouts.health(executor)
+    wrong += _over_limits(signals)
     seen = services.fleet.look()
     if seen is not None:
         wrong = [*_of_the_fleet(seen.value), *wrong]
@@ -123,6 +135,19 @@ def first_page(services: Services) -> Overview:
         rollouts=tuple(known),
         fleet_held=any(each.kind == "fleet-held" for each in wrong),
     )
+
+
+def _over_limits(signals: tuple[HealthSignal, ...]) -> list[Trouble]:
+    return [
+        Trouble(
+            kind="over-limit", since=each.since, graphs=0, next_step=each.remedy or "",
+            what=f"{each.signal}, {each.meaning}, is or was over its limit and is "
+            f"{quantity(each.value, each.unit) or 'not known'} now: it {each.effect}.",
+            command="graph-migrator health",
+        )
+        for each in signals
+        if each.level in {Level.SLOW, Level.STOP}
+    ]  # fmt: skip
 
 
 def _of_the_fleet(fleet: Fleet) -> list[Trouble]:
@@ -150,17 +175,28 @@ def graphs(
     services: Services,
     *,
     graph_type: str | None,
+    version: int | None,
     state: str | None,
     behind: bool,
     unreachable: bool,
     after: str | None,
     limit: int,
 ) -> list[GraphSummary]:
-    """One page of graphs; the filters of `graph-migrator graphs`."""
+    """One page of graphs; the filters of `graph-migrator graphs`.
+
+    Raises:
+        InvalidRequest: Filters that exclude each other, or a version without a type.
+        UnknownGraph: `after` is no graph.
+    """
+    if behind and unreachable:
+        raise InvalidRequest("behind", "it and `unreachable` exclude each other")
+    if version is not None and graph_type is None:
+        raise InvalidRequest("version", "it needs a type: versions of different types have nothing in common")
     known = graph_types().values()
     return reading.list_graphs(
         services.engine,
         graph_type=graph_type,
+        version=version,
         behind={kind.name: kind.newest for kind in known} if behind else None,
         oldest={kind.name: kind.oldest for kind in known},
         unreachable={kind.name: (kind.oldest, kind.newest) for kind in known} if unreachable else None,
@@ -231,9 +267,13 @@ def rollout(services: Services, which: str) -> RolloutDetail:
     with services.executors.borrow() as executor:
         state = rollouts.show(executor, which)
         failed = rollouts.errors(executor, which)
-        changed = rollouts.changes(executor, which)
+        changed = rollouts.changes(executor, which, limit=CHANGES)
     return RolloutDetail(
-        state=state, errors=tuple(failed), changes=tuple(changed), actions=tuple(rollout_actions(state))
+        state=state,
+        errors=tuple(failed),
+        changes=tuple(changed),
+        actions=tuple(rollout_actions(state)),
+        ways_back=ways_back(state),
     )
 
 

@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Generic, Protocol, TypeVar
-from uuid import UUID
+from typing import Generic, Protocol, TypeVar
 
 from sqlalchemy import Engine, QueuePool
 
-from graph_migrator.core.execution.model import Dispatch
+from graph_migrator.core.execution.model import Caller, Dispatch
 from graph_migrator.core.inspection.diagnosis import Fleet
 from graph_migrator.core.inspection.doctor import Finding
+from graph_migrator.core.inspection.history import GraphSummary
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.session import Executors
@@ -28,8 +28,8 @@ class Broker(Protocol):
     def send(self, dispatch: Dispatch) -> None:
         """Publish the rest of a migration's chain."""
 
-    def call(self, task: str, request_id: UUID, **arguments: Any) -> None:
-        """Publish a call of one of our tasks, with a task id of the caller's."""
+    def migrate(self, executors: Executors, found: GraphSummary, target: int | None, caller: Caller) -> None:
+        """Publish a `migrate_graph` call with the caller's task id, and record that it waits."""
 
     def ask_workers(self) -> Fleet:
         """Ask the broker and all workers; takes a second."""
@@ -47,12 +47,11 @@ class CeleryBroker:
 
         send(dispatch)
 
-    def call(self, task: str, request_id: UUID, **arguments: Any) -> None:
-        """Publish a call of one of our tasks, with a task id of the caller's."""
-        from graph_migrator.tasks.celery import app
+    def migrate(self, executors: Executors, found: GraphSummary, target: int | None, caller: Caller) -> None:
+        """Publish a `migrate_graph` call with the caller's task id, and record that it waits."""
+        from graph_migrator.tasks.calls import send_call
 
-        app.loader.import_default_modules()
-        app.tasks[task].apply_async(kwargs=arguments, task_id=str(request_id))
+        send_call(executors, found, target, caller.requested_by, caller.reason, task_id=caller.task_id)
 
     def ask_workers(self) -> Fleet:
         """Ask the broker and all workers; takes a second."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import threading
 import time
 from contextlib import suppress
@@ -36,6 +37,8 @@ COMMENT_SECONDS: Final = 15.0
 SEND_SECONDS: Final = 10.0
 """A client that takes nothing for so long is dropped."""
 RETRY_MILLISECONDS: Final = 2_000
+LONGEST_SECONDS: Final = 300.0
+"""A stream ends after so long, and its client comes again where it was: with rights that still hold."""
 _FOLLOW_SECONDS: Final = 60.0
 _QUEUE: Final = 64
 _END: Final = b""
@@ -290,7 +293,8 @@ class EventStream(Response):
 
     async def _pump(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        while not self._client.is_dropped:
+        ends = time.monotonic() + LONGEST_SECONDS * random.uniform(0.8, 1.0)  # noqa: S311 - not all at once
+        while not self._client.is_dropped and time.monotonic() < ends:
             chunk: bytes | None = None
             with anyio.move_on_after(COMMENT_SECONDS):
                 chunk = await self._client.queue.get()

@@ -31,8 +31,10 @@ from graph_migrator.core.inspection.history import GraphSummary
 from graph_migrator.core.inspection.requests import find_request
 from graph_migrator.core.planning import make_plan
 from graph_migrator.core.rollouts import operations as rollouts
+from graph_migrator.core.rollouts.back import back
 from graph_migrator.core.rollouts.operations import Operator, RolloutVerbReport
 from graph_migrator.core.rollouts.start import RolloutPlan, RolloutRequest, plan, start
+from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import Verb
 from graph_migrator.core.store.session import Executor
@@ -80,6 +82,18 @@ class RolloutVerb(BaseModel):
     graphs: tuple[str, ...] = Field((), max_length=1_000, description="`skip`: ids or slugs.")
     knob: str | None = Field(None, max_length=100, description="`set`: which.")
     value: str | None = Field(None, max_length=200, description="`set`: to what.")
+
+
+class RolloutBack(BaseModel):
+    """How to move back what a rollout has moved."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    to: int | None = Field(
+        None, ge=1, le=2**31 - 1, description="The version; needed where its graphs came from several."
+    )
+    strategy: Strategy | None = Field(None, description="As a new rollout's by default, with canaries again.")
+    reason: Reason | None = None
 
 
 class BulkRetry(BaseModel):
@@ -175,12 +189,8 @@ def _migrate(
         # Refused now where a worker would refuse.
         reading.require_free(services.engine, found)
         make_plan(found.slug, type_named(found.graph_type), found.version, options.to)
-        kind = graph_types().get(found.graph_type)
-        target = kind.newest if options.to is None and kind is not None else options.to
-        services.broker.call(
-            "tasks.migrate_graph", request_id, graph_id=str(found.id), target=target, requested_by=who.name,
-            reason=options.reason,
-        )  # fmt: skip
+        caller = Caller(str(request_id), who.name, options.reason)
+        services.broker.migrate(services.executors, found, options.to, caller)
     message = "sent; a worker begins it, or refuses it in the state that the graph has then"
     return Sent(graph=found.slug, request_id=request_id, message=message)
 
@@ -228,14 +238,42 @@ def hold_all(
 def start_rollout(
     services: Services, who: Identity, request_id: UUID, request: RolloutRequest
 ) -> RolloutPlan:
-    """Start a rollout.
+    """Start a rollout. It has the request's id.
 
     Raises:
         GraphMigratorError: It was refused; nothing was changed.
     """
     mine = request.model_copy(update={"requested_by": who.name})
-    found = _once(services, who, request_id, "rollout start", request.graph_type, lambda e: start(e, mine))
+
+    def carry_out(executor: Executor) -> RolloutPlan:
+        return start(executor, mine, rollout_id=request_id)
+
+    found = _once(services, who, request_id, "rollout start", request.graph_type, carry_out)
     return RolloutPlan.model_validate(found)
+
+
+def back_rollout(
+    services: Services, who: Identity, request_id: UUID, which: str, options: RolloutBack
+) -> RolloutPlan:
+    """Start the rollout that moves back what a rollout has moved. It has the request's id.
+
+    Raises:
+        GraphMigratorError: It was refused; nothing was changed.
+    """
+    operator = Operator(who.name, options.reason)
+
+    def carry_out(executor: Executor) -> RolloutPlan:
+        asked = back(executor, which, operator, to_version=options.to, strategy=options.strategy)
+        return start(executor, asked, rollout_id=request_id)
+
+    found = _once(services, who, request_id, "rollout back", which, carry_out)
+    return RolloutPlan.model_validate(found)
+
+
+def plan_back(services: Services, who: Identity, which: str, to: int | None) -> RolloutPlan:
+    """Say what moving back would do. Nothing is written."""
+    with services.executors.borrow() as executor:
+        return plan(executor, back(executor, which, Operator(who.name), to_version=to))
 
 
 def plan_rollout(services: Services, request: RolloutRequest) -> RolloutPlan:

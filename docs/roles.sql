@@ -87,7 +87,9 @@ GRANT EXECUTE ON FUNCTION report(uuid), lock_key(uuid), graph_id_of(text) TO gra
 
 GRANT SELECT ON ALL TABLES IN SCHEMA graph_migrator TO graph_migrator_console;
 REVOKE SELECT ON nodes, edges FROM graph_migrator_console;
-GRANT SELECT (graph_id) ON nodes, edges TO graph_migrator_console;
+-- Labels and edge types are what a rollout chooses its canaries by.
+GRANT SELECT (graph_id, label) ON nodes TO graph_migrator_console;
+GRANT SELECT (graph_id, type) ON edges TO graph_migrator_console;
 GRANT INSERT, UPDATE ON api_tokens, api_requests TO graph_migrator_console;
 GRANT INSERT, DELETE ON api_sessions TO graph_migrator_console;
 GRANT INSERT, UPDATE ON rollouts, rollout_stages, rollout_members TO graph_migrator_console;
@@ -104,7 +106,7 @@ BEGIN
         WHERE p.pronamespace = 'graph_migrator'::regnamespace AND p.proname IN (
             'load_operator_state', 'lock_and_load', 'lock_and_load_stalled', 'follow_edge', 'settle', 'release',
             'declare_whole', 'set_owner_read_only', 'retry_migration', 'begin_migration', 'record_verb',
-            'record_outcome', 'fail_between_hops') LOOP
+            'record_outcome', 'record_sent', 'fail_between_hops') LOOP
         EXECUTE format('ALTER FUNCTION %s SECURITY DEFINER', each.name);
     END LOOP;
 END $$;

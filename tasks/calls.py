@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from uuid import UUID
+from typing import Any
 
 from graph_migrator.core.execution.model import Caller
+from graph_migrator.core.graph_types.registry import graph_types
+from graph_migrator.core.inspection.history import GraphSummary
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store import protocol
 from graph_migrator.core.store.errors import DRIVER_ERRORS
@@ -19,10 +21,37 @@ _log = logging.getLogger("graph_migrator.tasks")
 _KEPT_SECONDS = 7 * 24 * 3_600.0
 
 
-def record_sent(executors: Executors, call: str, graph: UUID, target: int | None, by: str | None) -> None:
-    """Record a call that was sent."""
-    with _best_effort(call), executors.borrow() as executor:
-        executor.call(protocol.RecordSent(call=call, graph=graph, target=target, by=by))
+def send_call(
+    executors: Executors,
+    found: GraphSummary,
+    target: int | None,
+    requested_by: str | None,
+    reason: str | None,
+    *,
+    task_id: str | None = None,
+) -> Any:
+    """Send a `migrate_graph` call, and record that it waits for a worker.
+
+    Args:
+        executors: A session is borrowed.
+        found: The graph.
+        target: None for the newest version that is known here, so that no worker with other code chooses one.
+        requested_by: Who asks.
+        reason: Why.
+        task_id: The call's id; a new one by default.
+
+    Returns:
+        Its `MigrationResult`.
+    """
+    from graph_migrator.tasks.migrate import migrate_graph
+
+    kind = graph_types().get(found.graph_type)
+    if target is None and kind is not None:
+        target = kind.newest
+    result = migrate_graph.apply_async((str(found.id), target, requested_by, reason), task_id=task_id)
+    with _best_effort(result.id), executors.borrow() as executor:
+        executor.call(protocol.RecordSent(call=result.id, graph=found.id, target=target, by=requested_by))
+    return result
 
 
 def record_requeue(

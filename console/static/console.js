@@ -4,8 +4,8 @@
   const live = document.getElementById("live");
   if (!live || !window.EventSource) return;
   const root = document.documentElement.dataset.root;
-  const MOST_OFTEN = 700, AT_LEAST = 20000;
-  let readAt = Date.now(), waiting = null, reading = false, again = false;
+  const MOST_OFTEN = 700, AT_LEAST = 20000, PATIENCE = 4000;
+  let readAt = Date.now(), waiting = null, reading = false, again = false, lost = null;
 
   const clock = (time) => new Date(time).toISOString().slice(11, 19) + " UTC";
   function say(state) {
@@ -38,8 +38,9 @@
   setInterval(() => { if (document.querySelector("[data-again]")) read(); }, 1500);
 
   const stream = new EventSource(root + "/api/v1/events");
-  stream.onopen = () => { say("live"); soon(); };
-  stream.onerror = () => say("stale");
+  stream.onopen = () => { clearTimeout(lost); lost = null; say("live"); soon(); };
+  // The server ends a stream now and then, and the browser opens it again: that is no trouble yet.
+  stream.onerror = () => { lost ??= setTimeout(() => say("stale"), stream.readyState === EventSource.CLOSED ? 0 : PATIENCE); };
   for (const kind of ["migration", "attempt", "rollout", "reset"]) stream.addEventListener(kind, soon);
   setInterval(() => { if (stream.readyState === EventSource.OPEN && Date.now() - readAt > AT_LEAST) soon(); }, 5000);
   document.addEventListener("visibilitychange", () => { if (!document.hidden) soon(); });

@@ -182,6 +182,7 @@ def list_graphs(
     source: Engine | Connection,
     *,
     graph_type: str | None = None,
+    version: int | None = None,
     behind: dict[str, int] | None = None,
     oldest: dict[str, int] | None = None,
     unreachable: dict[str, tuple[int, int]] | None = None,
@@ -197,6 +198,7 @@ def list_graphs(
     Args:
         source: The database.
         graph_type: Only graphs of this type.
+        version: Only graphs at this version; needs `graph_type`.
         behind: Only graphs below the newest version of their type, which is given here by type.
         oldest: With `behind`: the oldest version that each type knows. Graphs below it are unreachable, not behind.
         unreachable: Only graphs whose version is outside of what their type knows: by type, its oldest and newest
@@ -233,13 +235,19 @@ def list_graphs(
         conditions.append(UNREACHABLE)
     if graph_type is not None:
         conditions.append("g.graph_type = :type")
+    if version is not None:
+        parameters["version"] = version
+        conditions.append("g.version = :version")
     tables = _TABLES
-    if state is not None or (behind is None and unreachable is None):
+    if state is not None or (behind is None and unreachable is None and version is None):
         conditions += [page] if after is not None else []
     else:
-        versions = (
-            _behind(behind, oldest or {}) if behind is not None else _outside(source, unreachable or {})
-        )
+        if behind is not None:
+            versions = _behind(behind, oldest or {})
+        elif unreachable is not None:
+            versions = _outside(source, unreachable)
+        else:
+            versions = [(graph_type or "", version or 0)]
         pages = _pages(versions, parameters)
         tables = f"FROM (SELECT * FROM ({pages}) pages ORDER BY slug LIMIT :limit) g {_OWNER}"  # noqa: S608 - own text
     if behind is not None and state is not None:
@@ -381,8 +389,16 @@ def graph_state(source: Engine | Connection, graph: str, *, count_rows: bool = T
     )
 
 
-def history(source: Engine | Connection, graph: str, *, limit: int = 20) -> list[MigrationStory]:
+def history(
+    source: Engine | Connection, graph: str, *, before: UUID | None = None, limit: int = 20
+) -> list[MigrationStory]:
     """The latest migrations of a graph with their attempts, oldest first. Also of a deleted graph, by id.
+
+    Args:
+        source: The database.
+        graph: Id or slug.
+        before: Only migrations before this one: the first one of the page that was read last.
+        limit: How many at most.
 
     Raises:
         UnknownGraph: Nothing has or had this id or slug.
@@ -392,11 +408,13 @@ def history(source: Engine | Connection, graph: str, *, limit: int = 20) -> list
         """
         SELECT m.id, graph_migrator.report(m.id) AS report FROM graph_migrator.migrations m
         WHERE m.graph_id = coalesce(graph_migrator.graph_id_of(:graph), CAST(:deleted AS uuid))
-        ORDER BY m.created_at DESC LIMIT :limit
+          AND (CAST(:before AS uuid) IS NULL OR (m.created_at, m.id) <
+               (SELECT b.created_at, b.id FROM graph_migrator.migrations b WHERE b.id = :before))
+        ORDER BY m.created_at DESC, m.id DESC LIMIT :limit
         """,
-        {"graph": graph, "limit": limit, "deleted": _as_id(graph)},
+        {"graph": graph, "limit": limit, "deleted": _as_id(graph), "before": before},
     )
-    if not rows:
+    if not rows and before is None:
         find_graph(source, graph)
     attempts = _attempts(source, [row["id"] for row in rows])
     repairs = _repairs(source, [row["id"] for row in rows])

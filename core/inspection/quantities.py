@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graph_migrator.core.plural import count, plural
 
-__all__ = ["count", "duration", "pace", "plural"]
+__all__ = ["count", "duration", "pace", "plural", "quantity"]
 
 
 def duration(seconds: float | None) -> str:
@@ -27,3 +27,10 @@ def pace(rows_per_second: float | None, seconds_left: float | None) -> str:
     if seconds_left is not None:
         parts.append(f"about {duration(seconds_left)} left")
     return ", ".join(parts)
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """A measured value with its unit; nothing for None."""
+    if value is None:
+        return ""
+    return (f"{value:,.0f}" if value >= 1_000 else f"{value:.4g}") + (f" {unit}" if unit else "")

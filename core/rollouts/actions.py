@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from graph_migrator.core.inspection.actions import Action
 from graph_migrator.core.inspection.quantities import count
+from graph_migrator.core.rollouts.back import why_not_back
 from graph_migrator.core.rollouts.inspection import RolloutState
 from graph_migrator.core.rollouts.statuses import HoldReason, RolloutStatus
 
@@ -55,6 +56,14 @@ def rollout_actions(state: RolloutState) -> list[Action]:
             "Cancel",
             f"End it. {waiting} that wait stay as they are; {in_flight} in flight end their migration.",
             not_live,
+            dangerous=True,
+        ),
+        action(
+            "back",
+            "Move back",
+            f"Start a rollout that moves back what it has moved: {count(counts.succeeded, 'graph')} at most, with "
+            "canaries and stages of its own.",
+            why_not_back(state),
             dangerous=True,
         ),
     ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from graph_migrator.core.errors import InvalidRequest, RolloutRefused
 from graph_migrator.core.graph_types.definition import GraphType
-from graph_migrator.core.graph_types.registry import graph_type
+from graph_migrator.core.graph_types.registry import graph_type, graph_types
+from graph_migrator.core.rollouts.inspection import RolloutState
 from graph_migrator.core.rollouts.operations import Operator, find_rollout
 from graph_migrator.core.rollouts.rows import query
 from graph_migrator.core.rollouts.start import RolloutRequest
@@ -66,6 +69,52 @@ def back(
         requested_by=operator.name,
         reason=operator.why or f"back from rollout {str(row.id)[:8]}",
     )
+
+
+class WayBack(BaseModel):
+    """A version that the graphs of a rollout came from, and what moving them back there would do."""
+
+    model_config = ConfigDict(frozen=True)
+
+    to_version: int
+    graphs: int = Field(
+        description="At most so many: those that succeeded, came from this version, and are where they were moved to."
+    )
+    without_reverse: tuple[str, ...] = Field(
+        description="Hops on the way that have no reverse, so it is shut."
+    )
+
+
+def ways_back(state: RolloutState) -> tuple[WayBack, ...]:
+    """Where `back` could lead, from counters alone: whatever the number of graphs, none of them is read."""
+    rollout = state.rollout
+    kind = graph_types().get(rollout.graph_type)
+    if kind is None:
+        return ()
+    return tuple(
+        WayBack(
+            to_version=version,
+            graphs=min(graphs, rollout.counts.succeeded),
+            without_reverse=tuple(_without_reverse(kind, rollout.to_version, version)),
+        )
+        for version, graphs in sorted(state.came_from.items())
+    )
+
+
+def why_not_back(state: RolloutState) -> str | None:
+    """Why `back` is refused now; None where it is not."""
+    rollout = state.rollout
+    if rollout.status in LIVE:
+        return "it has to end first"
+    if not rollout.counts.succeeded:
+        return "no graph was moved by it"
+    ways = ways_back(state)
+    if not ways:
+        return f"its type {rollout.graph_type!r} is not known here"
+    if all(way.without_reverse for way in ways):
+        missing = dict.fromkeys(hop for way in ways for hop in way.without_reverse)
+        return f"these hops have no reverse: {', '.join(missing)}"
+    return None
 
 
 def _target(origins: dict[int, int], to_version: int | None) -> int:

@@ -32,6 +32,19 @@ class Level(StrEnum):
         """Greater is worse. What is unknown warns, and neither slows nor stops."""
         return list(Level).index(self)
 
+    @property
+    def effect(self) -> str:
+        """What it does to rollouts and batched hops."""
+        return _EFFECTS[self]
+
+
+_EFFECTS: Final = {
+    Level.GOOD: "",
+    Level.UNKNOWN: "warns only",
+    Level.SLOW: "halves the pace of rollouts; batched hops pause between batches",
+    Level.STOP: "holds rollouts; batched hops take long pauses",
+}
+
 
 @dataclass(frozen=True)
 class Signal:
@@ -44,6 +57,7 @@ class Signal:
         slow: From this value on it slows rollouts and batched hops; None for never.
         stop: From this value on it holds rollouts; None for never.
         reason: Why these limits.
+        remedy: What to look at where it is over a limit.
     """
 
     name: str
@@ -52,44 +66,54 @@ class Signal:
     slow: float | None
     stop: float | None
     reason: str
+    remedy: str
 
 
 SIGNALS: Final = (
     Signal(
         "replica_lag", "replay lag of the slowest replica", "s", 10, 60,
         "readers of a replica see versions that old; a failover would wait for it",
+        "Look at the replica's disk and at long queries on it: `SELECT * FROM pg_stat_replication`.",
     ),
     Signal(
         "replica_behind", "WAL that the slowest replica has not replayed", "MB", 256, 4_096,
         "a replica whose replay stands still reports no growing lag, but falls behind",
+        "Find what its replay waits for: a conflicting query, or a replica that is gone.",
     ),
     Signal(
         "wal_kept", "WAL that a replication slot keeps on disk", "MB", 4_096, 16_384,
         "a full disk stops Postgres",
+        "Start the slot's reader, or drop the slot: `SELECT * FROM pg_replication_slots`.",
     ),
     Signal(
         "archive_waiting", "WAL files that wait for the archive", "files", 64, 1_024,
         "a gigabyte of WAL outside of the backup; 16 of them fill disks",
+        "See why `archive_command` fails: `SELECT * FROM pg_stat_archiver`.",
     ),
     Signal(
         "lock_waiters", "sessions that have waited for a lock for more than a second", "sessions", 10, 50,
         "ten are more than our own; fifty are an application that stands still",
+        "Find who blocks: `SELECT pid, pg_blocking_pids(pid), query FROM pg_stat_activity`.",
     ),
     Signal(
         "wraparound_vacuum", "vacuums to prevent wraparound", "vacuums", 1, None,
         "it must finish, and new dead rows are more work for it",
+        "Let it finish: `SELECT * FROM pg_stat_progress_vacuum`.",
     ),
     Signal(
         "broker_queue", "messages in the queue", "messages", 1_000, 10_000,
         "calls of applications wait behind those of a rollout",
+        "Start more workers, or lower `max-in-flight`.",
     ),
     Signal(
         "commit_p95", "p95 of a small commit of our own", "ms", 250, 2_000,
         "a commit takes some milliseconds where the disk keeps up",
+        "Look at the load of the database's disk: checkpoints, a backup, a neighbour.",
     ),
     Signal(
         "custom", "the operator's own query", "", None, None,
         "GRAPH_MIGRATOR_HEALTH_SQL gives one number; its limits are yours",
+        "What it measures is yours to know.",
     ),
 )  # fmt: skip
 

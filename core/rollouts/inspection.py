@@ -8,9 +8,10 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from graph_migrator.core.errors import InvalidRequest
 from graph_migrator.core.plural import count, plural
 from graph_migrator.core.rollouts.estimate import Estimate, estimate, left_by_size, size_class
-from graph_migrator.core.rollouts.health import worst
+from graph_migrator.core.rollouts.health import SIGNALS, Level, worst
 from graph_migrator.core.rollouts.operations import find_rollout
 from graph_migrator.core.rollouts.rows import load_signals, query
 from graph_migrator.core.rollouts.statuses import HoldReason, MemberStatus, RolloutStatus, StageKind
@@ -95,6 +96,9 @@ class RolloutState(_Model):
     time_left: TimeLeft | None = Field(description="None before five graphs have settled.")
     strategy: Strategy
     fleet_held: bool
+    came_from: dict[int, int] = Field(
+        description="How many graphs it took up, by the version that they had; what was skipped is not among them."
+    )
 
 
 class GroupOfErrors(_Model):
@@ -118,10 +122,30 @@ class MemberState(_Model):
     from_version: int
     note: str | None
     error_group: str | None
+    place: str = Field(description="Where the next page begins, if this is the last graph of one.")
+
+
+class HealthSignal(_Model):
+    """What is measured of the load on Postgres and the broker, and what it does to rollouts."""
+
+    signal: str
+    level: Level
+    value: float | None = Field(description="None where it could not be measured.")
+    unit: str
+    slow: float | None = Field(description="From this value on it slows rollouts; None for never.")
+    stop: float | None = Field(description="From this value on it holds rollouts; None for never.")
+    since: datetime = Field(description="Since when it has this level.")
+    detail: str | None = Field(description="Of what the value is, or why there is none.")
+    meaning: str
+    reason: str = Field(description="Why these limits.")
+    effect: str = Field(description="What its level does.")
+    remedy: str | None = Field(description="What to look at; None where it is good.")
 
 
 class Change(_Model):
     """What was changed in a rollout."""
+
+    id: int
 
     at: datetime
     what: str
@@ -133,7 +157,7 @@ class Change(_Model):
 
 _SUMMARY = """
 SELECT r.id, r.graph_type, r.to_version, r.status, r.stage, r.hold, r.requested_by, r.reason, r.started_at,
-       r.finished_at, r.strategy, r.max_in_flight, r.pace, r.sizes, r.dispatch_after, c.*
+       r.finished_at, r.strategy, r.max_in_flight, r.pace, r.sizes, r.dispatch_after, r.planned, c.*
 FROM rollouts r CROSS JOIN LATERAL (
     SELECT count(*) AS stages, sum(s.pending)::bigint AS pending, sum(s.dispatched)::bigint AS dispatched,
            sum(s.succeeded)::bigint AS succeeded, sum(s.failed)::bigint AS failed, sum(s.skipped)::bigint AS skipped
@@ -142,10 +166,53 @@ FROM rollouts r CROSS JOIN LATERAL (
 """
 
 
-def list_rollouts(executor: Executor, *, limit: int = 50) -> list[RolloutSummary]:
-    """Rollouts, the latest first."""
+def health(executor: Executor) -> tuple[HealthSignal, ...]:
+    """The health signals as the workers read them last; none before the first reading."""
     with executor.cursor() as cursor:
-        rows = query(cursor, _SUMMARY + "ORDER BY r.started_at DESC LIMIT %s", limit)
+        states = load_signals(cursor)
+    signals = {signal.name: signal for signal in SIGNALS}
+    return tuple(
+        HealthSignal(
+            signal=state.name,
+            level=state.level,
+            value=state.value,
+            unit=signals[state.name].unit,
+            slow=state.slow,
+            stop=state.stop,
+            since=state.since,
+            detail=state.detail,
+            meaning=signals[state.name].meaning,
+            reason=signals[state.name].reason,
+            effect=state.level.effect,
+            remedy=signals[state.name].remedy if state.level in {Level.SLOW, Level.STOP} else None,
+        )
+        for state in states
+    )
+
+
+def list_rollouts(
+    executor: Executor, *, live: bool = False, after: UUID | None = None, limit: int = 50
+) -> list[RolloutSummary]:
+    """Rollouts, the latest first.
+
+    Args:
+        executor: Any session.
+        live: Only those that have not ended; a graph type has one at most.
+        after: The last rollout of the page before.
+        limit: How many at most.
+    """
+    conditions = ["r.status IN ('running', 'held', 'cancelling')"] if live else []
+    if after is not None:
+        conditions.append(
+            "(r.started_at, r.id) < (SELECT a.started_at, a.id FROM rollouts a WHERE a.id = %(after)s)"
+        )
+    where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
+    with executor.cursor() as cursor:
+        rows = query(
+            cursor,
+            f"{_SUMMARY} {where}ORDER BY r.started_at DESC, r.id DESC LIMIT %(limit)s",
+            {"after": after, "limit": limit},
+        )
     return [_summary(row) for row in rows]
 
 
@@ -220,6 +287,7 @@ def show(executor: Executor, which: str) -> RolloutState:
         else TimeLeft(low_seconds=left.low, high_seconds=left.high, graphs=left.graphs),
         strategy=strategy,
         fleet_held=now.held_at is not None,
+        came_from=(row.planned or {}).get("by_version", {}),
     )
 
 
@@ -356,36 +424,77 @@ def errors(executor: Executor, which: str) -> list[GroupOfErrors]:
 
 
 def members(
-    executor: Executor, which: str, *, status: MemberStatus | None = None, limit: int = 100
+    executor: Executor,
+    which: str,
+    *,
+    status: MemberStatus | None = None,
+    after: str | None = None,
+    limit: int = 100,
 ) -> list[MemberState]:
     """Graphs of a rollout in the order in which they are moved.
 
+    Args:
+        executor: Any session.
+        which: The rollout.
+        status: Only graphs with this status.
+        after: The `place` of the last graph of the page before.
+        limit: How many at most.
+
     Raises:
         UnknownRollout: There is none, or several fit.
+        InvalidRequest: `after` is no place.
     """
+    conditions = ["rollout_id = %(rollout)s"]
+    if status is not None:  # as a constant, so that the index of this status serves
+        conditions.append(f"status = '{status.value}'")
+    stage, position, graph = _place(after) if after is not None else (None, None, None)
+    if after is not None:
+        conditions.append("(stage, position, graph_id) > (%(stage)s, %(position)s, %(graph)s)")
     with executor.cursor() as cursor:
-        rollout_id = find_rollout(cursor, which)
         rows = query(
             cursor,
-            "SELECT graph, graph_id, stage, status, number AS tries, from_version, note, error_group "
-            "FROM rollout_members WHERE rollout_id = %s AND (%s::text IS NULL OR status = %s) "
-            "ORDER BY stage, position LIMIT %s",
-            rollout_id, status, status, limit,
+            "SELECT graph, graph_id, stage, status, number AS tries, from_version, note, error_group, "  # noqa: S608 - own text
+            "concat_ws('~', stage, position, graph_id) AS place "
+            f"FROM rollout_members WHERE {' AND '.join(conditions)} "
+            "ORDER BY stage, position, graph_id LIMIT %(limit)s",
+            {
+                "rollout": find_rollout(cursor, which), "stage": stage, "position": position, "graph": graph,
+                "limit": limit,
+            },
         )  # fmt: skip
     return [MemberState(**vars(row)) for row in rows]
 
 
-def changes(executor: Executor, which: str) -> list[Change]:
-    """What was changed in a rollout, by whom and why, oldest first.
+def _place(after: str) -> tuple[int, int, UUID]:
+    try:
+        stage, position, graph = after.split("~")
+        found = int(stage), int(position), UUID(graph)
+    except ValueError:
+        found = (-1, 0, UUID(int=0))
+    if not (0 <= found[0] < 2**31 and abs(found[1]) < 2**63):
+        raise InvalidRequest("after", "it is no place in this list; pass what the page before said")
+    return found
+
+
+def changes(
+    executor: Executor, which: str, *, before: int | None = None, limit: int = 10_000
+) -> list[Change]:
+    """What was changed in a rollout, by whom and why: the latest changes, oldest first.
+
+    Args:
+        executor: Any session.
+        which: The rollout.
+        before: Only changes before the one with this number: the first one of the page that was read last.
+        limit: How many at most.
 
     Raises:
         UnknownRollout: There is none, or several fit.
     """
     with executor.cursor() as cursor:
-        rollout_id = find_rollout(cursor, which)
         rows = query(
             cursor,
-            "SELECT at, what, before, after, who, why FROM rollout_changes WHERE rollout_id = %s ORDER BY id",
-            rollout_id,
-        )
-    return [Change(**vars(row)) for row in rows]
+            "SELECT id, at, what, before, after, who, why FROM rollout_changes "
+            "WHERE rollout_id = %s AND id < %s ORDER BY id DESC LIMIT %s",
+            find_rollout(cursor, which), 2**63 - 1 if before is None else before, limit,
+        )  # fmt: skip
+    return [Change(**vars(row)) for row in reversed(rows)]

@@ -529,6 +529,14 @@ class RolloutMember(_Base):
             postgresql_where=text("status = 'dispatched'"),
         ),
         Index("rollout_members_in_order", "rollout_id", "stage", "position"),
+        Index(
+            "rollout_members_ended",
+            "rollout_id",
+            "status",
+            "stage",
+            "position",
+            postgresql_where=text("status IN ('succeeded', 'failed', 'skipped')"),
+        ),
         Index("rollout_members_left", "graph_id", postgresql_where=text("status IN ('failed', 'skipped')")),
         Index(
             "rollout_members_chains",
@@ -699,10 +707,11 @@ class ChangeEvent(_Base):
     """A change of a migration, an attempt or a rollout, kept for an hour for those that follow."""
 
     __tablename__ = "change_events"
-    __table_args__ = (Index("change_events_by_transaction", "xid"),)
 
+    xid: Mapped[int] = mapped_column(
+        BigInteger, primary_key=True, server_default=text("pg_current_xact_id()::text::bigint")
+    )
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    xid: Mapped[int] = mapped_column(BigInteger)
     kind: Mapped[str]
     graph_id: Mapped[UUID | None]
     migration_id: Mapped[UUID | None]

@@ -20,6 +20,7 @@ from graph_migrator.tasks.runtime import engine
 
 @click.command()
 @click.option("--type", "graph_type", help="Only graphs of this type.")
+@click.option("--version", type=int, help="Only graphs at this version; with --type.")
 @click.option("--behind", is_flag=True, help="Only graphs below the newest version of their type.")
 @click.option("--unreachable", is_flag=True, help="Only graphs at a version that their type does not know.")
 @click.option(
@@ -34,6 +35,7 @@ from graph_migrator.tasks.runtime import engine
 @json_option
 def graphs(
     graph_type: str | None,
+    version: int | None,
     behind: bool,
     unreachable: bool,
     state: str | None,
@@ -44,11 +46,14 @@ def graphs(
     """List graphs: version, who owns them, and why they are read-only."""
     if behind and unreachable:
         raise click.UsageError("--behind and --unreachable exclude each other")
+    if version is not None and graph_type is None:
+        raise click.UsageError("--version needs --type: versions of different types have nothing in common")
     known = graph_types().values()
     newest = {kind.name: kind.newest for kind in known}
     found = reading.list_graphs(
         engine(),
         graph_type=graph_type,
+        version=version,
         behind=newest if behind else None,
         oldest={kind.name: kind.oldest for kind in known},
         unreachable={kind.name: (kind.oldest, kind.newest) for kind in known} if unreachable else None,

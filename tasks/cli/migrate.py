@@ -27,9 +27,10 @@ from graph_migrator.core.inspection.waiting import wait_for
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.statuses import AttemptStatus, MigrationStatus
 from graph_migrator.core.store.errors import DRIVER_ERRORS
+from graph_migrator.tasks.calls import send_call
 from graph_migrator.tasks.cli.errors import of_a_hop
 from graph_migrator.tasks.cli.output import coloured, console, json_option, print_json, table, user
-from graph_migrator.tasks.cli.sending import name_other_code, refuse_state, refuse_target, send_call
+from graph_migrator.tasks.cli.sending import name_other_code, refuse_state, refuse_target
 from graph_migrator.tasks.runtime import engine, executors
 
 
@@ -81,7 +82,7 @@ def migrate(
             if not wait:  # nobody would see the worker's refusal
                 refuse_state(found)
             latest = _latest_attempt(found.slug)
-            result = send_call(found, target, requested_by, reason)
+            result = send_call(executors(), found, target, requested_by, reason)
             if not wait:
                 _print_sent(found.slug, result.id, as_json=as_json)
             if not as_json:

@@ -280,18 +280,21 @@ rollout.add_command(watch)
     "--status", type=click.Choice([each.value for each in MemberStatus]), help="Only graphs with this status."
 )
 @click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
+@click.option("--after", metavar="PLACE", help="The place of the last graph of the page before.")
 @json_option
-def graphs(which: str, status: str | None, limit: int, as_json: bool) -> None:
+def graphs(which: str, status: str | None, limit: int, after: str | None, as_json: bool) -> None:
     """List the graphs of a rollout in the order in which they are moved."""
     with executors().borrow() as executor:
         found = inspection.members(
-            executor, which, status=MemberStatus(status) if status else None, limit=limit
+            executor, which, status=MemberStatus(status) if status else None, after=after, limit=limit
         )
     if as_json:
         print_json(found)
         return
     rows = [(m.graph, m.stage, m.status, f"v{m.from_version}", m.tries, m.note) for m in found]
     console().print(table(None, ("graph", "stage", "status", "from", "tries", "note"), rows))
+    if len(found) == limit:
+        click.echo(f"More may follow: --after {found[-1].place}", err=True)
 
 
 @rollout.command()

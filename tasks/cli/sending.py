@@ -1,9 +1,9 @@
-"""What `migrate` does before and after it sends a call: refuse what cannot be, and name code that differs."""
+"""What `migrate` does beside sending a call: refuse what cannot be, and name code that differs."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -17,7 +17,7 @@ from graph_migrator.core.inspection.history import GraphSummary
 from graph_migrator.core.planning import make_plan
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.lock_sessions import lock_sessions
-from graph_migrator.tasks.runtime import engine, executors
+from graph_migrator.tasks.runtime import engine
 
 _ASK_SECONDS: Final = 0.5
 
@@ -53,19 +53,6 @@ def refuse_state(found: GraphSummary) -> None:
     old = [each.describe() for each in writers if each.since is not None and each.since < before]
     if old:
         raise OpenWriteTransactions(found.slug, patience, old)
-
-
-def send_call(found: GraphSummary, target: int | None, requested_by: str, reason: str | None) -> Any:
-    """Send a `migrate_graph` call; its target is resolved here, so that no worker with other code chooses one."""
-    from graph_migrator.tasks.calls import record_sent
-    from graph_migrator.tasks.migrate import migrate_graph
-
-    kind = graph_types().get(found.graph_type)
-    if target is None and kind is not None:
-        target = kind.newest
-    result = migrate_graph.delay(str(found.id), target, requested_by, reason)
-    record_sent(executors(), result.id, found.id, target, requested_by)
-    return result
 
 
 def name_other_code(graph_type: str) -> None:

@@ -64,6 +64,7 @@ class Reader:
     def read(self, name: str | None = None, seconds: float = 20) -> Any:
         """The data of the next event, or of the next one of this name."""
         while True:
+            self._parse()  # the first events may have come with the head of the answer
             for place, (found, data) in enumerate(self.events):
                 if name in {None, found}:
                     del self.events[: place + 1]
@@ -73,7 +74,6 @@ class Reader:
             received = self.connection.recv(65_536)
             assert received, "the stream has ended"
             self.rest += received
-            self._parse()
 
     def _parse(self) -> None:
         # Chunked transfer coding: sizes stand on lines of their own, and an event is never cut by a chunk here.

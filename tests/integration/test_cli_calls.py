@@ -95,11 +95,11 @@ def test_a_target_that_only_a_newer_worker_knows_is_sent_on_request(here: Cluste
 def test_a_call_that_the_broker_did_not_take_is_not_recorded(
     here: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OperationalError("the connection was refused")
 
     here.add_graph("g", "trail")
-    monkeypatch.setattr(migrate_graph, "delay", refuse)
+    monkeypatch.setattr(migrate_graph, "apply_async", refuse)
     assert call("migrate", "g").exit_code == 4
     assert not rows(here.engine, "SELECT * FROM waiting_calls")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -15,9 +16,10 @@ from starlette.testclient import TestClient
 
 from graph_migrator import HopContext, run_graph_migration
 from graph_migrator.console import ProxyHeader, Role, create_app
-from graph_migrator.console.services import Services
+from graph_migrator.console.services import CeleryBroker, Services
 from graph_migrator.core.access import tokens
 from graph_migrator.core.execution.begin import begin_migration
+from graph_migrator.core.execution.model import Caller
 from graph_migrator.core.rollouts.start import RolloutRequest, start
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.store.session import Executors
@@ -26,7 +28,7 @@ from tests.integration.web import Console, Notes, console, everything
 from tests.rows import add_graph, one, rows
 
 SECRET = uuid4().hex
-PAGES = ("/", "/graphs", "/rollouts", "/types", "/workers", "/audit", "/doctor")
+PAGES = ("/", "/graphs", "/rollouts", "/types", "/workers", "/health", "/audit", "/doctor")
 
 
 def _refuse(ctx: HopContext) -> None:
@@ -62,7 +64,8 @@ def details(here: Console) -> list[str]:
     (rollout,) = rows(here.engine, "SELECT id::text FROM rollouts")[0]
     graphs = ("idle", "broken", "queued", "stranger", "beyond", "member-0")
     return [*(f"/graphs/{graph}" for graph in graphs), f"/attempts/{attempt}", f"/rollouts/{rollout}",
-            "/rollouts/batched?status=pending", "/graphs?state=failed", "/graphs?only=behind",
+            "/rollouts/batched?status=pending", "/rollouts/batched/changes", "/rollouts/batched/back",
+            "/graphs?type=plain&version=1", "/graphs?state=failed", "/graphs?only=behind",
             "/graphs?only=unreachable", "/graphs?type=plain&state=idle"]  # fmt: skip
 
 
@@ -190,9 +193,7 @@ def test_migrate_is_sent_under_the_id_of_the_request(here: Console) -> None:
     body = {"to": 3, "reason": "spring"}
     answer = here.post("/api/v1/graphs/idle/migrate", json=body, headers={"idempotency-key": str(key)})
     assert answer.json()["request_id"] == str(key)
-    (graph,) = rows(here.engine, "SELECT id::text FROM graphs WHERE slug = 'idle'")[0]
-    given = {"graph_id": graph, "target": 3, "requested_by": "operator-1", "reason": "spring"}
-    assert here.broker.called == [("tasks.migrate_graph", key, given)]
+    assert here.broker.called == [("idle", 3, Caller(str(key), "operator-1", "spring"))]
     assert here.get(f"/api/v1/requests/{key}").status_code == 404
 
 
@@ -257,6 +258,31 @@ def test_the_forms_of_the_pages_do_what_the_api_does(here: Console) -> None:
     assert here.post("/graphs/idle/explode", data={}).status_code == 404
     assert here.post("/hold", data={"reason": "night"}).status_code == 303
     assert "All rollouts are held by operator-1: night" in here.get("/").text
+
+
+def test_a_call_of_the_console_is_shown_as_waiting_until_a_worker_has_it(
+    here: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of the command line is: both send it by one function."""
+    from graph_migrator.tasks.migrate import migrate_graph
+
+    sent: list[str] = []
+
+    def publish(_: object, task_id: str) -> SimpleNamespace:
+        sent.append(task_id)
+        return SimpleNamespace(id=task_id)
+
+    monkeypatch.setattr(migrate_graph, "apply_async", publish)
+    monkeypatch.setattr(here.app.state.services, "broker", CeleryBroker())
+    key = str(uuid4())
+    assert (
+        here.post("/api/v1/graphs/idle/migrate", headers={"idempotency-key": key}, json={"to": 3}).status_code
+        == 200
+    )
+    assert sent == [key]
+    (waiting,) = here.get("/api/v1/graphs/idle").json()["state"]["waiting_calls"]
+    assert (waiting["task_id"], waiting["target"], waiting["requested_by"]) == (key, 3, "operator-1")
+    assert "waits for a worker" in here.get("/graphs/idle").text
 
 
 # ── who gets in ─────────────────────────────────────────────────────────────────────────────────────
@@ -333,11 +359,25 @@ def test_nobody_reads_anything(here: Console) -> None:
 
 
 def test_every_answer_has_the_headers_that_keep_a_browser_safe(here: Console) -> None:
-    for path in ("/", "/api/v1/overview", "/static/console.css", "/nowhere", "/api/v1/graphs/nobody"):
+    for path in (
+        "/",
+        "/api/v1/overview",
+        "/static/console.css",
+        "/nowhere",
+        "/api/v1/graphs/nobody",
+        "/login",
+    ):
         headers = here.get(path).headers
-        assert "frame-ancestors 'none'" in headers["content-security-policy"]
-        assert "unsafe" not in headers["content-security-policy"]
+        policy = dict(each.strip().split(" ", 1) for each in headers["content-security-policy"].split(";"))
+        # Only our own scripts and styles, none that stand in a page; no frame around it; forms lead nowhere else.
+        assert policy == {
+            "default-src": "'none'", "script-src": "'self'", "style-src": "'self'", "img-src": "'self' data:",
+            "connect-src": "'self'", "form-action": "'self'", "base-uri": "'none'", "frame-ancestors": "'none'",
+        }  # fmt: skip
         assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["referrer-policy"] == "same-origin"
+    assert here.get("/").headers["cache-control"] == "no-store"
 
 
 def test_a_token_lets_in_until_it_is_revoked(engine: Engine, script: Script) -> None:
@@ -387,6 +427,35 @@ def test_a_browser_logs_in_with_a_token_and_out_again(engine: Engine) -> None:
         here.client.post("/login", data={"token": secret})
         tokens.revoke_token(engine, "ada")
         assert here.client.get("/graphs").status_code == 303
+
+
+def test_a_login_ends_when_its_time_is_over(engine: Engine) -> None:
+    _, secret = tokens.create_token(engine, "ada", Role.VIEWER)
+    opened = tokens.open_session(engine, secret)
+    assert opened is not None
+    assert tokens.identify_session(engine, opened[1]) is not None
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE graph_migrator.api_sessions SET expires_at = clock_timestamp()")
+    assert tokens.identify_session(engine, opened[1]) is None
+
+
+def test_the_cookie_goes_over_https_alone_but_on_this_machine(engine: Engine) -> None:
+    for base, secure in (
+        ("https://console.example", True),
+        ("http://console.example", True),
+        ("http://127.0.0.1:8080", False),
+    ):
+        with console(engine, "tokens", base_url=base) as here:
+            answer = here.client.post("/login", data={"token": here.token(f"ada at {base}")})
+            assert ("secure" in answer.headers["set-cookie"].lower()) is secure, base
+
+
+def test_nobody_asks_in_the_name_of_another(here: Console) -> None:
+    asked = {"graph_type": "plain", "graphs": ["idle"], "requested_by": "mallory"}
+    assert here.post("/api/v1/rollouts", json=asked).status_code == 200
+    assert here.post("/api/v1/graphs/idle/lock", json={"requested_by": "mallory"}).status_code == 400
+    for table in ("rollouts", "rollout_changes", "requests", "api_requests"):
+        assert "mallory" not in everything(here.engine)[table], table
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from graph_migrator import run_graph_migration
 from graph_migrator.console import Identity, Role, create_app
 from graph_migrator.console import stream as streaming
 from graph_migrator.console.services import Services
+from graph_migrator.core.access.tokens import create_token, revoke_token
 from graph_migrator.core.store.session import Executors
 from tests.acceptance.serving import Reader, served
 from tests.integration.scripted import Script
@@ -23,7 +24,7 @@ from tests.rows import add_graph, rows
 from tests.waiting import until
 
 INSERT = text(
-    "SELECT graph_migrator.record_change_event('rollout', NULL, NULL, NULL, jsonb_build_object('n', :n))"
+    "INSERT INTO graph_migrator.change_events (kind, change) VALUES ('rollout', jsonb_build_object('n', :n))"
 )
 SECRET = "a-name-in-a-message"
 
@@ -172,7 +173,7 @@ def test_a_client_that_does_not_read_is_dropped_and_hinders_nobody(
             with engine.begin() as connection:
                 connection.execute(
                     text(
-                        "SELECT graph_migrator.record_change_event('rollout', NULL, NULL, NULL, "
+                        "INSERT INTO graph_migrator.change_events (kind, change) VALUES ('rollout', "
                         "jsonb_build_object('n', :n, 'long', repeat('x', 400000)))"
                     ),
                     {"n": sent},
@@ -205,3 +206,26 @@ def test_a_client_that_goes_is_forgotten(engine: Engine) -> None:
             assert app.state.stream.clients == 1
         change(engine, 1)
         until(lambda: app.state.stream.clients == 0, "it is forgotten")
+
+
+def test_a_stream_ends_for_who_has_lost_the_right_to_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "LONGEST_SECONDS", 1.0)
+    monkeypatch.setattr(streaming, "COMMENT_SECONDS", 0.1)
+    _, secret = create_token(engine, "ada", Role.VIEWER)
+    headers = f"Authorization: Bearer {secret}\r\n"
+    services = Services(broker=Notes(), engine=engine, executors=Executors(engine))
+    with served(create_app("tokens", services=services)) as base:
+        with reading(base, headers=headers) as reader:
+            reader.read("snapshot")
+            change(engine, 1)
+            reader.read("rollout")
+            with pytest.raises(AssertionError, match="the stream has ended"):
+                reader.read("never", seconds=20)
+        change(engine, 2)
+        with reading(base, headers=headers, last_id=reader.last_id) as again:
+            assert again.read()["change"] == {"n": 2}, "nothing is missed in between"
+        revoke_token(engine, "ada")
+        with reading(base, headers=headers, last_id=reader.last_id) as refused:
+            assert refused.status == 401

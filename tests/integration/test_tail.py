@@ -17,7 +17,7 @@ from tests.integration.scripted import Script
 from tests.rows import add_graph, rows
 
 INSERT = text(
-    "SELECT graph_migrator.record_change_event('rollout', NULL, NULL, NULL, jsonb_build_object('n', :n))"
+    "INSERT INTO graph_migrator.change_events (kind, change) VALUES ('rollout', jsonb_build_object('n', :n))"
 )
 
 

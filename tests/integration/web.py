@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID
 
 from fastapi import FastAPI
 from sqlalchemy import Engine, text
@@ -17,9 +16,10 @@ from graph_migrator.console import Identity, Role, create_app
 from graph_migrator.console.authentication import Auth
 from graph_migrator.console.services import Services
 from graph_migrator.core.access.tokens import create_token
-from graph_migrator.core.execution.model import Dispatch
+from graph_migrator.core.execution.model import Caller, Dispatch
 from graph_migrator.core.inspection.diagnosis import Fleet
 from graph_migrator.core.inspection.doctor import Finding, Level
+from graph_migrator.core.inspection.history import GraphSummary
 from graph_migrator.core.store.session import Executors
 
 
@@ -28,7 +28,8 @@ class Notes:
     """A broker that notes what it is given, and sends nothing."""
 
     sent: list[Dispatch] = field(default_factory=list)
-    called: list[tuple[str, UUID, dict[str, Any]]] = field(default_factory=list)
+    called: list[tuple[str, int | None, Caller]] = field(default_factory=list)
+    """Graph, target and who asks, of each `migrate_graph` call."""
     is_away: bool = False
 
     def send(self, dispatch: Dispatch) -> None:
@@ -36,10 +37,10 @@ class Notes:
             raise ConnectionError("away")
         self.sent.append(dispatch)
 
-    def call(self, task: str, request_id: UUID, **arguments: Any) -> None:
+    def migrate(self, executors: Executors, found: GraphSummary, target: int | None, caller: Caller) -> None:
         if self.is_away:
             raise ConnectionError("away")
-        self.called.append((task, request_id, arguments))
+        self.called.append((found.slug, target, caller))
 
     def ask_workers(self) -> Fleet:
         return Fleet(workers={"w1": {"plain": "0" * 12}}, queued=0)

@@ -46,6 +46,8 @@ CREATE INDEX rollouts_automatic ON rollouts (graph_type, to_version, code) WHERE
 
 -- Pages of a rollout's graphs in the order in which they are moved.
 CREATE INDEX rollout_members_in_order ON rollout_members (rollout_id, stage, position);
+CREATE INDEX rollout_members_ended ON rollout_members (rollout_id, status, stage, position)
+    WHERE status IN ('succeeded', 'failed', 'skipped');
 
 -- An automatic rollout leaves out what an earlier one with the same code could not move.
 CREATE INDEX rollout_members_left ON rollout_members (graph_id) WHERE status IN ('failed', 'skipped');

@@ -43,18 +43,19 @@ CREATE INDEX rollout_changes_by_time ON rollout_changes (at, id);
 -- ── what changes, for whoever follows it ────────────────────────────────────────────────────────────
 
 CREATE TABLE change_events (
-    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    xid          bigint NOT NULL,
+    id           bigint GENERATED ALWAYS AS IDENTITY,
+    xid          bigint NOT NULL DEFAULT pg_current_xact_id()::text::bigint,
     kind         text NOT NULL,
     graph_id     uuid,
     migration_id uuid,
     rollout_id   uuid,
     change       jsonb NOT NULL,
     at           timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- One index, since migrations pay for it: readers and the removal of old ones go along it.
+    PRIMARY KEY (xid, id),
     CONSTRAINT change_events_kind_is_known CHECK (kind IN ('migration', 'attempt', 'rollout'))
 );
 COMMENT ON COLUMN change_events.xid IS 'The transaction that made the change. Numbers are given out in another order than commits come in, so a reader asks for what its last snapshot did not see.';
-CREATE INDEX change_events_by_transaction ON change_events (xid);
 
 -- Nothing is recorded where nobody follows: each console says from time to time that it is there. One row.
 CREATE TABLE change_followers (
@@ -66,19 +67,13 @@ CREATE TABLE change_followers (
 COMMENT ON COLUMN change_followers.removed_up_to IS 'Changes of this transaction and older ones may be missing: not recorded, or removed.';
 INSERT INTO change_followers DEFAULT VALUES;
 
-CREATE FUNCTION record_change_event(p_kind text, p_graph uuid, p_migration uuid, p_rollout uuid, p_change jsonb)
-RETURNS void LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
-    INSERT INTO change_events (xid, kind, graph_id, migration_id, rollout_id, change)
-        VALUES (pg_current_xact_id()::text::bigint, p_kind, p_graph, p_migration, p_rollout, p_change)
-$$;
-
 CREATE FUNCTION follow_migration() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = graph_migrator, pg_temp AS $$
 BEGIN
     IF (SELECT f.followed_until < clock_timestamp() FROM change_followers f) THEN
         RETURN NULL;
     END IF;
-    PERFORM record_change_event('migration', NEW.graph_id, NEW.id, NULL, jsonb_build_object(
+    INSERT INTO change_events (kind, graph_id, migration_id, change) VALUES ('migration', NEW.graph_id, NEW.id, jsonb_build_object(
         'status', NEW.status, 'from_version', NEW.from_version, 'to_version', NEW.to_version,
         'requested_by', NEW.requested_by, 'error_type', NEW.error_type, 'error_message', NEW.error_message));
     RETURN NULL;
@@ -94,7 +89,7 @@ BEGIN
     IF (SELECT f.followed_until < clock_timestamp() FROM change_followers f) THEN
         RETURN NULL;
     END IF;
-    PERFORM record_change_event('attempt', NEW.graph_id, NEW.migration_id, NULL, jsonb_build_object(
+    INSERT INTO change_events (kind, graph_id, migration_id, change) VALUES ('attempt', NEW.graph_id, NEW.migration_id, jsonb_build_object(
         'attempt_id', NEW.id, 'hop', NEW.hop_name, 'from_version', NEW.from_version, 'to_version', NEW.to_version,
         'attempt', NEW.attempt, 'status', NEW.status, 'worker', NEW.worker, 'done', NEW.done, 'total', NEW.total,
         'rows_per_second', NEW.rows_per_second, 'error_type', NEW.error_type, 'error_message', NEW.error_message));
@@ -112,7 +107,7 @@ BEGIN
     IF (SELECT f.followed_until < clock_timestamp() FROM change_followers f) THEN
         RETURN NULL;
     END IF;
-    PERFORM record_change_event('rollout', NULL, NULL, NEW.id, jsonb_build_object(
+    INSERT INTO change_events (kind, rollout_id, change) VALUES ('rollout', NEW.id, jsonb_build_object(
         'status', NEW.status, 'stage', NEW.stage, 'graph_type', NEW.graph_type, 'to_version', NEW.to_version,
         'hold', NEW.hold->>'reason'));
     RETURN NULL;
@@ -132,9 +127,9 @@ DECLARE
     removed bigint;
 BEGIN
     SELECT f.followed_until >= clock_timestamp() INTO was FROM change_followers f FOR UPDATE;
-    WITH oldest AS (SELECT c.id, c.at FROM change_events c ORDER BY c.id LIMIT 50000),
+    WITH oldest AS (SELECT c.xid, c.id, c.at FROM change_events c ORDER BY c.xid, c.id LIMIT 50000),
          gone AS (DELETE FROM change_events e USING oldest o
-                  WHERE o.id = e.id AND o.at < clock_timestamp() - make_interval(secs => p_keep) RETURNING e.xid)
+                  WHERE o.xid = e.xid AND o.id = e.id AND o.at < clock_timestamp() - make_interval(secs => p_keep) RETURNING e.xid)
         SELECT max(g.xid) INTO removed FROM gone g;
     UPDATE change_followers f SET followed_until = clock_timestamp() + make_interval(secs => p_seconds),
         removed_up_to = greatest(f.removed_up_to, removed,
