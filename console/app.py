@@ -101,6 +101,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     else:
         problem = as_problem(error)
     path = request.url.path.removeprefix(request.scope.get("root_path", ""))
-    if path.startswith("/api/") or "who" not in request.scope.get("state", {}):
+    is_known = "who" in request.scope.get("state", {})
+    if path.startswith("/api/") or not (is_known or "text/html" in request.headers.get("accept", "")):
         return respond(problem)
     return pages.show_problem(request, problem)

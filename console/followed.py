@@ -17,6 +17,7 @@ from graph_migrator.core.inspection.history import graph_state
 from graph_migrator.core.rollouts import inspection as rollouts
 from graph_migrator.core.rollouts.statuses import LIVE as LIVE_ROLLOUTS
 from graph_migrator.core.rollouts.statuses import RolloutStatus
+from graph_migrator.core.rollouts.troubles import troubles as rollout_troubles
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store.session import Executor
 
@@ -109,8 +110,12 @@ def snapshot(connection: Connection, topic: Topic) -> dict[str, Any]:
     if topic.rollout is not None:
         found = rollouts.show(Executor.within(connection), str(topic.rollout))
         return found.model_dump(mode="json")
+    wrong = [
+        *overview.troubles(connection, graph_types()),
+        *rollout_troubles(Executor.within(connection)),
+    ]
     return {
-        "troubles": [each.model_dump(mode="json") for each in overview.troubles(connection, graph_types())],
+        "troubles": [each.model_dump(mode="json") for each in overview.oldest_first(wrong)],
         "moving": [each.model_dump(mode="json") for each in overview.moving(connection)],
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path as FilePath
@@ -13,6 +14,7 @@ from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from graph_migrator.console import api, reads, verbs
@@ -25,14 +27,15 @@ from graph_migrator.core.access.repeated import find_answer
 from graph_migrator.core.access.tokens import SESSION_HOURS, Identity, Role
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import history as reading
-from graph_migrator.core.inspection import overview
 from graph_migrator.core.inspection.attempts import attempt_story
 from graph_migrator.core.inspection.failures import failed_graphs, group_failures
 from graph_migrator.core.inspection.quantities import count, duration, pace, quantity
 from graph_migrator.core.inspection.requests import find_request, list_requests
 from graph_migrator.core.rollouts import inspection as rollouts
 from graph_migrator.core.rollouts.back import ways_back, why_not_back
+from graph_migrator.core.rollouts.start import RolloutRequest
 from graph_migrator.core.rollouts.statuses import MemberStatus
+from graph_migrator.core.rollouts.troubles import is_fleet_held
 
 PAGE_SIZE: Final = 50
 STORIES: Final = 20
@@ -57,6 +60,15 @@ def _ago(value: datetime | None) -> str:
     return f"{max(seconds, 0)} s ago"
 
 
+def _with_code(text: str) -> Markup:
+    """A sentence whose commands, in backticks, are set as code."""
+    parts = text.split("`")
+    return Markup().join(
+        Markup('<code class="command">{}</code>').format(part) if place % 2 else escape(part)
+        for place, part in enumerate(parts)
+    )
+
+
 _templates = Environment(
     loader=FileSystemLoader(FilePath(__file__).parent / "templates"),
     autoescape=True,
@@ -65,7 +77,11 @@ _templates = Environment(
     lstrip_blocks=True,
 )
 _templates.filters.update(
-    moment=_moment, ago=_ago, duration=duration, quote=lambda text: quote(str(text), safe="")
+    moment=_moment,
+    ago=_ago,
+    duration=duration,
+    with_code=_with_code,
+    quote=lambda text: quote(str(text), safe=""),
 )
 _templates.globals.update(count=count, pace=pace, quantity=quantity, new_id=lambda: str(uuid4()))
 
@@ -177,9 +193,42 @@ def get_rollouts(request: Request, services: Deps, after: UUID | None = None) ->
     """Rollouts, the latest first."""
     with services.executors.borrow() as executor:
         found = rollouts.list_rollouts(executor, after=after, limit=PAGE_SIZE)
-    held = overview.fleet_hold(services.engine) is not None
+        held = is_fleet_held(executor)
     following = urlencode({"after": found[-1].id}) if len(found) == PAGE_SIZE else None
     return show(request, "rollouts.html", rollouts=found, fleet_held=held, following=following)
+
+
+@router.get("/plan")
+def get_plan(
+    request: Request,
+    services: Deps,
+    graph_type: Annotated[Text, Query(alias="type")] = "",
+    to: Annotated[str, Query(pattern=r"^\d{0,9}$")] = "",
+    version: Annotated[str, Query(pattern=r"^\d{0,9}$")] = "",
+    slug: Text = "",
+    where: Annotated[str, Query(max_length=1_000)] = "",
+) -> Response:
+    """What a rollout of the selected graphs would do. Nothing is written."""
+    chosen = {
+        "graph_type": graph_type,
+        "to_version": to,
+        "from_version": version,
+        "slug": slug,
+        "where": where,
+    }
+    fields = {name: value for name, value in chosen.items() if value}
+    plan = verbs.plan_rollout(services, _options(RolloutRequest, fields)) if graph_type else None
+    return show(
+        request, "plan.html", plan=plan, fields=fields, chosen=chosen, types=sorted(graph_types()),
+        command=_rollout_command(fields),
+    )  # fmt: skip
+
+
+def _rollout_command(fields: Mapping[str, str]) -> str:
+    options = {"to_version": "--to", "from_version": "--from", "slug": "--slug", "where": "--where"}
+    given = [f"{option} {shlex.quote(fields[name])}" for name, option in options.items() if name in fields]
+    everything = [] if fields.keys() & {"from_version", "slug", "where"} else ["--all"]
+    return " ".join(["graph-migrator rollout start", fields.get("graph_type", "TYPE"), *everything, *given])
 
 
 @router.get("/rollouts/{rollout}")
@@ -366,6 +415,14 @@ def post_graph_verb(
     request_id = _id_of(form)
     verbs.graph_verb(services, who, request_id, graph, verb, _options(GraphVerb, form))
     return _back(request, f"/graphs/{quote(graph)}", request_id)
+
+
+@router.post("/plan")
+def post_plan(request: Request, services: Deps, who: Who, form: Form) -> Response:
+    """Start the rollout that was planned."""
+    request_id = _id_of(form)
+    started = verbs.start_rollout(services, who, request_id, _options(RolloutRequest, form))
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/rollouts/{started.rollout_id}", 303)
 
 
 @router.post("/rollouts/{rollout}/back")

@@ -17,23 +17,21 @@ from graph_migrator.core.inspection.actions import Action, graph_actions
 from graph_migrator.core.inspection.diagnosis import Fleet, Reason, explain
 from graph_migrator.core.inspection.history import GraphState, GraphSummary, Refusal
 from graph_migrator.core.inspection.overview import Moving, Trouble, VersionInUse
-from graph_migrator.core.inspection.quantities import quantity
 from graph_migrator.core.planning import Plan, make_plan
 from graph_migrator.core.rollouts import inspection as rollouts
 from graph_migrator.core.rollouts.actions import rollout_actions
 from graph_migrator.core.rollouts.back import WayBack, ways_back
-from graph_migrator.core.rollouts.health import Level
 from graph_migrator.core.rollouts.inspection import (
     Change,
     GroupOfErrors,
-    HealthSignal,
     RolloutState,
-    RolloutSummary,
 )
+from graph_migrator.core.rollouts.troubles import troubles as rollout_troubles
 from graph_migrator.core.rollouts.workers import WorkerState
 from graph_migrator.core.rollouts.workers import workers as list_workers
 from graph_migrator.core.store.lock_sessions import LockSession, lock_sessions
 
+MOST_ROLLOUTS: Final = 10
 CHANGES: Final = 50
 """Changes of a rollout that come with it."""
 
@@ -47,7 +45,10 @@ class Overview(_Model):
 
     wrong: tuple[Trouble, ...] = Field(description="What is wrong now, the oldest first.")
     moving: tuple[Moving, ...]
-    rollouts: tuple[RolloutSummary, ...] = Field(description="Those that have not ended.")
+    rollouts: tuple[RolloutState, ...] = Field(
+        description=f"Those that have not ended, the latest {MOST_ROLLOUTS}."
+    )
+    more_rollouts: int = Field(description="How many more have not ended.")
     fleet_held: bool
 
 
@@ -123,31 +124,19 @@ def first_page(services: Services) -> Overview:
         wrong = overview.troubles(connection, graph_types())
         moving = overview.moving(connection)
     with services.executors.borrow() as executor:
-        known = rollouts.list_rollouts(executor, live=True)
-        signals = rollouts.health(executor)
-    wrong += _over_limits(signals)
+        wrong = overview.oldest_first([*wrong, *rollout_troubles(executor)])
+        live = rollouts.list_rollouts(executor, live=True)
+        shown = [rollouts.show(executor, str(each.id)) for each in live[:MOST_ROLLOUTS]]
     seen = services.fleet.look()
     if seen is not None:
         wrong = [*_of_the_fleet(seen.value), *wrong]
     return Overview(
         wrong=tuple(wrong),
         moving=tuple(moving),
-        rollouts=tuple(known),
+        rollouts=tuple(shown),
+        more_rollouts=len(live) - len(shown),
         fleet_held=any(each.kind == "fleet-held" for each in wrong),
     )
-
-
-def _over_limits(signals: tuple[HealthSignal, ...]) -> list[Trouble]:
-    return [
-        Trouble(
-            kind="over-limit", since=each.since, graphs=0, next_step=each.remedy or "",
-            what=f"{each.signal}, {each.meaning}, is or was over its limit and is "
-            f"{quantity(each.value, each.unit) or 'not known'} now: it {each.effect}.",
-            command="graph-migrator health",
-        )
-        for each in signals
-        if each.level in {Level.SLOW, Level.STOP}
-    ]  # fmt: skip
 
 
 def _of_the_fleet(fleet: Fleet) -> list[Trouble]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection.history import GraphState
 from graph_migrator.core.statuses import EDGES, MigrationStatus, Verb
@@ -51,8 +52,8 @@ def graph_actions(state: GraphState) -> list[Action]:
         sources = EDGES[edge].sources
         if status in sources:
             return None
-        now = f"its migration is {status}" if status is not None else "nothing owns it"
-        return f"{now}; this needs {' or '.join(sorted(sources))}"
+        now = f"its migration is {status}" if status is not None else "it is not being migrated"
+        return f"{now}; this needs one that is {' or '.join(sorted(sources))}"
 
     retry = None if partial or status is MigrationStatus.FAILED else needs("retry")
     unfinished = state.checkpoint_done is not None
@@ -60,7 +61,7 @@ def graph_actions(state: GraphState) -> list[Action]:
     return [
         action(
             Verb.MIGRATE, "Migrate", f"Move it to v{newest} along its hops." if newest else "Move it along its hops.",
-            _not_migrated(state, newest),
+            _not_migrated(state, kind),
         ),
         action(Verb.RETRY, "Retry", "Go on where it stopped, with the code that is there now.", retry),
         action(Verb.PAUSE, "Pause", "Stop at the next hop or batch boundary. Nothing is undone.", needs("ask_pause")),
@@ -84,14 +85,16 @@ def graph_actions(state: GraphState) -> list[Action]:
     ]  # fmt: skip
 
 
-def _not_migrated(state: GraphState, newest: int | None) -> str | None:
+def _not_migrated(state: GraphState, kind: GraphType | None) -> str | None:
     graph = state.graph
-    if newest is None:
+    if kind is None:
         return f"its type {graph.graph_type!r} is not known here"
+    if not kind.oldest <= graph.version <= kind.newest:
+        return f"its type does not know v{graph.version} here"
     if graph.partially_migrated:
         return "it is partially migrated: retry it"
     if graph.status is not None:
         return f"its migration is {graph.status}" + (": retry it" if graph.status == "failed" else "")
-    if graph.version >= newest:
+    if graph.version == kind.newest:
         return f"it is at v{graph.version}, the newest version"
     return None

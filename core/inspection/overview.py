@@ -5,7 +5,7 @@ Each list reads along an index and has an end, so that a fleet in trouble costs 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -30,7 +30,8 @@ class Trouble(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     kind: str = Field(
-        description="failed, partially-migrated, stalled, paused, unreachable, held, fleet-held."
+        description="failed, partially-migrated, stalled, paused, unreachable; held, fleet-held, over-limit; "
+        "no-worker, broker-unreachable."
     )
     what: str
     since: datetime | None
@@ -104,12 +105,6 @@ SELECT u.graph_type, u.version, (
      WHERE g.graph_type = u.graph_type AND g.version = u.version ORDER BY g.slug LIMIT 1) AS example
 FROM used u
 """
-_HELD = """
-SELECT r.id, r.graph_type, r.to_version, r.hold, (r.hold->>'since')::timestamptz AS since,
-       (SELECT coalesce(sum(s.pending + s.dispatched), 0)::bigint FROM graph_migrator.rollout_stages s
-        WHERE s.rollout_id = r.id) AS graphs
-FROM graph_migrator.rollouts r WHERE r.status = 'held' ORDER BY since
-"""
 _MOVING = """
 SELECT g.slug AS graph, g.id AS graph_id, g.graph_type, m.id AS migration_id, m.status, m.from_version, g.version,
        m.to_version, a.hop_name AS hop, a.done, a.total, a.rows_per_second, m.created_at AS since
@@ -120,7 +115,7 @@ WHERE m.status = ANY (:statuses) ORDER BY m.status DESC, m.graph_id LIMIT :limit
 
 
 def troubles(source: Engine | Connection, types: Mapping[str, GraphType]) -> list[Trouble]:
-    """What is wrong now, the oldest first. What has no date comes last.
+    """What is wrong with graphs now.
 
     Args:
         source: The database.
@@ -129,14 +124,11 @@ def troubles(source: Engine | Connection, types: Mapping[str, GraphType]) -> lis
     if isinstance(source, Engine):
         with source.connect() as connection:
             return troubles(connection, types)
-    hold = fleet_hold(source)
-    found = [
-        *([hold] if hold is not None else []),
-        *_held(source),
-        *_failed(source),
-        *_graphs(source),
-        *_unreachable(source, types),
-    ]
+    return [*_failed(source), *_graphs(source), *_unreachable(source, types)]
+
+
+def oldest_first(found: Iterable[Trouble]) -> list[Trouble]:
+    """Troubles in the order in which they are shown. What has no date comes last."""
     return sorted(found, key=lambda each: (each.since is None, each.since or 0))
 
 
@@ -173,33 +165,6 @@ def versions_in_use(source: Engine | Connection) -> list[VersionInUse]:
             return versions_in_use(connection)
     rows = source.execute(text(_VERSIONS), {"most": MOST}).mappings()
     return [VersionInUse.model_validate(dict(row)) for row in rows]
-
-
-def fleet_hold(source: Engine | Connection) -> Trouble | None:
-    """The hold of all rollouts; None where there is none."""
-    if isinstance(source, Engine):
-        with source.connect() as connection:
-            return fleet_hold(connection)
-    row = source.execute(text("SELECT held_at, held_by, why FROM graph_migrator.rollout_fleet")).one()
-    if row.held_at is None:
-        return None
-    by = f" by {row.held_by}" if row.held_by else ""
-    why = f": {row.why}" if row.why else ""
-    return Trouble(
-        kind="fleet-held", what=f"All rollouts are held{by}{why}.", since=row.held_at, graphs=0,
-        next_step="Let rollouts go on.", command="graph-migrator rollout unhold",
-    )  # fmt: skip
-
-
-def _held(connection: Connection) -> list[Trouble]:
-    return [
-        Trouble(
-            kind="held", what=f"The rollout of {row.graph_type!r} to v{row.to_version} is held: {row.hold['reason']}.",
-            since=row.since, graphs=row.graphs, example=str(row.id), next_step="See why, then resume or promote it.",
-            command=f"graph-migrator rollout show {str(row.id)[:8]}",
-        )
-        for row in connection.execute(text(_HELD))
-    ]  # fmt: skip
 
 
 def _failed(connection: Connection) -> list[Trouble]:

@@ -33,4 +33,6 @@ def quantity(value: float | None, unit: str) -> str:
     """A measured value with its unit; nothing for None."""
     if value is None:
         return ""
-    return (f"{value:,.0f}" if value >= 1_000 else f"{value:.4g}") + (f" {unit}" if unit else "")
+    number = f"{value:,.0f}" if value >= 1_000 else f"{value:.3g}"
+    one = unit[:-1] if value == 1 and unit.endswith("s") and len(unit) > 2 else unit
+    return f"{number} {one}".strip()

@@ -97,7 +97,7 @@ class RolloutState(_Model):
     strategy: Strategy
     fleet_held: bool
     came_from: dict[int, int] = Field(
-        description="How many graphs it took up, by the version that they had; what was skipped is not among them."
+        description="How many graphs it is about, by the version that they had at the start."
     )
 
 
@@ -310,7 +310,8 @@ def _explained(
     paused = [each.graph for each in in_hand if each.paused]
     if status is RolloutStatus.HELD:
         reason = HoldReason(row.hold["reason"])
-        return f"since {str(row.hold['since'])[:19]}: {_evidence(reason, row.hold, now)}", reason.remedy
+        since = str(row.hold["since"])[:19].replace("T", " ")
+        return f"since {since} UTC: {evidence(reason, row.hold, now)}", reason.remedy
     if status not in {RolloutStatus.RUNNING, RolloutStatus.CANCELLING}:
         if status is RolloutStatus.FINISHED_WITH_FAILURES:
             return f"{status.phrase}: {row.failed} failed", HoldReason.BREAKER.remedy.partition("; mend")[0]
@@ -354,7 +355,14 @@ def _explained(
     )
 
 
-def _evidence(reason: HoldReason, hold: dict[str, Any], now: Any) -> str:
+def evidence(reason: HoldReason, hold: dict[str, Any], now: Any) -> str:
+    """Why a rollout is held, with what is known of it.
+
+    Args:
+        reason: The kind of hold.
+        hold: As it is stored.
+        now: The row of `rollout_fleet`.
+    """
     match reason:
         case HoldReason.BREAKER:
             group = f", error group {hold['error_group']}" if hold.get("error_group") else ""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
+from graph_migrator.core.plural import count
 from graph_migrator.core.rollouts.health import (
     EVERY,
     SIGNALS,
@@ -104,7 +105,9 @@ def _read(cursor: Any, queued: int | None) -> dict[str, Reading]:
         Reading(0, "archive_mode is off") if archive.mode == "off" else _ask(cursor, _SQL["archive_waiting"])
     )
     found["broker_queue"] = Reading(queued, None if queued is not None else "the broker does not say")
-    found["commit_p95"] = Reading(p95(_commits) if len(_commits) >= _FEWEST else None, f"of {len(_commits)}")
+    found["commit_p95"] = Reading(
+        p95(_commits) if len(_commits) >= _FEWEST else None, f"of the last {count(len(_commits), 'commit')}"
+    )
     if settings().health_sql:
         own = settings().health_sql.strip().rstrip(";")
         found["custom"] = _ask(cursor, f"SELECT ({own})::float8 AS value, false AS hidden, NULL AS detail")

@@ -21,6 +21,7 @@ from graph_migrator.core.events import types as events
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.graph_types.registry import graph_type
 from graph_migrator.core.planning import Step, make_plan
+from graph_migrator.core.plural import count
 from graph_migrator.core.rollouts.canaries import Canary, Candidate, choose_canaries
 from graph_migrator.core.rollouts.rows import query, record_change
 from graph_migrator.core.rollouts.stages import Stage, cut_stages
@@ -54,6 +55,11 @@ class RolloutRequest(BaseModel):
         None,
         max_length=1_000,
         description='Only graphs whose `config` fulfils this JSON path predicate, like `$.tier == "gold"`.',
+    )
+    expected: int | None = Field(
+        None,
+        ge=1,
+        description="How many graphs are to be moved. Where it is another number, nothing is done.",
     )
     held: bool = Field(False, description="Start it held, until `resume`.")
     automatic: bool = Field(False, description="Started by the policy of its type.")
@@ -255,11 +261,17 @@ def _prepare(cursor: Any, request: RolloutRequest, kind: GraphType, target: int)
             "selection",
             f"no graph of type {kind.name!r} is to be moved to v{target}" + (f" ({left})" if left else ""),
         )
+    found = sum(by_version.values())
+    if request.expected is not None and found != request.expected:
+        raise InvalidRequest(
+            "expected",
+            f"the selection has {count(found, 'graph')} by now, not {request.expected:,}; look again",
+        )
     goes_back = request.reverses is not None and max(by_version) > target
     begin = max(by_version) if goes_back else min(by_version)
     steps = make_plan(kind.name, kind, begin, target).steps
     canaries = _canaries(cursor, request)
-    stages = cut_stages(len(canaries), sum(by_version.values()) - len(canaries), strategy.waves)
+    stages = cut_stages(len(canaries), found - len(canaries), strategy.waves)
     return SimpleNamespace(
         steps=steps,
         canaries=canaries,
@@ -270,7 +282,7 @@ def _prepare(cursor: Any, request: RolloutRequest, kind: GraphType, target: int)
         plan=RolloutPlan(
             graph_type=kind.name,
             to_version=target,
-            graphs=sum(by_version.values()),
+            graphs=found,
             by_version=by_version,
             hops=tuple(map(_in_words, steps)),
             without_reverse=tuple(

@@ -28,7 +28,7 @@ from tests.integration.web import Console, Notes, console, everything
 from tests.rows import add_graph, one, rows
 
 SECRET = uuid4().hex
-PAGES = ("/", "/graphs", "/rollouts", "/types", "/workers", "/health", "/audit", "/doctor")
+PAGES = ("/", "/graphs", "/rollouts", "/types", "/workers", "/health", "/audit", "/doctor", "/plan")
 
 
 def _refuse(ctx: HopContext) -> None:

@@ -82,7 +82,7 @@ def send(here: Console, case: Case, role: Role) -> Response:
 @pytest.mark.parametrize(
     "page",
     ["/graphs", "/audit", "/login", "/rollouts", "/rollouts/batched", "/rollouts/batched/changes",
-     "/rollouts/batched/back", "/graphs/g", "/attempts/1", "/health"],
+     "/rollouts/batched/back", "/graphs/g", "/attempts/1", "/health", "/plan"],
 )  # fmt: skip
 def test_no_query_breaks_a_page_or_comes_back_as_markup(here: Console, page: str) -> None:
     before = everything(here.engine)
@@ -91,7 +91,20 @@ def test_no_query_breaks_a_page_or_comes_back_as_markup(here: Console, page: str
     @given(
         st.dictionaries(
             st.sampled_from(
-                ["type", "version", "state", "only", "after", "find", "status", "request", "next", "to"]
+                [
+                    "type",
+                    "version",
+                    "state",
+                    "only",
+                    "after",
+                    "find",
+                    "status",
+                    "request",
+                    "next",
+                    "to",
+                    "slug",
+                    "where",
+                ]
             ),
             st.text() | st.just('"><script>alert(1)</script>'),
             max_size=4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -95,7 +96,7 @@ def test_rollouts_come_page_by_page_and_a_live_one_is_on_the_first_page_however_
     assert len(found) == len(set(found)) == 6
     assert found[-1] == old
     assert [each["id"] for each in all_pages(here, "/api/v1/rollouts", live="true")] == [old]
-    assert [each["id"] for each in here.get("/api/v1/overview").json()["rollouts"]] == [old]
+    assert [each["rollout"]["id"] for each in here.get("/api/v1/overview").json()["rollouts"]] == [old]
 
 
 def test_the_changes_of_a_rollout_and_the_migrations_of_a_graph_come_page_by_page(
@@ -138,6 +139,29 @@ def test_graphs_at_a_version_of_a_type_are_a_filter(here: Console) -> None:
     assert "graph-migrator graphs --type plain --version 2" in page
     assert here.get("/api/v1/graphs", params={"version": 2}).status_code == 400
     assert "/graphs?type=plain&amp;version=2" in here.get("/types").text
+
+
+def test_what_is_behind_is_moved_by_a_planned_rollout_if_it_is_as_many_as_was_said(
+    here: Console, executors: Executors
+) -> None:
+    for number in range(3):
+        add_graph(here.engine, f"eu-{number}", "plain")
+    add_graph(here.engine, "us-0", "plain")
+    assert "/plan?type=plain" in here.get("/graphs?type=plain&only=behind").text
+    page = here.get("/plan?type=plain&to=3&slug=eu-*&where=", role="operator").text
+    assert "Move 3 graphs to v3" in page
+    assert "graph-migrator rollout start plain --to 3 --slug &#39;eu-*&#39;" in page
+    fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]+)"', page))
+    assert rows(here.engine, "SELECT FROM rollouts") == []
+    add_graph(here.engine, "eu-late", "plain")
+    late = here.post("/plan", data=fields)
+    assert (late.status_code, "4 graphs by now, not 3" in late.text) == (400, True)
+    assert rows(here.engine, "SELECT FROM rollouts") == []
+    page = here.get("/plan?type=plain&to=3&slug=eu-*", role="operator").text
+    fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]+)"', page))
+    first, again = (here.post("/plan", data={**fields, "reason": "spring"}) for _ in range(2))
+    assert first.headers["location"] == again.headers["location"] == f"/rollouts/{fields['request_id']}"
+    assert rows(here.engine, "SELECT requested_by, reason FROM rollouts") == [("operator-1", "spring")]
 
 
 # ── the way back ────────────────────────────────────────────────────────────────────────────────────
