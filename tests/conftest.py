@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import sys
 import threading
@@ -16,12 +17,11 @@ from sqlalchemy import Engine
 from graph_migrator.core.embedded import Postgres, Redis
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.settings import settings
-from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.schema import upgrade
 from graph_migrator.core.store.session import Executors
 from tests.acceptance.chromium import chromium_program
 from tests.acceptance.rabbitmq import rabbitmq_program
-from tests.databases import FAST, Databases, administer, copy_instead_of_initdb
+from tests.databases import FAST, Databases, administer, connect, copy_instead_of_initdb
 from tests.integration.pgbouncer import pgbouncer_program
 
 # An example's time says how busy the machine is, nothing about the code.
@@ -50,6 +50,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             f"The tests in a browser were not run: there is no Chromium on PATH. {how}."
         )
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what lives to the end: the tests, and all that they import."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -133,7 +139,7 @@ def empty_database_url(postgres: Postgres) -> Iterator[str]:
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     """An engine on the test's database."""
-    engine = make_engine(database_url)
+    engine = connect(database_url)
     yield engine
     engine.dispose()
 

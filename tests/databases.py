@@ -8,13 +8,16 @@ import os
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psycopg2
+from sqlalchemy import Engine, QueuePool
 
 from graph_migrator.core.embedded import Postgres
+from graph_migrator.core.store.connections import make_engine
+from tests.waiting import until
 
 OURS = "graph_migrator"
 FAST = {
@@ -71,14 +74,22 @@ class Databases:
     Args:
         server: The server that they are on.
         template: A database with our schema, which nobody is connected to.
+        prepare: What else each database gets when it is made; given its URL.
     """
 
-    def __init__(self, server: Postgres, template: str) -> None:
+    def __init__(
+        self, server: Postgres, template: str, prepare: Callable[[str], object] | None = None
+    ) -> None:
         self._server = server
         self._template = template
+        self._prepare = prepare
         self._ready: _Emptied | None = None
         self.copies = 0
         """How many databases were made."""
+
+    def prepared(self, prepare: Callable[[str], object]) -> Databases:
+        """Databases that have more, for tests that would each add the same to a copy of their own."""
+        return Databases(self._server, self._template, prepare)
 
     @contextmanager
     def borrow(self) -> Iterator[str]:
@@ -97,82 +108,126 @@ class Databases:
         name = f"test_{uuid.uuid4().hex[:12]}"
         administer(self._server, f"CREATE DATABASE {name} TEMPLATE {self._template} STRATEGY file_copy")
         self.copies += 1
+        if self._prepare is not None:
+            self._prepare(self._server.url_of(name))
         return _Emptied(name, self._server.url_of(name))
 
 
 class _Emptied:
-    """A copy of the template that knows how it was."""
+    """A copy of the template that knows how it was.
+
+    It keeps a session of its own: what costs most is a new session's first look at everything.
+    """
 
     def __init__(self, name: str, url: str) -> None:
         self.name = name
         self._url = url
-        with self._cursor() as cursor:
-            self._catalogues = _catalogues(cursor)
+        self._session: Any = None
+        cursor = self._cursor()
+        self._catalogues = _catalogues(cursor)
+        cursor.execute(_OBJECTS)
+        self._objects = set(cursor.fetchall())
+        cursor.execute(
+            "SELECT oid::regclass::text, reltuples FROM pg_class "
+            "WHERE relnamespace = %s::regnamespace AND relkind = 'r'",
+            (OURS,),
+        )
+        self._estimates = dict(cursor.fetchall())
+        self._rows = {table: _copy_out(cursor, table) for table in self._estimates}
+        cursor.execute(
+            "SELECT tgrelid::regclass::text, tgname FROM pg_trigger "
+            "WHERE tgenabled = 'A' AND tgtype & (8 | 32) <> 0"  # at DELETE or TRUNCATE
+        )
+        self._guards = cursor.fetchall()
+        cursor.execute(
+            "SELECT conrelid::regclass::text, confrelid::regclass::text FROM pg_constraint WHERE contype = 'f'"
+        )
+        self._references = cursor.fetchall()
+        cursor.execute("SELECT oid::regclass::text FROM pg_class WHERE relkind = 'S'")
+        positions = []
+        for (name,) in cursor.fetchall():
             cursor.execute(
-                "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace AND relkind = 'r'",
-                (OURS,),
+                f"SELECT format('setval(%%L, %%s, %%L)', %s, last_value, is_called) FROM {name}", (name,)
             )
-            self._tables = [table for (table,) in cursor.fetchall()]
-            self._rows = {table: found for table in self._tables if (found := _copy_out(cursor, table))}
-            cursor.execute(
-                "SELECT tgrelid::regclass::text, tgname FROM pg_trigger WHERE tgenabled = 'A' AND tgtype & 32 <> 0"
-            )
-            self._guards = cursor.fetchall()
-            cursor.execute(
-                "SELECT conrelid::regclass::text, confrelid::regclass::text FROM pg_constraint WHERE contype = 'f'"
-            )
-            self._references = cursor.fetchall()
+            positions.append(cursor.fetchone()[0])
+        self._restart_sequences = f"SELECT {', '.join(positions)}"
 
     def empty(self) -> bool:
         """Bring it back to how it was; False where that takes more than emptying tables."""
-        with self._cursor() as cursor:
-            cursor.execute(
-                "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
-            cursor.execute("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
-            for (gid,) in cursor.fetchall():
-                cursor.execute("ROLLBACK PREPARED %s", (gid,))
+        cursor = self._cursor()
+        end_others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE " + _OTHERS
+        until(lambda: cursor.execute(end_others) or not cursor.fetchall(), "sessions ended", pause=0.001)
+        cursor.execute("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
+        for (gid,) in cursor.fetchall():
+            cursor.execute("ROLLBACK PREPARED %s", (gid,))
+        if _catalogues(cursor) != self._catalogues:
+            self._drop_what_was_added(cursor)
             if _catalogues(cursor) != self._catalogues:
+                self._session.close()
                 return False
-            self._empty_tables(cursor)
-            return True
+        self._empty_tables(cursor)
+        return True
+
+    def _drop_what_was_added(self, cursor: Any) -> None:
+        """Drop schemas, tables, views and functions that the template has not."""
+        cursor.execute(_OBJECTS)
+        added = [(kind, name) for kind, name in cursor.fetchall() if (kind, name) not in self._objects]
+        with suppress(psycopg2.Error):  # what refuses to go needs another copy
+            for kind, name in added:
+                cursor.execute(f"DROP {kind} IF EXISTS {name} CASCADE")
 
     def _empty_tables(self, cursor: Any) -> None:
-        """TRUNCATE what holds or held rows; a truncated table has no statistics and no dead rows either."""
-        used = ", ".join(
-            f"pg_relation_size('{OURS}.{table}') > {'8192' if table in self._rows else '0'}"
-            for table in self._tables
-        )
-        cursor.execute(f"SELECT ARRAY[{used}]")
-        (found,) = cursor.fetchone()
-        changed = {f"{OURS}.{table}" for table, is_used in zip(self._tables, found, strict=True) if is_used}
-        for table, rows in self._rows.items():
-            if _copy_out(cursor, table) != rows:
-                changed.add(f"{OURS}.{table}")
-        if not changed:
-            return
-        while more := {referrer for referrer, table in self._references if table in changed} - changed:
-            changed |= more
-        guards = [(table, name) for table, name in self._guards if table in changed]
+        """Delete rows; truncate tables that have grown or that have statistics, and so remove these as well."""
         cursor.execute(
-            "BEGIN; SET LOCAL session_replication_role = replica; "
-            + "".join(f"ALTER TABLE {table} DISABLE TRIGGER {name};" for table, name in guards)
-            + f"TRUNCATE {', '.join(sorted(changed))} RESTART IDENTITY;"
-            + "".join(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name};" for table, name in guards)
+            "SELECT oid::regclass::text, reltuples, pg_table_size(oid), pg_relation_size(oid) FROM pg_class "
+            "WHERE relnamespace = %s::regnamespace AND relkind = 'r'",
+            (OURS,),
         )
-        for table, rows in self._rows.items():
-            if f"{OURS}.{table}" in changed:
-                cursor.copy_expert(f"COPY {OURS}.{table} FROM STDIN", io.StringIO(rows))
-        cursor.execute("COMMIT")
+        pages = {table: (estimate, size) for table, estimate, size, rows in cursor.fetchall() if rows}
+        truncated = {
+            table
+            for table, (estimate, size) in pages.items()
+            if estimate != self._estimates[table] or size > _SMALL
+        }
+        while more := {referrer for referrer, table in self._references if table in truncated} - truncated:
+            truncated |= more
+        changed = truncated | {table for table in pages if self._holds_other_rows(cursor, table)}
+        if changed:
+            guards = [(table, name) for table, name in self._guards if table in changed]
+            cursor.execute(
+                "BEGIN; SET LOCAL session_replication_role = replica;"
+                + "".join(f"ALTER TABLE {table} DISABLE TRIGGER {name};" for table, name in guards)
+                + (f"TRUNCATE {', '.join(sorted(truncated))};" if truncated else "")
+                + "".join(f"DELETE FROM {table};" for table in sorted(changed - truncated))
+                + "".join(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name};" for table, name in guards)
+            )
+            for table in changed:
+                if self._rows[table]:
+                    cursor.copy_expert(f"COPY {table} FROM STDIN", io.StringIO(self._rows[table]))
+            cursor.execute("COMMIT")
+        cursor.execute(self._restart_sequences)
 
-    @contextmanager
-    def _cursor(self) -> Iterator[Any]:
-        with closing(psycopg2.connect(self._url)) as connection:
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                yield cursor
+    def _holds_other_rows(self, cursor: Any, table: str) -> bool:
+        if self._rows[table]:
+            return _copy_out(cursor, table) != self._rows[table]
+        cursor.execute(f"SELECT FROM {table} LIMIT 1")
+        return bool(cursor.rowcount)
 
+    def _cursor(self) -> Any:
+        """A cursor of the session, which is begun again where a test has ended it."""
+        try:
+            cursor = self._session.cursor()
+            cursor.execute("SELECT 1")
+        except (AttributeError, psycopg2.Error):
+            self._session = psycopg2.connect(self._url)
+            self._session.autocommit = True
+            cursor = self._session.cursor()
+        return cursor
+
+
+_OTHERS = "datname = current_database() AND pid <> pg_backend_pid()"
+_SMALL = 64 * 1024
+"""Up to so many bytes of a table its rows are deleted, which costs a tenth of truncating it."""
 
 # Objects that came with the server have lower numbers. Of a table only what TRUNCATE leaves alone is compared.
 _CATALOGUES = """
@@ -203,6 +258,15 @@ SELECT md5(string_agg(object, E'\\n' ORDER BY object)) FROM (
 """
 
 
+# The first to be dropped first: with a schema or table most of the rest is gone.
+_OBJECTS = r"""
+SELECT 'SCHEMA', oid::regnamespace::text FROM pg_namespace WHERE oid >= 16384 AND nspname NOT LIKE 'pg\_%temp\_%'
+UNION ALL SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'TABLE' END,
+    oid::regclass::text FROM pg_class WHERE oid >= 16384 AND relkind IN ('r', 'p', 'v', 'm') AND relpersistence <> 't'
+UNION ALL SELECT 'ROUTINE', oid::regprocedure::text FROM pg_proc WHERE oid >= 16384
+"""
+
+
 def _catalogues(cursor: Any) -> str:
     """What the database consists of and how it is set, rows and statistics apart, as one short text."""
     cursor.execute(_CATALOGUES)
@@ -211,8 +275,13 @@ def _catalogues(cursor: Any) -> str:
 
 def _copy_out(cursor: Any, table: str) -> str:
     out = io.StringIO()
-    cursor.copy_expert(f"COPY {OURS}.{table} TO STDOUT", out)
+    cursor.copy_expert(f"COPY {table} TO STDOUT", out)
     return out.getvalue()
+
+
+def connect(url: str, **options: Any) -> Engine:
+    """An engine that keeps one connection open: a new one would cost ten times what most statements cost."""
+    return make_engine(url, poolclass=QueuePool, pool_size=1, max_overflow=-1, pool_pre_ping=True, **options)
 
 
 def administer(server: Postgres, statement: str) -> None:

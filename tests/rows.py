@@ -1,4 +1,4 @@
-"""Making graphs for tests, and reading what became of them, always from a fresh connection."""
+"""Making graphs for tests, and reading what became of them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def add_graph(
 
 
 def rows(engine: Engine, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
-    """The rows of a query, read on a connection of its own."""
+    """The rows of a query."""
     with engine.connect() as connection:
         return [tuple(row) for row in connection.execute(text(statement), parameters)]
 

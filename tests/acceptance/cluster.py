@@ -30,10 +30,9 @@ from sqlalchemy import Engine
 from graph_migrator.core.embedded import Postgres, Redis
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.settings import settings
-from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.schema import upgrade
 from tests.acceptance.crash.nursery import Nursery, Nursling
-from tests.databases import FAST
+from tests.databases import FAST, connect
 from tests.rows import add_graph
 from tests.waiting import until
 
@@ -150,7 +149,7 @@ class Cluster:
             if self._redis is None:
                 self._redis = self._stack.enter_context(Redis())
             self._redis.flush()
-            self.engine = make_engine(self.database_url, application_name="test")
+            self.engine = connect(self.database_url, application_name="test")
             self._stack.callback(self.engine.dispose)
             self._stack.callback(self.stop_workers)
             self.connect_this_process()

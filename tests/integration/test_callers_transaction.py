@@ -80,6 +80,7 @@ def test_an_error_in_execute_migration_leaves_the_callers_transaction_usable(
         assert connection.execute(text("SELECT n FROM mine")).scalar_one() == 1
         script.on.clear()
         assert execute_migration(connection, graph_id, 2).version == 2
+    engine.dispose()  # its session keeps the caller's search_path
     assert attempts(engine, "g") == [("one", "succeeded")]
     assert trails(engine, "g") == {"one"}
 

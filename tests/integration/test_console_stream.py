@@ -153,8 +153,10 @@ def test_all_clients_share_one_session(base: str, engine: Engine) -> None:
         change(engine, 1)
         for reader in readers:
             assert reader.read("rollout")["change"] == {"n": 1}
-        others = "datname = current_database() AND pid <> pg_backend_pid()"
-        (found,) = rows(engine, f"SELECT count(*) FROM pg_stat_activity WHERE {others}")[0]
+        ours = "application_name LIKE 'graph-migrator%' AND pid <> pg_backend_pid()"
+        (found,) = rows(
+            engine, f"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND {ours}"
+        )[0]
         assert found <= 1
 
 

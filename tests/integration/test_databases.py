@@ -73,9 +73,6 @@ def test_the_guard_is_whole_after_emptying(fresh: Databases) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        "CREATE TABLE public.beside (id int)",
-        "CREATE SCHEMA app",
-        "CREATE FUNCTION public.note() RETURNS int LANGUAGE sql AS 'SELECT 1'",
         f"ALTER TABLE {OURS}.nodes DISABLE TRIGGER graph_migrator_guard_update",
         f"ALTER TABLE {OURS}.hop_attempts ADD CONSTRAINT no_leaks CHECK (hop_name <> 'leak')",
         f"ALTER TABLE {OURS}.hop_attempts ALTER COLUMN hop_name DROP NOT NULL",
@@ -94,6 +91,28 @@ def test_a_database_whose_schema_or_settings_were_changed_is_not_used_again(
     with fresh.borrow() as second:
         assert second != first
     assert fresh.copies == 2
+
+
+OBJECTS = "SELECT oid FROM pg_class UNION SELECT oid FROM pg_proc UNION SELECT oid FROM pg_namespace"
+
+
+def test_what_a_test_has_added_to_the_schema_is_dropped(fresh: Databases) -> None:
+    with fresh.borrow() as url:
+        before = set(run(url, OBJECTS))
+        run(
+            url,
+            "CREATE SCHEMA app",
+            f"CREATE TABLE app.beside (id int PRIMARY KEY, node uuid REFERENCES {OURS}.graphs) PARTITION BY LIST (id)",
+            "CREATE TABLE public.part PARTITION OF app.beside FOR VALUES IN (1)",
+            "CREATE VIEW public.seen AS SELECT * FROM app.beside",
+            f"CREATE FUNCTION {OURS}.note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+            f"CREATE TRIGGER note BEFORE INSERT ON {OURS}.nodes FOR EACH ROW EXECUTE FUNCTION {OURS}.note()",
+            *FILL,
+        )
+    with fresh.borrow() as again:
+        assert again == url
+        assert set(run(url, OBJECTS)) == before
+    assert fresh.copies == 1
 
 
 def test_sessions_that_a_test_has_left_are_ended_and_what_they_held_is_free(fresh: Databases) -> None:

@@ -604,6 +604,7 @@ def test_an_import_declares_the_version_that_it_writes(engine: Engine) -> None:
         connection.execute(
             text(f"""ALTER DATABASE {database} SET graph_migrator.versions = '{{"knowledge": 9}}'""")
         )
+    engine.dispose()  # such a setting holds for new sessions
     load(engine, GOOD)
     with pytest.raises(DBAPIError), engine.begin() as connection:
         connection.execute(text("UPDATE graph_migrator.nodes SET label = 'x'"))

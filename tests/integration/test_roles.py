@@ -26,6 +26,7 @@ from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.lock_sessions import lock_sessions
 from graph_migrator.core.store.session import Executors
 from tests.acceptance.cluster import ROOT
+from tests.databases import Databases
 from tests.integration.fleet_inline import QUICK, Fleet, add_tenants, tenants
 from tests.integration.scripted import Script
 from tests.rows import add_graph, graph_row
@@ -33,10 +34,15 @@ from tests.rows import add_graph, graph_row
 LogIn = Callable[[str], Engine]
 
 
+@pytest.fixture(scope="module")
+def databases(databases: Databases) -> Databases:
+    """Databases in which the script has run."""
+    return databases.prepared(run_script)
+
+
 @pytest.fixture
 def log_in(database_url: str, engine: Engine) -> Iterator[LogIn]:
     """Connects as a login of one of the roles, made for the test."""
-    run_script(database_url)
     made: list[str] = []
     engines: list[Engine] = []
 
@@ -77,7 +83,6 @@ DENIED, KEPT = "42501", "23000"
 
 
 def test_the_script_can_run_again(database_url: str) -> None:
-    run_script(database_url)
     run_script(database_url)
 
 
