@@ -78,8 +78,8 @@ crash: $(STAMP)  ## The whole crash matrix: every failpoint, every kind of death
 		--whole-matrix --timeout 600 $(ARGS)
 
 DURATION ?= 120
-soak: $(STAMP)  ## Random kills for a while: make soak DURATION=600 SEED=7
-	@$(BIN)/python -m tests.acceptance.soak --duration $(DURATION) --seed $(SEED)
+soak: $(STAMP)  ## Random kills for a while: make soak DURATION=600 SEED=7; over a rollout: ARGS=--rollout
+	@$(BIN)/python -m tests.acceptance.soak --duration $(DURATION) --seed $(SEED) $(ARGS)
 
 bench: $(STAMP)  ## Measure against the alternatives, in one run
 	@$(BIN)/python -m pip install --quiet -r bench/requirements.txt

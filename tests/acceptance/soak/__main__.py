@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from graph_migrator import migrate_graph
 from tests.acceptance.crash.stage import Stage
-from tests.acceptance.soak import tide
+from tests.acceptance.soak import storm, tide
 from tests.acceptance.soak.killer import Killer
 from tests.acceptance.soak.verdict import violations
 from tests.rows import add_graph, rows
@@ -158,8 +158,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.acceptance.soak", description=__doc__)
     parser.add_argument("--duration", type=float, default=120, help="seconds of killing")
     parser.add_argument("--seed", type=int, default=0, help="what happens when; 0 draws one")
+    parser.add_argument("--rollout", action="store_true", help="a storm over a rollout of 500 graphs instead")
+    parser.add_argument("--graphs", type=int, default=500, help="how many graphs the rollout moves")
     options = parser.parse_args()
-    return soak(options.duration, options.seed or SystemRandom().randrange(1, 1_000_000))
+    seed = options.seed or SystemRandom().randrange(1, 1_000_000)
+    if options.rollout:
+        print(
+            f"storm over a rollout of {options.graphs} graphs, {options.duration:g} s, seed {seed}",
+            flush=True,
+        )
+        with tempfile.TemporaryDirectory(prefix="gm-storm-") as folder:
+            return storm.run(Path(folder) / "stage", options.graphs, options.duration, seed)
+    return soak(options.duration, seed)
 
 
 if __name__ == "__main__":

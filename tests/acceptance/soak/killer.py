@@ -43,10 +43,14 @@ class Killer:
     def strike(self) -> str:
         """Do one thing; its kind."""
         (kind,) = self.random.choices(list(KINDS), weights=list(KINDS.values()))
+        self.hit(kind)
+        return kind
+
+    def hit(self, kind: str) -> None:
+        """Do this thing; it counts unless what was to be hit has just ended by itself."""
         with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it ended by itself meanwhile
             getattr(self, "_" + kind.replace(" ", "_").lower())()
             self.tally[kind] += 1
-        return kind
 
     def pause(self) -> float:
         """Seconds until the next strike."""
