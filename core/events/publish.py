@@ -118,7 +118,7 @@ def succeeded(
             attempt=attempt.number,
             skipped=done is not None and done.skipped,
             rows_changed=done.rows if done is not None else None,
-            seconds=_seconds(attempt),
+            seconds=seconds_of(attempt),
         )
     )
     if report is not None:
@@ -137,7 +137,7 @@ def failed(executor: Executor, attempt: Attempt, error: Exception, retry_in: flo
             error_message=safe_message(error),
             error_rows=rows_of(error),
             retry_in=retry_in,
-            seconds=_seconds(attempt),
+            seconds=seconds_of(attempt),
         )
     )
     if retry_in is None:
@@ -245,5 +245,6 @@ def _owned(state: BeginState | OperatorState, migration_id: UUID) -> dict[str, A
     }
 
 
-def _seconds(attempt: Attempt) -> float:
+def seconds_of(attempt: Attempt) -> float:
+    """Since an attempt was opened."""
     return round(time.monotonic() - attempt.began, 4)

@@ -18,6 +18,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from functools import cache
 from typing import Annotated, Any, ClassVar, Final
 from uuid import UUID
 
@@ -36,8 +37,13 @@ class Event:
 
     def fields(self) -> dict[str, Any]:
         """The payload by name, in the order of the reference, without what is None."""
-        found = ((each.name, getattr(self, each.name)) for each in fields(self))
+        found = ((name, getattr(self, name)) for name in self._names())
         return {name: value for name, value in found if value is not None}
+
+    @classmethod
+    @cache
+    def _names(cls) -> tuple[str, ...]:
+        return tuple(each.name for each in fields(cls))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

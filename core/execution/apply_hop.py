@@ -14,7 +14,7 @@ from graph_migrator.core.events import publish
 from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.brake import Brake
 from graph_migrator.core.execution.locate import locating
-from graph_migrator.core.execution.model import Attempt, Done, EnoughSeen, Stopped
+from graph_migrator.core.execution.model import Attempt, Done, EnoughSeen, Following, Stopped
 from graph_migrator.core.execution.time_limit import TimeLimit
 from graph_migrator.core.graph_types.context import HopContext
 from graph_migrator.core.graph_types.definition import DirectedHop
@@ -26,11 +26,13 @@ from graph_migrator.core.store.batches import BatchWalk
 from graph_migrator.core.store.errors import DRIVER_ERRORS, ENDED, sqlstate
 from graph_migrator.core.store.protocol import (
     DigestBefore,
+    FinishAndOpen,
     FinishHop,
     GraphDigest,
     OpenBatch,
     RecordDigests,
     ReleaseLock,
+    ResumeExecutor,
     SaveBatch,
     SaveProgress,
     Settle,
@@ -73,13 +75,18 @@ def commit_migration(
     There is no moment at which all hops are done and the graph is still owned.
 
     Returns:
-        The migration's report, brought by the call that releases the lock; None in a transaction of the caller's.
+        The migration's report, brought by the call that releases the lock; None in a transaction of the caller's, or
+        where the attempt does not ask for it.
     """
     assert attempt.is_last  # noqa: S101 - the database checks it again: version = target
     failpoints.hit("hop_before_commit")
     report = executor.call_and_commit(
         _finish(executor, attempt, skipped=skipped, rows=rows, done=done),
-        then=ReleaseLock(graph=attempt.graph.id, stamp=True, migration=attempt.message.migration_id),
+        then=ReleaseLock(
+            graph=attempt.graph.id,
+            stamp=True,
+            migration=attempt.message.migration_id if attempt.asks_report else None,
+        ),
     )
     return None if report is None else MigrationReport.model_validate(report)
 
@@ -101,14 +108,50 @@ def _finish(executor: Executor, attempt: Attempt, *, skipped: bool, rows: int, d
     )
 
 
+def commit_and_open(
+    executor: Executor, attempt: Attempt, following: Following, *, skipped: bool, rows: int
+) -> int | None:
+    """`commit_hop`, and the opening of the next hop with it; the session keeps the graph's lock.
+
+    Returns:
+        The attempt of the next hop; None where an operator asks for something. Then the lock is released, too.
+    """
+    failpoints.hit("hop_before_commit")
+    message, step, worker = attempt.message, following.step, following.worker
+    opened = executor.commit_and_open(
+        FinishAndOpen(
+            attempt=attempt.id,
+            migration=message.migration_id,
+            graph=attempt.graph.id,
+            from_=message.from_version,
+            to=message.to_version,
+            status="skipped" if skipped else "succeeded",
+            rows=rows,
+            deadline=settings().deadline_seconds,
+            next_to=step.to_version,
+            hop=step.name,
+            fingerprint=step.fingerprint,
+            worker=worker.name,
+            pid=worker.pid,
+            task=worker.task_id,
+        ),
+        then=ResumeExecutor(migration=message.migration_id, graph=attempt.graph.id),
+    )
+    if opened is None:
+        executor.roll_back()
+    return opened
+
+
 def _commit(
     executor: Executor, attempt: Attempt, *, skipped: bool, rows: int, done: int | None = None
-) -> MigrationReport | None:
+) -> tuple[MigrationReport | None, int | None]:
     with _own_transaction(executor, attempt.hop):
         if attempt.is_last:
-            return commit_migration(executor, attempt, skipped=skipped, rows=rows, done=done)
+            return commit_migration(executor, attempt, skipped=skipped, rows=rows, done=done), None
+        if attempt.following is not None:
+            return None, commit_and_open(executor, attempt, attempt.following, skipped=skipped, rows=rows)
         commit_hop(executor, attempt, skipped=skipped, rows=rows, done=done)
-    return None
+    return None, None
 
 
 def _apply_whole(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done:
@@ -130,8 +173,8 @@ def _apply_whole(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done
         if hop.digest:  # not earlier: others write the progress of a running hop to the same row
             after = executor.call(GraphDigest(graph=attempt.graph.id))
             executor.call(RecordDigests(attempt=attempt.id, before=before, after=after))
-        report = _commit(executor, attempt, skipped=skipped, rows=ctx.rows_changed)
-    return Done(ctx.rows_changed, skipped, report)
+        report, opened = _commit(executor, attempt, skipped=skipped, rows=ctx.rows_changed)
+    return Done(ctx.rows_changed, skipped, report, opened)
 
 
 def _run_whole(hop: DirectedHop, ctx: HopContext) -> None:
@@ -230,11 +273,11 @@ class _Batches:
             after = self._executor.call(GraphDigest(graph=self._attempt.graph.id))
             self._executor.call(RecordDigests(attempt=self._attempt.id, after=after))
         if skipped:
-            return Done(0, True, _commit(self._executor, self._attempt, skipped=True, rows=0))
+            return Done(0, True, *_commit(self._executor, self._attempt, skipped=True, rows=0))
         rows = ctx.rows_changed
         if walk.is_at_end:
-            report = _commit(self._executor, self._attempt, skipped=False, rows=rows, done=walk.done)
-            return Done(self._rows + rows, False, report)
+            ended = _commit(self._executor, self._attempt, skipped=False, rows=rows, done=walk.done)
+            return Done(self._rows + rows, False, *ended)
         with _own_transaction(self._executor, hop):
             self._rate = self._executor.call(
                 SaveBatch(

@@ -62,6 +62,14 @@ class Dispatch:
 
 
 @dataclass(frozen=True)
+class Following:
+    """The hop that a session which keeps the graph's lock opens with the commit of the hop before."""
+
+    step: Step
+    worker: Worker
+
+
+@dataclass(frozen=True)
 class Attempt:
     """An open hop attempt: the row that fences everything its executor writes."""
 
@@ -71,6 +79,9 @@ class Attempt:
     facts: HopState
     hop: DirectedHop
     began: float = field(default_factory=time.monotonic)
+    following: Following | None = None
+    asks_report: bool = True
+    """Whether the migration's last commit brings its report."""
 
     @property
     def is_last(self) -> bool:
@@ -96,6 +107,8 @@ class Done:
     skipped: bool = False
     report: MigrationReport | None = None
     """Of the migration, where it ended with this hop."""
+    opened: int | None = None
+    """The attempt of the next hop, where this session has opened that too and keeps the lock."""
 
 
 @dataclass(frozen=True)

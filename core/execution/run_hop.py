@@ -110,8 +110,8 @@ def _deliver(executor: Executor, message: HopMessage, worker: Worker, limits: Li
         if attempt is None:
             return None
         publish.started(executor, attempt, worker, decision.lost_id)
-        ending = _apply(executor, attempt, lock, limits)
-    return _conclude(executor, attempt, ending)
+        ending = apply_or_record(executor, attempt, lock, limits)
+    return conclude(executor, attempt, ending)
 
 
 def _code_for(state: HopState, message: HopMessage) -> DirectedHop | None:
@@ -255,9 +255,14 @@ def open_call(
     )
 
 
-def _apply(
+def apply_or_record(
     executor: Executor, attempt: Attempt, lock: GraphLock, limits: Limits
 ) -> Done | Stopped | AttemptFailed | Ignored:
+    """Run the hop of an open attempt, and commit it; or record that it raised.
+
+    Raises:
+        ConnectionLost: Nobody knows what was committed.
+    """
     try:
         with watched(executor, attempt):
             done = apply_hop(executor, attempt)
@@ -265,12 +270,13 @@ def _apply(
         return stopped
     except Exception as error:  # noqa: BLE001 - a hop may raise anything; it is all recorded
         return record_failure(executor, attempt, error, limits)
-    lock.was_released()
+    if done.opened is None:
+        lock.was_released()
     failpoints.hit("hop_committed")
     return done
 
 
-def _conclude(
+def conclude(
     executor: Executor, attempt: Attempt, ending: Done | Stopped | AttemptFailed | Ignored
 ) -> HopOutcome | None:
     """Publish how it ended, now that the lock is released, and answer."""

@@ -82,8 +82,7 @@ def begin_member(
         if rollout.pack != PackStatus.RUNNING:
             return Held("the controller has closed the pack")
         failpoints.hit("pack_looked")
-    reason = f"rollout {str(rollout_id)[:8]}" + (f": {rollout.reason}" if rollout.reason else "")
-    caller = Caller(str(request_id(rollout_id, graph_id, number)), rollout.requested_by, reason[:2_000])
+    caller = caller_of(rollout_id, graph_id, number, by=rollout.requested_by, reason=rollout.reason)
     if rollout.status == RolloutStatus.CANCELLING and not rollout.known:
         # Also where no worker has the planned code any more: the member must settle, or the rollout never ends.
         refusal = RolloutRefused(str(rollout_id), "a migration", rollout.status, "nothing more is begun")
@@ -95,6 +94,12 @@ def begin_member(
     return begin_migration(
         executor, graph_id, rollout.to_version, caller=caller, direction=rollout.direction, turns=turns
     )
+
+
+def caller_of(rollout_id: UUID, graph_id: UUID, number: int, *, by: str | None, reason: str | None) -> Caller:
+    """Who asks for one try of one member's migration."""
+    why = f"rollout {str(rollout_id)[:8]}" + (f": {reason}" if reason else "")
+    return Caller(str(request_id(rollout_id, graph_id, number)), by, why[:2_000])
 
 
 def other_code(plan: Sequence[Mapping[str, Any]], type_name: str) -> OtherCode | None:

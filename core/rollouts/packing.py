@@ -31,6 +31,20 @@ def pack_size(seconds: float, graphs: int, last_size: int, pack_seconds: float) 
     return max(1, min(MOST, _GROWTH * last_size, int(pack_seconds * graphs / seconds)))
 
 
+def share(size: int, waiting: int, places: int) -> int:
+    """How many graphs one pack takes of those that wait, so that the last ones are small and end together.
+
+    Args:
+        size: How many it may take.
+        waiting: Graphs that wait.
+        places: Units that may be in flight at one time.
+
+    Returns:
+        At most its share, where that is more than a first pack.
+    """
+    return min(size, max(FIRST_SIZE, ceil(waiting / max(places, 1))))
+
+
 def cut_units(waiting: Sequence[tuple[UUID, bool]], places: int, size: int) -> list[tuple[UUID, ...]]:
     """Cut waiting graphs into units, in their order. Few small graphs are spread over all places.
 

@@ -1,8 +1,9 @@
 """Moving the graphs of a pack, one after another, in the process that took its message.
 
-Each graph is begun and each of its hops is run as a chain would, by the same primitives, transactions and audit rows.
-What a pack saves is the messages in between. A session of its own holds the pack's lock: when the process dies,
-the lock is free, and the controller closes the pack.
+Each graph is begun, and each of its hops commits with an audit row of its own, as in a chain. What a pack saves is the
+messages in between, and to read again under the graph's lock what this process has just written under it
+(core/execution/straight.py). What that does not cover is begun and run as a chain would, by the same primitives. A
+session of its own holds the pack's lock: when the process dies, the lock is free, and the controller closes the pack.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from datetime import datetime
 from types import SimpleNamespace
 from uuid import UUID
 
@@ -21,14 +23,18 @@ from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.model import Applied, Dispatch, Failed, HopOutcome, Worker
 from graph_migrator.core.execution.recorded import load_dispatch
 from graph_migrator.core.execution.run_hop import run_hop
+from graph_migrator.core.execution.straight import FreeGraph, Straight, run_straight
+from graph_migrator.core.graph_types.definition import GraphType
+from graph_migrator.core.graph_types.registry import graph_type
+from graph_migrator.core.planning import Plan, make_plan
 from graph_migrator.core.recorded_errors import name_of
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.rollouts.decisions import is_skipped
-from graph_migrator.core.rollouts.members import Held, OtherCode, begin_member, other_code
+from graph_migrator.core.rollouts.members import Held, OtherCode, begin_member, caller_of, other_code
 from graph_migrator.core.rollouts.rows import query, request_id
 from graph_migrator.core.rollouts.statuses import PackStatus, RolloutStatus
 from graph_migrator.core.store.errors import Failure, classify
-from graph_migrator.core.store.protocol import MarkAnswered
+from graph_migrator.core.store.protocol import BeginAndOpen, BeginPacked, MarkAnswered
 from graph_migrator.core.store.session import Executor, Executors
 
 _EVERY = 1.0
@@ -42,6 +48,8 @@ class PackedGraph:
     graph_id: UUID
     graph: str
     number: int
+    version: int | None
+    """The version of its graph when the pack was taken; None where somebody owned it, or it was not there."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,12 @@ class Pack:
 
     id: UUID
     rollout_id: UUID
+    kind: GraphType
+    to_version: int
+    direction: int
+    requested_by: str | None
+    reason: str | None
+    running_since: datetime
     seconds: float
     graphs: tuple[PackedGraph, ...]
 
@@ -151,8 +165,8 @@ def _query(session: Executor, statement: str, *values: object) -> list[SimpleNam
 def _take(session: Executor, pack_id: UUID, worker: Worker) -> Pack | Ignored | OtherCode:
     found = _query(
         session,
-        "SELECT p.status, p.rollout_id, r.status AS rollout, r.plan, r.graph_type, "
-        "(r.strategy->>'pack_seconds')::float8 AS seconds "
+        "SELECT p.status, p.rollout_id, r.status AS rollout, r.plan, r.graph_type, r.to_version, r.direction, "
+        "r.requested_by, r.reason, r.failures_since, (r.strategy->>'pack_seconds')::float8 AS seconds "
         "FROM packs p JOIN rollouts r ON r.id = p.rollout_id WHERE p.id = %s",
         pack_id,
     )
@@ -169,15 +183,23 @@ def _take(session: Executor, pack_id: UUID, worker: Worker) -> Pack | Ignored | 
         session,
         "WITH taken AS (UPDATE packs SET status = 'running', worker = %s, started_at = clock_timestamp() "
         "WHERE id = %s AND status = 'sent' RETURNING id) "
-        "SELECT m.graph_id, m.graph, m.number FROM rollout_members m JOIN taken ON m.pack_id = taken.id "
+        "SELECT m.graph_id, m.graph, m.number, g.version "
+        "FROM rollout_members m JOIN taken ON m.pack_id = taken.id LEFT JOIN graphs g ON g.id = m.graph_id "
+        "AND g.migration_id IS NULL AND g.partially_migrated IS NULL "
         "WHERE m.status = 'dispatched' ORDER BY m.position",
         worker.name, pack_id,
     )  # fmt: skip
     return Pack(
         pack_id,
         pack.rollout_id,
+        graph_type(pack.graph_type),
+        pack.to_version,
+        pack.direction,
+        pack.requested_by,
+        pack.reason,
+        pack.failures_since,
         pack.seconds,
-        tuple(PackedGraph(each.graph_id, each.graph, each.number) for each in graphs),
+        tuple(PackedGraph(each.graph_id, each.graph, each.number, each.version) for each in graphs),
     )
 
 
@@ -201,6 +223,7 @@ class _Run:
     began: float = field(default_factory=time.monotonic)
     shown: float = field(default_factory=time.monotonic)
     answered: list[str] = field(default_factory=list)
+    plans: dict[int, Plan] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.report = PackReport(len(self.pack.graphs))
@@ -226,6 +249,16 @@ class _Run:
 
     def _move(self, graph: PackedGraph) -> str | None:
         """Move one graph. A reason to end the pack where its rollout does not run."""
+        try:
+            straight = self._run_straight(graph)
+        except Exception as error:
+            if classify(error) is Failure.PERMANENT:
+                raise
+            self._let_go(graph)  # perhaps it was begun; whoever looks next finds out
+            return None
+        if straight is not None:
+            self._run_hops(graph, straight.begun, straight)
+            return None
         begun = self._begin(graph)
         match begun:
             case Held(why):
@@ -238,6 +271,43 @@ class _Run:
             case MigrationReport():
                 self._settled(graph, "moved")
         return None
+
+    def _run_straight(self, graph: PackedGraph) -> Straight | None:
+        """Begin and run a graph that is as it was when the pack was taken. None where nothing was begun."""
+        version, pack = graph.version, self.pack
+        if version is None or (pack.to_version - version) * pack.direction <= 0:
+            return None
+        if version not in self.plans:
+            try:
+                self.plans[version] = make_plan(graph.graph, pack.kind, version, pack.to_version)
+            except GraphMigratorError:  # the ordinary way records the refusal
+                return None
+        caller = caller_of(
+            pack.rollout_id, graph.graph_id, graph.number, by=pack.requested_by, reason=pack.reason
+        )
+        failpoints.hit("pack_looked")
+        straight = run_straight(
+            self.executors,
+            pack.kind,
+            FreeGraph(graph.graph_id, graph.graph, version),
+            self.plans[version],
+            caller=caller,
+            worker=self.worker,
+            begin=lambda call: self._packed(call, graph),
+        )
+        if straight is not None:
+            failpoints.hit("pack_begun")
+        return straight
+
+    def _packed(self, call: BeginAndOpen, graph: PackedGraph) -> BeginPacked:
+        """The same call, which also looks at the rollout, the pack and the member."""
+        return BeginPacked(
+            rollout=self.pack.rollout_id,
+            pack=self.pack.id,
+            number=graph.number,
+            since=self.pack.running_since,
+            **{each.name: getattr(call, each.name) for each in fields(call)},
+        )
 
     def _begin(
         self, graph: PackedGraph
@@ -256,12 +326,10 @@ class _Run:
                 raise
             return Ignored("Postgres did not begin it now")
 
-    def _run_hops(self, graph: PackedGraph, begun: Dispatch) -> None:
-        outcome: HopOutcome = Applied()
-        for message in begun.messages():
-            outcome = run_hop(self.executors, message, worker=self.worker)
-            if not isinstance(outcome, Applied) or outcome.report is not None:
-                break
+    def _run_hops(self, graph: PackedGraph, begun: Dispatch, straight: Straight | None = None) -> None:
+        outcome = straight.outcome if straight is not None else None
+        if outcome is None:
+            outcome = self._run_by_messages(begun, straight.applied if straight is not None else 0)
         match outcome:
             case Applied(report) if report is not None:
                 self._settled(graph, "moved")
@@ -273,6 +341,15 @@ class _Run:
             case _:
                 # Somebody else has it in hand, or an operator paused it: recovery stands behind it.
                 self._let_go(graph)
+
+    def _run_by_messages(self, begun: Dispatch, applied: int) -> HopOutcome:
+        """Each hop from there on as its message asks for."""
+        outcome: HopOutcome = Applied()
+        for message in begun.messages()[applied:]:
+            outcome = run_hop(self.executors, message, worker=self.worker)
+            if not isinstance(outcome, Applied) or outcome.report is not None:
+                break
+        return outcome
 
     def _settled(self, graph: PackedGraph, how: str) -> None:
         setattr(self.report, how, getattr(self.report, how) + 1)

@@ -34,7 +34,7 @@ from graph_migrator.core.rollouts.decisions import (
     decide_rollout,
     hindered,
 )
-from graph_migrator.core.rollouts.packing import cut_units
+from graph_migrator.core.rollouts.packing import cut_units, share
 from graph_migrator.core.rollouts.statuses import RolloutStatus
 
 _MOST_STEPS = 10_000
@@ -150,7 +150,8 @@ def take_turn(rows: Rows) -> Turn:
     _take_in_outcomes(rows, turn)
     _take_in_packs(rows, packs, turn)
     for _ in range(_MOST_STEPS):
-        decision = decide_rollout(rows.facts())
+        facts = rows.facts()
+        decision = decide_rollout(facts)
         turn.decisions.append(decision)
         match decision:
             case Hold():
@@ -162,7 +163,7 @@ def take_turn(rows: Rows) -> Turn:
             case CloseStage(number):
                 rows.close_stage(number)
             case DispatchMembers(count):
-                _dispatch(rows, count, turn)
+                _dispatch(rows, count, facts, turn)
             case End(status):
                 rows.end(status)
                 return turn
@@ -207,15 +208,15 @@ def _take_in_packs(rows: Rows, packs: Sequence[tuple[UUID, PackFacts]], turn: Tu
         turn.to_send += rows.resend_packs(unsent)
 
 
-def _dispatch(rows: Rows, places: int, turn: Turn) -> None:
+def _dispatch(rows: Rows, places: int, facts: RolloutFacts, turn: Turn) -> None:
     """Send members, and settle those whose graphs must not be sent; they take no place."""
     free: list[tuple[UUID, bool]] = []
     hindrances: dict[UUID, Settled] = {}
-    size = rows.pack_size()
-    for graph_id, facts in rows.next_pending(places * size):
-        hindrance = hindered(facts)
+    size = share(rows.pack_size(), facts.pending, facts.max_in_flight)
+    for graph_id, graph in rows.next_pending(places * size):
+        hindrance = hindered(graph)
         if hindrance is None:
-            free.append((graph_id, facts.packable))
+            free.append((graph_id, graph.packable))
         else:
             hindrances[graph_id] = hindrance
     if hindrances:

@@ -36,7 +36,7 @@ SELECT set_config('search_path', 'graph_migrator,public', false),
 """
 _DATESTYLE = "SET datestyle TO ISO"
 """What psycopg2 needs, where the server's default is another."""
-_RESET = "; ".join(
+_RESET_AND = "; ".join(
     (
         # What follows runs in a transaction of its own, whatever the hop made the default.
         "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
@@ -49,15 +49,16 @@ _RESET = "; ".join(
         "SELECT graph_migrator.forget_session()",
         _DATESTYLE,
         _SESSION.strip(),
-        "COMMIT",
     )
 )
 """Removes what a hop has left in its session, and sets again what is ours. DISCARD ALL would also remove our prepared
 statements, and cannot travel with other statements."""
+_RESET = f"{_RESET_AND}; COMMIT"
 _UNLOCK_ALL = "SELECT pg_advisory_unlock_all()"
 """Where `release_lock`, which does it too, does not follow."""
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL graph_migrator.transaction = 'open'"
 """The setting ends with the transaction: by it `finish_hop` knows that nobody has ended it in between."""
+_ANSWER = "SELECT current_setting('graph_migrator.answer') AS answer"
 
 _OVERRIDDEN = ("search_path", "synchronous_commit", "statement_timeout")
 """What a migration in a caller's transaction sets otherwise, and restores."""
@@ -69,6 +70,10 @@ _PREPARED: tuple[type[Call[Any]], ...] = (
     protocol.OpenHop,
     protocol.FinishHop,
     protocol.ReleaseLock,
+    protocol.BeginAndOpen,
+    protocol.BeginPacked,
+    protocol.FinishAndOpen,
+    protocol.ResumeExecutor,
 )
 
 R = TypeVar("R")
@@ -94,6 +99,7 @@ class Executor:
         self._whole: RootTransaction | None = None  # what SQLAlchemy has open while a hop has the session
         self._after_commit: list[Callable[[], None]] | None = None  # a list while a transaction is open
         self._is_used = False  # a hop's code had the session since it was last reset
+        self._next_is_open = False  # the open transaction is the next hop's
 
     @classmethod
     def connect(cls, engine: Engine) -> Self:
@@ -138,8 +144,7 @@ class Executor:
         if not self._owned:
             return self.call(call)
         row = self._send(
-            f"BEGIN; {self._statement(call)}; COMMIT; {_BEGIN}; "
-            "SELECT current_setting('graph_migrator.answer') AS answer",
+            f"BEGIN; {self._statement(call)}; COMMIT; {_BEGIN}; {_ANSWER}",
             call.arguments(),
         )
         return call.read(json.loads(row["answer"]))
@@ -161,6 +166,24 @@ class Executor:
         brought = then.read(self._send(statement, (*call.arguments(), *then.arguments())))
         self._was_reset()
         return brought
+
+    def commit_and_open(self, call: Call[None], then: Call[R]) -> R:
+        """Call a function as the last one in the open transaction, commit, and open the next transaction: one message.
+
+        Args:
+            call: An error of its, or of the commit, rolls everything back.
+            then: Called after the commit, in a transaction of its own, on the session as it was before the hop. It
+                leaves its answer in the setting, as that of `call_and_begin` does.
+
+        Returns:
+            What `then` brought.
+        """
+        reset = f"{_RESET_AND}; {self._statement(then)}; COMMIT"
+        statement = f"{self._statement(call)}; COMMIT; {reset}; {_BEGIN}; {_ANSWER}"
+        row = self._send(statement, (*call.arguments(), *then.arguments()))
+        self._was_reset()
+        self._next_is_open = True
+        return then.read(json.loads(row["answer"]))
 
     def commit_with(self, call: Call[None]) -> None:
         """Call a function as the last one in the open transaction, and commit: one message."""
@@ -199,12 +222,13 @@ class Executor:
     def transaction(self) -> Iterator[Connection]:
         """A transaction on this session, perhaps begun by `call_and_begin`; rolled back on any error.
 
-        Committed at the end, if `call_and_commit` has not done that.
+        Committed at the end, if `call_and_commit` or `commit_and_open` has not done that.
         """
         if not self._owned:
             yield self.connection
             return
         self._is_used = True
+        self._next_is_open = False
         if self._is_idle:
             self._send(_BEGIN)
         self._whole = self.connection.get_transaction() or self.connection.begin()
@@ -213,7 +237,7 @@ class Executor:
         self._after_commit = then
         try:
             yield self.connection
-            if not self._is_idle:
+            if not (self._is_idle or self._next_is_open):
                 self._send("COMMIT")
         except BaseException:
             self.roll_back()

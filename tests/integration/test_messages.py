@@ -11,10 +11,14 @@ from sqlalchemy import Engine, text
 
 from graph_migrator import HopContext
 from graph_migrator.core.execution.in_process import run_graph_migration
+from graph_migrator.core.execution.model import Caller, Worker
+from graph_migrator.core.execution.straight import FreeGraph, run_straight
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.planning import make_plan
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.session import Executors
 from tests.integration.scripted import Script
-from tests.rows import add_graph
+from tests.rows import add_graph, graph_row
 from tests.wire import Wire, counting
 
 HOP = ["lock_and_load_hop", "open_hop", "hop", "finish_hop"]
@@ -48,6 +52,17 @@ def test_a_hop_takes_four_messages(engine: Engine, wired: tuple[Executors, Wire]
     assert _named(wire.take()) == ["lock_and_load", "begin_migration", *HOP]
     run_graph_migration(executors, "three", 4)
     assert _named(wire.take()) == ["lock_and_load", "begin_migration", *3 * HOP]
+
+
+def test_a_hop_of_a_pack_takes_two_messages(
+    engine: Engine, wired: tuple[Executors, Wire], script: Script
+) -> None:
+    executors, wire = wired
+    add_graph(engine, "g", "plain")
+    kind = registry.graph_type("plain")
+    graph = FreeGraph(graph_row(engine, "g").id, "g", 1)
+    run_straight(executors, kind, graph, make_plan("g", kind, 1, 4), caller=Caller(), worker=Worker())
+    assert _named(wire.take()) == ["begin_and_open", *2 * ["hop", "finish_and_open"], "hop", "finish_hop"]
 
 
 def test_a_savepoint_takes_two_more_and_a_session_none(

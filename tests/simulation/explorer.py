@@ -55,6 +55,7 @@ _IN_FLIGHT = frozenset(
     {
         "before finish_hop", "before open_hop", "before fail_attempt", "before begin_migration",
         "before retry_migration", "before fail_between_hops", "before release_lock", "before settle",
+        "before begin_and_open", "before finish_and_open",
     }
 )  # fmt: skip
 _RARE = frozenset(
@@ -178,7 +179,7 @@ class _Driver:
     def drive(self) -> None:
         world = self.world
         world.observe()
-        world.call("migrate_graph", target=self._target())
+        self._migrate()
         for step in range(STEPS):
             self._step()
             world.raise_violation()
@@ -270,7 +271,8 @@ class _Driver:
         ][self.choices.pick([2, 2, 2, 2, 1, 1, 2, 1])]
 
     def _migrate(self) -> None:
-        self.world.call("migrate_graph", target=self._target())
+        task = ("migrate_graph", "migrate_straight")[self.choices.pick([2, 1])]
+        self.world.call(task, target=self._target())
 
     def _wipe(self) -> None:
         if self.choices.pick([2, 1]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from types import NoneType
 from typing import Any, ClassVar, Generic, TypeVar, get_args
 
@@ -55,6 +56,7 @@ class Call(Generic[R]):
         return f'PREPARE "graph_migrator.{cls.function}" AS {cls.select(marks)}'
 
     @classmethod
+    @cache  # every message asks for it
     def statement(cls, *, prepared: bool) -> str:
         """The call, with a mark for each argument, where the session has it prepared or not."""
         marks = ["%s"] * len(fields(cls))
@@ -64,7 +66,7 @@ class Call(Generic[R]):
 
     def arguments(self) -> tuple[Any, ...]:
         """The arguments' values for psycopg2, in the order of the marks."""
-        return tuple(_adapted(getattr(self, field.name)) for field in fields(self))
+        return tuple(map(_adapted, vars(self).values()))
 
     def read(self, columns: dict[str, Any]) -> R:
         """What comes back, from the columns of the function's row."""
@@ -77,8 +79,13 @@ class Call(Generic[R]):
             value = None
         else:
             # After an upgrade of the schema under live workers there may be columns that this release does not know.
-            value = self.row(**{field.name: columns[field.name] for field in fields(self.row)})
+            value = self.row(**{name: columns[name] for name in _names(self.row)})
         return value  # type: ignore[no-any-return] # `R` says it; a test compares it with the database
+
+
+@cache
+def _names(row: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(row))
 
 
 def _adapted(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -37,6 +38,48 @@ class BeginMigration(Call[None], function="begin_migration", prepared=True):
     reason: str | None
     deadline: float
     unlock: bool
+    status: str = "queued"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedFirst:
+    """The first attempt of a migration that has just begun, and its graph as it was found under the lock."""
+
+    attempt_id: int
+    slug: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeginAndOpen(Call[OpenedFirst | None], function="begin_and_open", prepared=True):
+    """Begin a migration and open its first hop; None, and nothing is written, where the graph is not as it was read."""
+
+    migration: UUID
+    graph: UUID
+    graph_type: str
+    from_: int
+    to: int
+    plan: list[dict[str, Any]]
+    request: str | None
+    by: str | None
+    reason: str | None
+    deadline: float
+    next_to: int
+    hop: str
+    fingerprint: str
+    worker: str
+    pid: int
+    task: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeginPacked(BeginAndOpen, function="begin_packed", prepared=True):
+    """The same for a graph of a pack; None also where the pack is to begin nothing more."""
+
+    rollout: UUID
+    pack: UUID
+    number: int
+    since: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +148,35 @@ class FinishHop(Call[None], function="finish_hop", prepared=True):
     callers: bool
     deadline: float
     checkpoint: bool
+    keep: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishAndOpen(Call[None], function="finish_and_open", prepared=True):
+    """End a hop and open the next one in the same transaction, unless an operator asks for something."""
+
+    attempt: int
+    migration: UUID
+    graph: UUID
+    from_: int
+    to: int
+    status: str
+    rows: int
+    deadline: float
+    next_to: int
+    hop: str
+    fingerprint: str
+    worker: str
+    pid: int
+    task: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeExecutor(Call[int | None], function="resume_executor", prepared=True):
+    """Become the executor of what `FinishAndOpen` has opened. Returns the attempt; None where there is none."""
+
+    migration: UUID
+    graph: UUID
 
 
 @dataclass(frozen=True, kw_only=True)

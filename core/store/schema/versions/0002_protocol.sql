@@ -230,9 +230,10 @@ END $$;
 -- The fence has taken the graph's lock for this transaction as well. So before the target the session gives its
 -- own hold back here, and the commit itself lets the next hop in. If the commit fails, the token comes back with
 -- the rollback, and whoever has taken the graph meanwhile finds the attempt still running, and settles it.
+-- p_keep: this session goes on with the next hop, and keeps its hold.
 CREATE FUNCTION finish_hop(p_attempt bigint, p_migration uuid, p_graph uuid, p_from integer, p_to integer,
     p_status text, p_rows bigint, p_done bigint, p_last boolean, p_callers boolean,
-    p_deadline double precision DEFAULT 30, p_checkpoint boolean DEFAULT true) RETURNS void
+    p_deadline double precision DEFAULT 30, p_checkpoint boolean DEFAULT true, p_keep boolean DEFAULT false) RETURNS void
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     started timestamptz;
@@ -271,12 +272,60 @@ BEGIN
             UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), redeliveries = 0
                 WHERE id = p_migration;
         END IF;
-        IF NOT p_callers THEN
+        IF NOT (p_callers OR p_keep) THEN
             PERFORM unlock(p_graph);
         END IF;
     END IF;
     PERFORM notify_waiters(p_migration);
     PERFORM require_transaction(p_attempt);
+END $$;
+
+-- The row of a hop's first attempt, opened by a session that has held the graph's lock since the migration began: nobody
+-- else can have begun this hop. If that were wrong, the row's number would be taken.
+CREATE FUNCTION open_first_attempt(p_migration uuid, p_graph uuid, p_from integer, p_to integer, p_hop text,
+    p_fingerprint text, p_worker text, p_pid integer, p_task text) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    opened bigint;
+BEGIN
+    INSERT INTO hop_attempts (migration_id, graph_id, from_version, to_version, hop_name, fingerprint, attempt,
+            dispatch, worker, pid, task_id)
+        VALUES (p_migration, p_graph, p_from, p_to, p_hop, p_fingerprint, 1, 1, p_worker, p_pid, p_task)
+        RETURNING id INTO opened;
+    RETURN opened;
+END $$;
+
+-- The end of a hop and the opening of the next one in the same transaction, for a session that keeps the graph's lock in
+-- between (core/execution/straight.py). Under that lock an operator's wish is all that can have changed since the
+-- migration began: where there is one, the hop ends as ever and nothing is opened.
+CREATE FUNCTION finish_and_open(p_attempt bigint, p_migration uuid, p_graph uuid, p_from integer, p_to integer,
+    p_status text, p_rows bigint, p_deadline double precision, p_next_to integer, p_hop text, p_fingerprint text,
+    p_worker text, p_pid integer, p_task text) RETURNS void
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    goes_on boolean;
+BEGIN
+    SELECT m.status = 'running' AND m.dispatch = 1 INTO goes_on FROM migrations m WHERE m.id = p_migration FOR NO KEY UPDATE;
+    PERFORM finish_hop(p_attempt, p_migration, p_graph, p_from, p_to, p_status, p_rows, NULL, false, false,
+                       p_deadline, false, goes_on);
+    IF goes_on THEN
+        PERFORM open_first_attempt(p_migration, p_graph, p_to, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task);
+    END IF;
+END $$;
+
+-- Makes this session the executor of the attempt that it has opened by finish_and_open, after the session was reset, and
+-- releases what other locks the hop before took for its session: while it holds the graph's for this transaction as well.
+-- NULL where nothing was opened.
+CREATE FUNCTION resume_executor(p_migration uuid, p_graph uuid, OUT attempt_id bigint)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+    SELECT a.id INTO attempt_id FROM hop_attempts a WHERE a.migration_id = p_migration AND a.status = 'running';
+    IF FOUND THEN
+        PERFORM pg_advisory_xact_lock(lock_key(p_graph)), pg_advisory_unlock_all(), pg_advisory_lock(lock_key(p_graph)),
+                set_config('graph_migrator.executor', p_migration::text, false);
+    ELSE
+        PERFORM pg_advisory_unlock_all();
+    END IF;
+    PERFORM set_config('graph_migrator.answer', jsonb_build_object('attempt_id', attempt_id)::text, false);
 END $$;
 
 -- This session is nobody's executor any more. A lock that is held for the transaction as well falls with that.
@@ -326,7 +375,7 @@ END $$;
 -- the new migration takes over its cursor.
 CREATE FUNCTION begin_migration(p_migration uuid, p_graph uuid, p_graph_type text, p_from integer,
     p_to integer, p_plan jsonb, p_release uuid, p_request text, p_target integer, p_by text, p_reason text,
-    p_deadline double precision, p_unlock boolean DEFAULT false) RETURNS void
+    p_deadline double precision, p_unlock boolean DEFAULT false, p_status text DEFAULT 'queued') RETURNS void
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     half jsonb;
@@ -340,9 +389,10 @@ BEGIN
         END IF;
     END IF;
     INSERT INTO migrations (id, graph_id, graph_type, from_version, to_version, status, task_id, plan,
-            requested_by, reason, deadline)
-        VALUES (p_migration, p_graph, p_graph_type, p_from, p_to, 'queued', p_request, p_plan,
-            p_by, p_reason, clock_timestamp() + make_interval(secs => p_deadline));
+            requested_by, reason, deadline, started_at)
+        VALUES (p_migration, p_graph, p_graph_type, p_from, p_to, p_status, p_request, p_plan,
+            p_by, p_reason, clock_timestamp() + make_interval(secs => p_deadline),
+            CASE WHEN p_status = 'running' THEN clock_timestamp() END);
     PERFORM set_config('graph_migrator.executor', p_migration::text, true);
     SELECT partially_migrated INTO half FROM graphs WHERE id = p_graph;
     UPDATE graphs SET migration_id = p_migration, partially_migrated = NULL, updated_at = clock_timestamp()
@@ -365,6 +415,36 @@ BEGIN
     IF p_unlock THEN
         PERFORM pg_advisory_xact_lock(lock_key(p_graph)), unlock(p_graph);
     END IF;
+END $$;
+
+-- Begins a migration and opens its first hop in the same transaction, for a session that keeps the graph's lock until the
+-- migration ends (core/execution/straight.py). What was decided rests on facts that were read without the lock. NULL, and
+-- nothing is written, where they are no longer so, or where the lock is not free at once: then it is decided anew.
+-- Its commit need not wait for the disk, as that of open_hop: nobody has an answer before the hop's own commit.
+CREATE FUNCTION begin_and_open(p_migration uuid, p_graph uuid, p_graph_type text, p_from integer, p_to integer,
+    p_plan jsonb, p_request text, p_by text, p_reason text, p_deadline double precision, p_next_to integer, p_hop text,
+    p_fingerprint text, p_worker text, p_pid integer, p_task text,
+    OUT attempt_id bigint, OUT slug text, OUT config jsonb)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true), set_config('graph_migrator.answer',
+        '{"attempt_id": null, "slug": null, "config": null}', false);
+    IF NOT pg_try_advisory_lock(lock_key(p_graph)) THEN
+        RETURN;
+    END IF;
+    SELECT g.slug, g.config INTO slug, config FROM graphs g
+        WHERE g.id = p_graph AND g.graph_type = p_graph_type AND g.version = p_from AND g.migration_id IS NULL
+          AND g.partially_migrated IS NULL
+          AND NOT EXISTS (SELECT FROM requests r WHERE r.task_id = p_request);
+    IF NOT FOUND THEN
+        PERFORM pg_advisory_unlock(lock_key(p_graph));
+        RETURN;
+    END IF;
+    PERFORM begin_migration(p_migration, p_graph, p_graph_type, p_from, p_to, p_plan, NULL, p_request, p_to, p_by,
+                            p_reason, p_deadline, p_status => 'running');
+    attempt_id := open_first_attempt(p_migration, p_graph, p_from, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task);
+    PERFORM set_config('graph_migrator.executor', p_migration::text, false), set_config('graph_migrator.answer',
+        jsonb_build_object('attempt_id', attempt_id, 'slug', slug, 'config', config)::text, false);
 END $$;
 
 -- Takes a failed migration up again: a new dispatch, the plan as it is today, counters at zero.

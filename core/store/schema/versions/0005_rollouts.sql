@@ -296,3 +296,24 @@ BEGIN
 END $$;
 CREATE TRIGGER rollout_members_follow_their_states AFTER UPDATE ON rollout_members
     REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION follow_members();
+
+-- begin_and_open for a graph of a pack. NULL also where this try of the member is over, the rollout does not run or was
+-- resumed since p_since (perhaps with other code), all rollouts are held, or the controller has closed the pack.
+CREATE FUNCTION begin_packed(p_migration uuid, p_graph uuid, p_graph_type text, p_from integer, p_to integer,
+    p_plan jsonb, p_request text, p_by text, p_reason text, p_deadline double precision, p_next_to integer, p_hop text,
+    p_fingerprint text, p_worker text, p_pid integer, p_task text,
+    p_rollout uuid, p_pack uuid, p_number integer, p_since timestamptz,
+    OUT attempt_id bigint, OUT slug text, OUT config jsonb)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+    PERFORM FROM rollout_members m JOIN rollouts r ON r.id = m.rollout_id JOIN packs p ON p.id = m.pack_id, rollout_fleet f
+        WHERE m.rollout_id = p_rollout AND m.graph_id = p_graph AND m.number = p_number AND m.pack_id = p_pack
+          AND m.status = 'dispatched' AND p.status = 'running' AND r.status = 'running' AND r.failures_since = p_since
+          AND f.held_at IS NULL;
+    IF NOT FOUND THEN
+        PERFORM set_config('graph_migrator.answer', '{"attempt_id": null, "slug": null, "config": null}', false);
+        RETURN;
+    END IF;
+    SELECT b.* INTO attempt_id, slug, config FROM begin_and_open(p_migration, p_graph, p_graph_type, p_from, p_to, p_plan,
+        p_request, p_by, p_reason, p_deadline, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task) b;
+END $$;
