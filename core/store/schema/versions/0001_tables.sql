@@ -93,8 +93,8 @@ CREATE TABLE migrations (
 );
 COMMENT ON COLUMN migrations.task_id IS 'The id of the latest migrate_graph call; the last task of every chain bears it.';
 COMMENT ON COLUMN migrations.redeliveries IS 'How often recovery has redelivered since the last progress; the deadline backs off with it.';
-COMMENT ON COLUMN migrations.retries_reset_after_id IS 'Attempts up to this id are forgiven: they came before an operator''s retry.';
-COMMENT ON COLUMN migrations.code_mismatch_since IS 'Since when workers with other code have requeued its next hop.';
+COMMENT ON COLUMN migrations.retries_reset_after_id IS 'Attempts up to this id no longer count against the retry limits: they came before an operator''s retry.';
+COMMENT ON COLUMN migrations.code_mismatch_since IS 'When a worker with other code first requeued its next hop.';
 CREATE UNIQUE INDEX migrations_one_live_per_graph ON migrations (graph_id)
     WHERE status IN ('queued', 'running', 'pausing', 'paused', 'cancelling');
 CREATE INDEX migrations_by_graph ON migrations (graph_id, created_at);
@@ -143,16 +143,16 @@ CREATE TABLE hop_attempts (
     CONSTRAINT hop_attempts_number UNIQUE (migration_id, to_version, attempt)
 );
 COMMENT ON COLUMN hop_attempts.rows_per_second IS 'Rows processed by this attempt; the last half minute counts most.';
-COMMENT ON COLUMN hop_attempts.error_rows IS 'The row, or the batch, that the error is about, by ids alone.';
-COMMENT ON COLUMN hop_attempts.error_line IS 'The last line of the hop''s own code that the error passed.';
+COMMENT ON COLUMN hop_attempts.error_rows IS 'The row or the batch that the error is about. Contains ids only.';
+COMMENT ON COLUMN hop_attempts.error_line IS 'The innermost line of the hop''s own code in the traceback.';
 CREATE UNIQUE INDEX hop_attempts_one_running ON hop_attempts (migration_id) WHERE status = 'running';
 CREATE UNIQUE INDEX hop_attempts_one_success ON hop_attempts (migration_id, to_version)
     WHERE status IN ('succeeded', 'skipped');
 CREATE INDEX hop_attempts_by_graph ON hop_attempts (graph_id, id);
 CREATE INDEX hop_attempts_lost ON hop_attempts (worker, pid) WHERE status = 'lost';
 
--- How executors were lost, recorded by who saw it, perhaps after the attempt was found and finished. A lost attempt
--- without a row here: nobody saw it, so its whole worker is gone.
+-- How executors were lost. Whoever saw the loss records it, sometimes after recovery has finished the attempt. A lost
+-- attempt without a row here was seen by nobody: its whole worker is gone.
 CREATE TABLE losses (
     attempt_id bigint PRIMARY KEY REFERENCES hop_attempts (id) ON DELETE CASCADE,
     because    text NOT NULL,
@@ -161,7 +161,7 @@ CREATE TABLE losses (
     CONSTRAINT losses_because_is_known CHECK (because IN ('process', 'session', 'operator'))
 );
 COMMENT ON COLUMN losses.because IS
-    'Its process died and the worker lived on; its session alone was ended; an operator ended it.';
+    'process: its process died and the worker lived on. session: its session was ended. operator: an operator ended it.';
 COMMENT ON COLUMN losses.how IS 'The signal or exit code; the operator.';
 
 CREATE TABLE checkpoints (
@@ -193,17 +193,18 @@ CREATE TABLE requests (
 );
 COMMENT ON COLUMN requests.settled_at IS 'When the migration of a migrate request ended; NULL while it is live. Set by a trigger on migrations.';
 COMMENT ON COLUMN requests.answered_at IS 'When the caller had its result, or when recovery stopped trying; see unanswered_because.';
-COMMENT ON COLUMN requests.next_answer_at IS 'After a failure to store the result: not tried again before.';
-COMMENT ON COLUMN requests.unanswered_because IS 'Why the latest try to store the result failed; NULL where none did.';
--- Those with an outcome and no answer, by when they are due: requests of a million waiting migrations are not in it.
+COMMENT ON COLUMN requests.next_answer_at IS 'After a failure to store the result: the time of the next try.';
+COMMENT ON COLUMN requests.unanswered_because IS 'Why the latest try to store the result failed. NULL if no try failed.';
+-- Requests with an outcome and no answer, in the order in which they are due. Requests of waiting migrations, perhaps
+-- a million, are not in this index.
 CREATE INDEX requests_to_answer ON requests (coalesce(next_answer_at, settled_at, created_at))
     WHERE answered_at IS NULL AND (settled_at IS NOT NULL OR outcome IS NOT NULL);
 CREATE INDEX requests_by_migration ON requests (migration_id);
 CREATE INDEX requests_refused ON requests (graph_id, created_at) WHERE migration_id IS NULL AND outcome ? 'error';
 CREATE INDEX requests_of_data ON requests (graph_id, created_at) WHERE verb IN ('repair', 'replace');
 
--- Calls of migrate_graph that have no row in requests yet, as far as they are known: sent by a command, or taken by a
--- worker that could not carry them out and requeued. The sweep removes what is over.
+-- Calls of migrate_graph that have no row in requests yet. They are known because a command sent them, or because a
+-- worker could not carry them out and requeued them. The sweep removes calls that have begun or expired.
 CREATE TABLE waiting_calls (
     task_id      text PRIMARY KEY,
     graph_id     uuid NOT NULL,
@@ -216,12 +217,12 @@ CREATE TABLE waiting_calls (
     because      text
 );
 COMMENT ON COLUMN waiting_calls.tries IS 'How often a worker has taken the message and requeued it.';
-COMMENT ON COLUMN waiting_calls.refused_at IS 'When workers stop waiting for another one; NULL where nobody has begun to.';
-COMMENT ON COLUMN waiting_calls.because IS 'Why the worker named beside it could not carry the call out.';
+COMMENT ON COLUMN waiting_calls.refused_at IS 'When workers stop requeueing it and refuse it. NULL if no worker has requeued it.';
+COMMENT ON COLUMN waiting_calls.because IS 'Why the worker in column worker could not carry out the call.';
 CREATE INDEX waiting_calls_by_graph ON waiting_calls (graph_id);
 
--- What monitoring reads, kept by the sweep: finished attempts are counted once, not at each scrape. Those up to
--- metrics_state.counted_up_to are in hop_totals, by outcome, in the buckets of core/inspection/metrics.py.
+-- What monitoring reads. The sweep counts each finished attempt once, so a scrape need not count them again. hop_totals
+-- covers the attempts up to metrics_state.counted_up_to, by outcome, in the buckets of core/inspection/metrics.py.
 CREATE TABLE hop_totals (
     graph_type text NOT NULL,
     hop_name   text NOT NULL,
@@ -241,11 +242,11 @@ CREATE TABLE metrics_state (
     count_took     double precision NOT NULL DEFAULT 0,
     CONSTRAINT metrics_state_has_one_row CHECK (only_row)
 );
-COMMENT ON COLUMN metrics_state.counts IS 'Migrations by type and status, graphs by type and version: counted anew now and then.';
-COMMENT ON COLUMN metrics_state.count_took IS 'Seconds that the last count took; a scrape counts by itself while that is short.';
+COMMENT ON COLUMN metrics_state.counts IS 'Migrations by type and status, graphs by type and version. Recounted from time to time.';
+COMMENT ON COLUMN metrics_state.count_took IS 'Seconds that the last count took. While this is short, a scrape counts for itself.';
 INSERT INTO metrics_state DEFAULT VALUES;
 
--- Which process sweeps, and until when the others need not try. One row.
+-- The process that sweeps, and the time until which the others do not try. One row.
 CREATE TABLE sweep_lease (
     only_row boolean PRIMARY KEY DEFAULT true,
     holder   text,
@@ -254,7 +255,7 @@ CREATE TABLE sweep_lease (
 );
 INSERT INTO sweep_lease DEFAULT VALUES;
 
--- Where old audit rows have gone. Written by remove_archived alone (revision 0004).
+-- Archives of old audit rows. Only remove_archived (revision 0004) writes here.
 CREATE TABLE archives (
     id           uuid PRIMARY KEY,
     location     text NOT NULL,
@@ -267,7 +268,7 @@ CREATE TABLE archives (
     archived_at  timestamptz NOT NULL DEFAULT now(),
     removing_xid text
 );
-COMMENT ON COLUMN archives.removing_xid IS 'The transaction that removes rows of this archive; in it alone they can be deleted.';
+COMMENT ON COLUMN archives.removing_xid IS 'The transaction that removes rows of this archive. Only this transaction can delete them.';
 CREATE TABLE archived_graphs (
     graph_id   uuid NOT NULL,
     archive_id uuid NOT NULL REFERENCES archives (id),
@@ -300,11 +301,11 @@ CREATE TRIGGER losses_are_not_truncated BEFORE TRUNCATE ON losses
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change('deleted');
 CREATE TRIGGER migrations_are_kept BEFORE DELETE ON migrations
     FOR EACH ROW EXECUTE FUNCTION refuse_change('deleted');
--- `failed` is no end: it can be retried or released.
+-- `failed` is not an end: such a migration can be retried or released.
 CREATE TRIGGER migrations_end_once BEFORE UPDATE ON migrations
     FOR EACH ROW WHEN (OLD.status IN ('cancelled', 'succeeded', 'released'))
     EXECUTE FUNCTION refuse_change('changed once ended');
--- A request is settled when its migration ends, and open again when that is retried.
+-- A request is settled when its migration ends. If the migration is retried, the request is open again.
 CREATE FUNCTION settle_requests() RETURNS trigger LANGUAGE plpgsql
 SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN

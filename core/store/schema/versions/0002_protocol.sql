@@ -3,20 +3,20 @@
 -- of its own, so what is read after a lock is at least as new as the lock. (One plain statement that
 -- locks and reads is wrong: its snapshot is older than its lock.)
 --
--- A session keeps the plans of these functions. One that was made while the tables were nearly empty would read
--- them whole for ever after, so each function rules that out: it finds a few rows, always by an index.
+-- A session keeps the plans of these functions. A plan that was made while the tables were nearly empty would use
+-- sequential scans for as long as the session lives. So each function turns these off: it needs few rows, by an index.
 
 -- One 64-bit key per graph. The seed is ours, because applications and Alembic use advisory locks too.
 CREATE FUNCTION lock_key(p_graph uuid) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN uuid_hash_extended(p_graph, 5716853094183207169);
 
--- The key that whoever waits for a migration holds shared (core/inspection/waiting.py).
+-- Everybody who waits for a migration holds this key shared (core/inspection/waiting.py).
 CREATE FUNCTION wait_key(p_migration uuid) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN uuid_hash_extended(p_migration, 5716853094183207173);
 
--- A hop or the migration ends with this transaction: notifies whoever waits for it. A commit with a NOTIFY holds a
--- lock of the whole server until it is on disk, so there is one only where somebody waits. A waiter that comes after
--- this look gets the key when this transaction is over, and then reads what it has written.
+-- Notifies whoever waits for the migration; called in the transaction in which a hop or the migration ends. A commit
+-- with a NOTIFY holds a server-wide lock until it is on disk, so a NOTIFY is sent only if somebody waits. A waiter that
+-- comes after this check gets the key when this transaction is over, and then reads what it has written.
 CREATE FUNCTION notify_waiters(p_migration uuid) RETURNS void LANGUAGE plpgsql
 SET search_path = graph_migrator, pg_temp AS $$
 BEGIN
@@ -25,8 +25,8 @@ BEGIN
     END IF;
 END $$;
 
--- The graph with this id or slug; NULL where there is none. A slug is never of a UUID's form, so each call is one look
--- into one index: `slug = x OR id::text = x` would read every graph.
+-- The id of the graph with this id or slug; NULL if there is none. A slug never has the form of a UUID, so each call
+-- needs one index lookup. `slug = x OR id::text = x` would read every graph.
 CREATE FUNCTION graph_id_of(p_graph text) RETURNS uuid LANGUAGE plpgsql STABLE
 SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
@@ -51,7 +51,7 @@ BEGIN
     SELECT m.status INTO status FROM migrations m WHERE m.id = claim;
     IF graph_id IS NOT NULL AND (claim IS NULL OR status = 'failed') THEN
         PERFORM set_config('lock_timeout', p_wait_ms::text, true);
-        -- In a transaction of the caller's, the lock must fall with it, whatever becomes of it.
+        -- In the caller's transaction the lock must be released with that transaction, however it ends.
         IF p_session THEN
             PERFORM pg_advisory_lock(lock_key(graph_id));
         ELSE
@@ -70,8 +70,8 @@ BEGIN
     request_known := coalesce(request_known, false);
 END $$;
 
--- How often a hop went wrong through no error of its own, since its last progress and the last retry. Lost: its worker
--- or its session went, as far as is known. Crashed: its process died and the worker lived on.
+-- How often a hop was interrupted without an error of its own, since its last progress and the last retry. Lost: its
+-- worker or its session is gone, as far as is known. Crashed: its process died and the worker lived on.
 CREATE FUNCTION count_losses(p_migration uuid, p_to integer, p_forgiven bigint, OUT lost integer, OUT crashed integer,
     OUT crashed_how text, OUT tries integer)
 LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
@@ -90,8 +90,8 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     SELECT EXISTS (SELECT FROM losses l WHERE l.attempt_id = p_attempt AND l.because = 'process')
 $$;
 
--- A worker saw one of its processes die, p_alive seconds after it first saw it. Explains the attempt that it was at; a
--- pid may have been another process's before. Returns the attempt.
+-- Records that a worker saw one of its processes die, p_alive seconds after it first saw that process: an earlier process
+-- may have had the same pid. Returns the attempt that the process was executing.
 CREATE FUNCTION report_death(p_worker text, p_pid integer, p_how text, p_alive double precision) RETURNS bigint
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
@@ -109,7 +109,7 @@ BEGIN
     RETURN found;
 END $$;
 
--- The executor of a lost attempt lives, and says that its session was ended.
+-- Called by the executor of a lost attempt, if it is alive: its session was ended.
 CREATE FUNCTION explain_loss(p_attempt bigint, p_how text) RETURNS void
 LANGUAGE sql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     INSERT INTO losses (attempt_id, because, how) SELECT a.id, 'session', p_how FROM hop_attempts a
@@ -164,8 +164,8 @@ BEGIN
     END IF;
 END $$;
 
--- Opens a hop attempt and makes this session the migration's executor. NULL where the migration is not
--- as it was looked at (an operator was quicker): nothing is written then, look again.
+-- Opens a hop attempt and makes this session the migration's executor. NULL if the migration has changed since it
+-- was read (an operator was quicker): then nothing is written, and the caller reads again.
 -- Its commit need not wait for the disk: whatever the hop commits later flushes it too, and if Postgres
 -- goes down before that, the executor's lock and data go down with it.
 CREATE FUNCTION open_hop(p_migration uuid, p_graph uuid, p_status text, p_dispatch integer, p_lost bigint,
@@ -184,7 +184,7 @@ BEGIN
         PERFORM set_config('graph_migrator.answer', '{"attempt_id": null, "attempt": null}', false);
         RETURN;
     END IF;
-    -- A deadline that was pushed a moment ago need not be pushed again.
+    -- A deadline that was moved a moment ago is not moved again.
     IF NOT is_ahead THEN
         UPDATE migrations m SET status = 'running', started_at = coalesce(m.started_at, clock_timestamp()),
                deadline = clock_timestamp() + make_interval(secs => p_deadline), redeliveries = 0, code_mismatches = 0,
@@ -215,8 +215,8 @@ BEGIN
     END IF;
 END $$;
 
--- Raises GM002 where this is not the transaction that the executor opened for a hop's data: the hop's own code
--- ended that one, by whatever way.
+-- Raises GM002 if this is not the transaction that the executor opened for a hop's data: then the hop's own code has
+-- ended that one.
 CREATE FUNCTION require_transaction(p_attempt bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF current_setting('graph_migrator.transaction', true) IS DISTINCT FROM 'open' THEN
@@ -225,8 +225,8 @@ BEGIN
 END $$;
 
 -- The end of a hop, in the transaction of its data: attempt, version and, at the target, the migration.
--- In a transaction of our caller's (p_callers) nothing follows it, so there the change is dated at once.
--- Where no batch was ever committed for the hop there is no checkpoint to delete (p_checkpoint).
+-- In the caller's transaction (p_callers) nothing of ours follows, so there the change is dated at once.
+-- If no batch was ever committed for the hop, there is no checkpoint to delete (p_checkpoint).
 -- The fence has taken the graph's lock for this transaction as well. So before the target the session gives its
 -- own hold back here, and the commit itself lets the next hop in. If the commit fails, the token comes back with
 -- the rollback, and whoever has taken the graph meanwhile finds the attempt still running, and settles it.
@@ -268,7 +268,7 @@ BEGIN
         END IF;
     ELSE
         IF started < clock_timestamp() - make_interval(secs => p_deadline * 0.25) THEN
-            -- After a long hop the deadline lies behind; the next hop has the full time to be taken.
+            -- After a long hop the deadline has passed; the next hop gets the full time to be started.
             UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), redeliveries = 0
                 WHERE id = p_migration;
         END IF;
@@ -328,7 +328,7 @@ BEGIN
     PERFORM set_config('graph_migrator.answer', jsonb_build_object('attempt_id', attempt_id)::text, false);
 END $$;
 
--- This session is nobody's executor any more. A lock that is held for the transaction as well falls with that.
+-- This session is no longer an executor. If the transaction holds the lock as well, that lock ends with it.
 CREATE FUNCTION unlock(p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     PERFORM set_config('graph_migrator.executor', '', false), pg_advisory_unlock(lock_key(p_graph));
@@ -352,7 +352,7 @@ BEGIN
     PERFORM unlock(p_graph), pg_advisory_unlock_all();
 END $$;
 
--- What RESET ALL and its like do not remove of what a hop has left in its session: prepared statements other than ours.
+-- Removes prepared statements that a hop has left in its session: RESET ALL and similar statements do not.
 CREATE FUNCTION forget_session() RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     statement text;
@@ -363,14 +363,14 @@ BEGIN
 END $$;
 
 -- A duplicate of the same message was refused while this one took the graph, and the caller has its answer.
--- Transient: the next look finds the request known, and answers as the first one did.
+-- Transient: the retry finds that the request is known, and answers as the first one did.
 CREATE FUNCTION answered_meanwhile(p_request text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'request % was answered meanwhile', p_request USING ERRCODE = 'serialization_failure';
 END $$;
 
--- Writes what begin_migration decided: the request, the migration and the claim, in one transaction, at whose
--- end the graph's lock is released (p_unlock).
+-- Writes what begin_migration decided: the request, the migration and the claim, in one transaction. With p_unlock the
+-- graph's lock is released at its end.
 -- p_release names a failed migration that this one replaces. Where the graph was force-released in the middle of a hop,
 -- the new migration takes over its cursor.
 CREATE FUNCTION begin_migration(p_migration uuid, p_graph uuid, p_graph_type text, p_from integer,
@@ -447,7 +447,7 @@ BEGIN
         jsonb_build_object('attempt_id', attempt_id, 'slug', slug, 'config', config)::text, false);
 END $$;
 
--- Takes a failed migration up again: a new dispatch, the plan as it is today, counters at zero.
+-- Resumes a failed migration: a new dispatch, the current plan, counters at zero.
 CREATE FUNCTION retry_migration(p_migration uuid, p_plan jsonb, p_request text, p_verb text, p_target integer,
     p_by text, p_deadline double precision, OUT dispatch integer)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
@@ -462,7 +462,7 @@ BEGIN
     IF dispatch IS NULL THEN
         RAISE EXCEPTION 'migration % is not failed', p_migration USING ERRCODE = 'GM001';
     END IF;
-    -- The caller whose id the chain bears is answered anew: FAILURE becomes what comes of this.
+    -- The caller whose id the chain has is answered again: the result of this run replaces FAILURE.
     UPDATE requests r SET answered_at = NULL, answer_failures = 0, next_answer_at = NULL, unanswered_because = NULL
         FROM migrations m
         WHERE m.id = p_migration AND r.task_id = m.task_id;
@@ -476,8 +476,8 @@ BEGIN
     END IF;
 END $$;
 
--- The end of an attempt that raised, in a transaction of its own. p_final: the migration fails with it.
--- False where the attempt or the migration has been settled by somebody else: then nothing is written.
+-- Ends an attempt that raised, in a transaction of its own. p_final: the migration fails as well.
+-- False if somebody else has settled the attempt or the migration: then nothing is written.
 CREATE FUNCTION fail_attempt(p_attempt bigint, p_migration uuid, p_graph uuid, p_transient boolean,
     p_final boolean, p_type text, p_message text, p_args jsonb, p_traceback text,
     p_deadline double precision, p_rows text DEFAULT NULL, p_line text DEFAULT NULL) RETURNS boolean
@@ -522,8 +522,8 @@ BEGIN
     RETURN true;
 END $$;
 
--- Does what an operator asked for, at a boundary or where nobody executes; under the graph's lock.
--- Returns the new status, or NULL where nothing was asked any more.
+-- Pauses or cancels as an operator requested, between two hops or while nobody executes; under the graph's lock.
+-- Returns the new status, or NULL if there is no such request any more.
 CREATE FUNCTION settle(p_migration uuid, p_attempt_becomes text, OUT status text)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
@@ -558,7 +558,7 @@ BEGIN
     PERFORM notify_waiters(p_migration);
 END $$;
 
--- Clears the claim. Every commit that changed data lies before this transaction, so its clock dates them.
+-- Clears the claim. Every commit that changed data came before this transaction, so its time dates them.
 CREATE FUNCTION release_claim(p_migration uuid, p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     token text := current_setting('graph_migrator.executor', true);

@@ -1,12 +1,12 @@
 -- The write guard. Whoever changes a graph's rows is either an ordinary writer, who holds the graph's lock
--- shared until its transaction ends, or the executor of the migration that owns the graph. What is promised,
--- and what stays outside of it, stands in docs/write-guard.md.
+-- shared until its transaction ends, or the executor of the migration that owns the graph. What the guard
+-- promises and what it does not cover is in docs/write-guard.md.
 --
 -- The functions that applications reach run as their owner, with a search_path of their own: the guard reads
 -- and locks rows that a writer's role need not be allowed to see. Errors carry a JSON object as DETAIL.
 
--- Raises 55006: the graph is read-only, why, by whom and since when. An owner's lock is dated by the graph's
--- last change: since then at the latest it is locked.
+-- Raises 55006: the graph is read-only, and why, by whom and since when. An owner's lock has no date of its own, so
+-- the graph's last change stands for it: the lock is not newer.
 CREATE FUNCTION refuse_read_only(g graphs) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     reason text := CASE WHEN g.migration_id IS NULL THEN 'owner' ELSE 'migrating' END;
@@ -26,7 +26,7 @@ BEGIN
             'graph', g.slug, 'reason', reason, 'migration_id', g.migration_id, 'since', stamp);
 END $$;
 
--- Lets a writer in to one graph, and returns the graph as it stays until the transaction ends; or raises.
+-- Admits a writer to one graph and returns the graph, which stays as it is until the transaction ends; or raises.
 -- p_written: rows of that graph exist after the statement. p_expected: the version that the writer was made
 -- for; by default what the session declared, as in graph_migrator.versions = '{"knowledge": 2}'.
 --
@@ -43,7 +43,7 @@ DECLARE
 BEGIN
     FOR look IN 1..2 LOOP
         IF look = 2 AND old_snapshot THEN
-            -- A plain SELECT would show the row as it was before a whole migration; this raises 40001 then.
+            -- A plain SELECT would show the row as it was before a whole migration; FOR SHARE raises 40001 instead.
             SELECT * INTO g FROM graphs WHERE id = p_graph FOR SHARE;
         ELSE
             SELECT * INTO g FROM graphs WHERE id = p_graph;
@@ -52,7 +52,7 @@ BEGIN
             IF NOT p_written THEN
                 RETURN NULL;  -- the graph was deleted, and its rows go with it
             ELSIF old_snapshot THEN
-                -- It may have been made, and taken by a migration, since this transaction's snapshot.
+                -- Since this transaction's snapshot it may have been created and claimed by a migration.
                 RAISE EXCEPTION 'graph % is not in the snapshot of this transaction', p_graph
                     USING ERRCODE = 'serialization_failure';
             END IF;
@@ -78,7 +78,7 @@ BEGIN
         EXIT WHEN look = 2;
 
         IF executes THEN
-            -- The name alone proves nothing: a lost executor still bears it. Nor does the lock alone: the
+            -- The setting alone proves nothing: a lost executor still has it. Nor does the lock alone: the
             -- executor of another graph may hold the same key.
             IF NOT pg_try_advisory_xact_lock(lock_key(g.id)) THEN
                 RAISE EXCEPTION 'session % is not the executor of migration %', pg_backend_pid(), g.migration_id
@@ -123,8 +123,8 @@ END $$;
 
 -- ── the guard for code that forgot to ask ──────────────────────────────────────────────────────────
 
--- After a statement, once: every graph whose rows it made, changed or removed. TG_ARGV[0] is the column
--- that holds the graph's id; where it is NULL the row belongs to no graph and is nobody's business.
+-- Runs once after a statement, for every graph whose rows it inserted, changed or deleted. TG_ARGV[0] is the column
+-- that holds the graph's id; a row where it is NULL belongs to no graph and is not guarded.
 CREATE FUNCTION guard_writes() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
@@ -136,8 +136,8 @@ DECLARE
     id uuid;
     admitted graphs;
 BEGIN
-    -- One graph a statement is the rule, and `graph_id` the usual name: plain scans, whose plans are kept and
-    -- do not depend on how many rows the first statement had.
+    -- Most statements change one graph, and the usual name is `graph_id`: plain scans, whose plans are kept and
+    -- do not depend on the number of rows of the first statement.
     IF TG_ARGV[0] = 'graph_id' THEN
         IF TG_OP = 'INSERT' THEN
             SELECT x.id, EXISTS (SELECT FROM new_rows n WHERE n.graph_id IS DISTINCT FROM x.id)
@@ -206,7 +206,7 @@ BEGIN
             FOR EACH STATEMENT EXECUTE FUNCTION graph_migrator.refuse_truncate();
         $q$, p_table, p_column);
     FOREACH event IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
-        -- ALWAYS: also in a session that plays a replica.
+        -- ALWAYS: also if session_replication_role is replica.
         EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER graph_migrator_guard_%s', p_table, event);
     END LOOP;
 END $$;
@@ -215,8 +215,8 @@ SELECT guard_table('graph_migrator.nodes', 'graph_id'), guard_table('graph_migra
 
 -- ── the graphs themselves ──────────────────────────────────────────────────────────────────────────
 
--- Version, type, claim and what belongs to them are changed by the executor that they name, and by nobody
--- else; a claimed graph is changed by nobody else at all, but for the owner's lock.
+-- Only the executor that the claim names may change version, type, claim and what belongs to them. Nobody else may
+-- change a claimed graph, except for the owner's lock.
 CREATE FUNCTION guard_graphs() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
@@ -228,8 +228,8 @@ BEGIN
             RAISE EXCEPTION 'graph %: a migration claims a graph that is there', NEW.slug
                 USING ERRCODE = 'integrity_constraint_violation';
         END IF;
-        -- A date to come would keep all writers out until then. A graph that replaces one of this transaction is
-        -- dated after the commit, like one that was migrated.
+        -- A date in the future would refuse all writers until then. A graph that replaces one of this transaction is
+        -- dated after the commit, like a migrated one.
         IF NEW.changed_at IS NOT NULL
            OR strpos(coalesce(current_setting('graph_migrator.moved_here', true), ''), NEW.id::text) = 0 THEN
             NEW.changed_at := least(NEW.changed_at, now());
@@ -255,7 +255,7 @@ BEGIN
 
     owner := coalesce(OLD.migration_id, NEW.migration_id);
     IF owner IS NULL THEN
-        -- Nobody owns it: its last change may be dated, and what is recorded of a force-released graph changed.
+        -- No migration owns it: its last change may be dated, and the record of a force-released graph changed.
         IF (OLD.id, OLD.graph_type, OLD.version) <> (NEW.id, NEW.graph_type, NEW.version)
            OR (OLD.changed_at IS DISTINCT FROM NEW.changed_at AND OLD.changed_at IS NOT NULL)
            OR (OLD.partially_migrated IS DISTINCT FROM NEW.partially_migrated AND NOT EXISTS (
@@ -285,7 +285,7 @@ BEGIN
             USING ERRCODE = 'GM001';
     END IF;
     IF OLD.version <> NEW.version THEN
-        -- What this very transaction writes from here on is of the new shape.
+        -- From here on this transaction writes rows of the new shape.
         PERFORM set_config('graph_migrator.moved_here',
             concat(current_setting('graph_migrator.moved_here', true), ' ', NEW.id), true);
     END IF;

@@ -1,6 +1,6 @@
 -- What recovery reads and writes, and the report that callers get.
 
--- Whether nobody holds a graph's lock at this moment.
+-- Whether a graph's lock is free at this moment.
 CREATE FUNCTION is_free(p_graph uuid) RETURNS boolean LANGUAGE plpgsql
 SET search_path = graph_migrator, pg_temp AS $$
 BEGIN
@@ -8,8 +8,8 @@ BEGIN
 END $$;
 
 -- Migrations that may need recovery and that nobody executes: a running row whose executor is dead, an operator's
--- request that nobody has carried out yet, or a deadline gone by, of which the oldest p_most. Each costs the sweep
--- some messages, so those whose executor lives are passed over here. Only indexes are read.
+-- request that nobody has carried out yet, or a deadline that has passed (the oldest p_most). Each costs the sweep
+-- some messages, so migrations with a live executor are left out here. Reads only indexes.
 CREATE FUNCTION candidates(p_most integer) RETURNS SETOF uuid LANGUAGE plpgsql
 SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
@@ -118,8 +118,8 @@ LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp SET enable_seqscan
     WHERE m.id = p_migration AND m.status IN ('queued', 'running', 'pausing', 'cancelling')
 $$;
 
--- How a call ended that began nothing. It keeps its first outcome: a duplicate of the same message that came to
--- another one looks again, and answers as the first did.
+-- Records the outcome of a call that began nothing. The first outcome stays: a duplicate of the same message that came
+-- to another outcome reads again, and answers as the first did.
 CREATE FUNCTION record_outcome(p_task text, p_verb text, p_graph text, p_target integer, p_outcome jsonb,
     p_by text) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
@@ -158,7 +158,7 @@ END $$;
 
 -- ── batches ────────────────────────────────────────────────────────────────────────────────────────
 
--- Opens one batch's transaction: both fences, and what an operator has asked for meanwhile.
+-- Opens the transaction of one batch: checks both fences, and returns what an operator has requested meanwhile.
 CREATE FUNCTION open_batch(p_attempt bigint, p_migration uuid, p_graph uuid, OUT status text)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
@@ -172,12 +172,13 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'graph % is not owned by migration %', p_graph, p_migration USING ERRCODE = 'GM001';
     END IF;
-    -- Not FOR UPDATE, or an operator would wait for the batch to end. `settle` looks again before it acts, and
-    -- what is asked for during the batch is met at the next one.
+    -- Not FOR UPDATE, or an operator would wait for the batch to end. `settle` checks again before it acts, and a
+    -- request that comes during the batch takes effect at the next one.
     SELECT m.status INTO status FROM migrations m WHERE m.id = p_migration;
 END $$;
 
--- A hop's rate after so many rows in so many seconds: the last half minute counts most. Without rows it stays.
+-- A hop's rate, given how many rows it has processed in how many seconds; the last half minute counts most. Without
+-- rows the rate stays as it is.
 CREATE FUNCTION paced(p_before double precision, p_rows bigint, p_seconds double precision) RETURNS double precision
 LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN p_rows <= 0 OR p_seconds <= 0 THEN p_before
@@ -185,7 +186,7 @@ LANGUAGE sql IMMUTABLE AS $$
                 ELSE p_rows / p_seconds + (p_before - p_rows / p_seconds) * exp(-least(p_seconds, 3000) / 30) END
 $$;
 
--- Commits with the batch's data: how far the hop is, for the next executor and for people who watch.
+-- Saves the hop's cursor and progress, in the transaction of the batch's data.
 CREATE FUNCTION save_batch(p_attempt bigint, p_migration uuid, p_to integer, p_cursor jsonb, p_done bigint,
     p_rows bigint, p_deadline double precision, OUT rate double precision)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
@@ -216,8 +217,8 @@ LANGUAGE sql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off 
         WHERE id = p_attempt AND status = 'running'
 $$;
 
--- For the session, until it is set to 0 again: a batched hop has many transactions. In a transaction of the
--- caller's (p_callers), for that.
+-- Sets the statement timeout for the session, until it is set to 0 again: a batched hop has many transactions. In the
+-- caller's transaction (p_callers): for that transaction.
 CREATE FUNCTION set_timeout(p_ms integer, p_callers boolean) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM set_config('statement_timeout', p_ms::text, p_callers);
@@ -225,7 +226,7 @@ END $$;
 
 -- An operator releases a graph from its migration; under the graph's lock. p_partially_migrated is what stays
 -- as the record of the unfinished hop of a graph that is partially migrated.
--- p_terminated_by ended its executor for that, and recovery may have found the attempt already.
+-- p_terminated_by: who ended its executor for this. Recovery may have finished the attempt already.
 CREATE FUNCTION release(p_migration uuid, p_graph uuid, p_partially_migrated jsonb, p_terminated_by text DEFAULT NULL)
 RETURNS text
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
@@ -259,7 +260,7 @@ DECLARE
     graph uuid;
     stamped integer := 0;
 BEGIN
-    -- One that the next migration has claimed already is dated by that one.
+    -- If the next migration has claimed the graph already, that migration dates it.
     FOR graph IN SELECT g.id FROM graphs g WHERE g.changed_at IS NULL AND g.migration_id IS NULL LOOP
         IF pg_try_advisory_xact_lock(lock_key(graph)) THEN
             UPDATE graphs SET changed_at = clock_timestamp()
@@ -270,9 +271,9 @@ BEGIN
     RETURN stamped;
 END $$;
 
--- Requests that have an outcome, and whose caller may have no answer yet; those due first come first.
--- The worker that settled it gets p_grace seconds to answer the caller itself. One that could not be answered comes
--- again when its pause is over, so that the oldest are never all that a sweep looks at.
+-- Requests that have an outcome and whose caller may have no answer yet, in the order in which they are due.
+-- The worker that settled a request gets p_grace seconds to answer its caller. A request that could not be answered is
+-- due again after a pause, so that the oldest ones do not fill every sweep.
 CREATE FUNCTION unanswered(p_grace double precision, p_most integer)
 RETURNS TABLE (task_id text, succeeded boolean, migration_id uuid, recorded jsonb, ended timestamptz)
 LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
@@ -297,8 +298,8 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
                OR EXISTS (SELECT FROM migrations m WHERE m.id = r.migration_id AND m.finished_at = answered.ended))
 $$;
 
--- These callers could not be answered: again after a pause that doubles, from one second to ten minutes; no more
--- once p_most seconds have passed since the outcome was there, when no backend would keep it any longer.
+-- These callers could not be answered. The next try comes after a pause that doubles, from one second to ten minutes.
+-- There is none p_most seconds after the outcome: no backend would keep the answer any longer.
 CREATE FUNCTION answers_failed(p_tasks text[], p_reasons text[], p_most double precision) RETURNS void LANGUAGE sql
 SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     UPDATE requests r SET answer_failures = r.answer_failures + 1, unanswered_because = failed.reason,
@@ -310,8 +311,8 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
         WHERE r.task_id = failed.task_id AND r.answered_at IS NULL
 $$;
 
--- Whether this session may sweep now. With p_holder only while that process has the lease, so that a fleet makes as
--- many sweeps as one worker; the lease is taken or prolonged for p_seconds. Without it, whenever nobody else sweeps.
+-- Whether this session may sweep now. With p_holder: only while that process has the lease, which is taken or extended
+-- by p_seconds; so a fleet makes as many sweeps as one worker. Without p_holder: whenever nobody else sweeps.
 CREATE FUNCTION try_sweep(p_holder text, p_seconds double precision) RETURNS boolean LANGUAGE plpgsql
 SET search_path = graph_migrator, pg_temp AS $$
 BEGIN
@@ -332,7 +333,7 @@ $$;
 
 -- ── operators ──────────────────────────────────────────────────────────────────────────────────────
 
--- What an operator's verb decides on; the migration's row stays locked until the verb has written.
+-- Reads what an operator's verb decides on. The migration's row stays locked until the verb has written.
 CREATE FUNCTION load_operator_state(p_graph text, p_request text, OUT graph_id uuid, OUT slug text,
     OUT graph_type text, OUT version integer, OUT partially_migrated jsonb, OUT migration_id uuid, OUT status text,
     OUT dispatch integer, OUT to_version integer, OUT plan jsonb, OUT checkpoint jsonb,
@@ -352,7 +353,7 @@ BEGIN
     known := coalesce(known, false);
 END $$;
 
--- Follows one edge. p_again: the chain is numbered anew, so that late messages of the old one do nothing.
+-- Follows one edge. p_again: a new dispatch number, so that late messages of the old chain do nothing.
 CREATE FUNCTION follow_edge(p_migration uuid, p_from text, p_to text, p_again boolean,
     p_deadline double precision, OUT dispatch integer)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
@@ -400,7 +401,7 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
       AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
 $$;
 
--- How many rows this transaction has written, by table: those of graphs, and users' own.
+-- How many rows this transaction has written, by table: tables of graphs, and users' own.
 CREATE FUNCTION rows_written() RETURNS jsonb LANGUAGE sql AS $$
     SELECT coalesce(jsonb_object_agg(CASE s.schemaname WHEN 'graph_migrator' THEN s.relname
                                      ELSE s.schemaname || '.' || s.relname END, s.n_tup_ins + s.n_tup_upd + s.n_tup_del), '{}')
@@ -410,8 +411,8 @@ CREATE FUNCTION rows_written() RETURNS jsonb LANGUAGE sql AS $$
 $$;
 
 -- Lets this transaction write the data of a graph whose migration failed or is paused, as that migration's executor,
--- and records who does it and why. Lock, token and record end, or are rolled back, with the transaction. The row of
--- the migration stays locked, so retry, resume and release wait. Raises 55P03 where somebody holds the graph's lock.
+-- and records who does it and why. Lock and token end with the transaction; a rollback removes the record. The row of
+-- the migration stays locked, so retry, resume and release wait. Raises 55P03 if somebody holds the graph's lock.
 CREATE FUNCTION open_repair(p_graph text, p_by text, p_reason text, OUT id uuid, OUT slug text, OUT graph_type text,
     OUT version integer, OUT migration_id uuid, OUT status text, OUT request text)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
@@ -447,10 +448,10 @@ END $$;
 
 -- ── replacing a graph's data ───────────────────────────────────────────────────────────────────────
 
--- Removes all data of a graph in the caller's transaction, which then writes it anew; id and slug stay, and so does
--- the history. Waits p_wait_ms for open write transactions (55P03) and keeps all others out until the end. A graph
--- that is partially migrated is whole again with this. No row where there is no such graph; of another type, nothing
--- is removed. Until stamp_graphs has dated the change, writers are refused: they may have read what was replaced.
+-- Removes all data of a graph in the caller's transaction, which then writes the new data; id, slug and history stay.
+-- Waits p_wait_ms for open write transactions (55P03) and refuses all others until the end. A partially migrated graph
+-- is whole again afterwards. Returns no row if there is no such graph; if it has another type, nothing is removed.
+-- Writers are refused until stamp_graphs has dated the change: they may have read what was replaced.
 CREATE FUNCTION open_replacement(p_graph text, p_type text, p_version integer, p_by text, p_wait_ms integer,
     OUT id uuid, OUT slug text, OUT graph_type text, OUT version integer, OUT nodes bigint, OUT edges bigint)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
@@ -485,7 +486,7 @@ END $$;
 
 -- ── calls on their way ─────────────────────────────────────────────────────────────────────────────
 
--- Recorded after it was sent, so that nothing is recorded of what the broker has refused. A worker may be quicker.
+-- Records a call after it was sent: a call that the broker has refused leaves no record. A worker may be quicker.
 CREATE FUNCTION record_sent(p_call text, p_graph uuid, p_target integer, p_by text) RETURNS void
 LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
     INSERT INTO waiting_calls (task_id, graph_id, target, requested_by) SELECT p_call, p_graph, p_target, p_by
@@ -493,8 +494,8 @@ LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
         ON CONFLICT DO NOTHING
 $$;
 
--- A worker could not carry the call out, and has requeued its message: for p_most_seconds from the first time on, NULL
--- for as long as it takes. Nothing is recorded of an unknown graph.
+-- A worker could not carry out the call and has requeued its message. Workers requeue it for p_most_seconds from the
+-- first time on; NULL: without a limit. Calls for an unknown graph are not recorded.
 CREATE FUNCTION record_requeue(p_call text, p_graph text, p_target integer, p_by text, p_worker text, p_because text,
     p_most_seconds double precision)
 RETURNS void LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
@@ -528,8 +529,8 @@ SET search_path = graph_migrator, pg_temp AS $$
                        AND a.id > (SELECT counted_up_to FROM metrics_state))
 $$;
 
--- Removes rows that an archive holds, and records that: the one way in which audit rows can be deleted. Only the
--- tables' owner may call it. A row that is gone already is passed over, so a call can be repeated.
+-- Removes rows that an archive holds, and records the removal. Audit rows cannot be deleted in any other way. Only the
+-- tables' owner may call it. Rows that are gone already are skipped, so a call can be repeated.
 CREATE FUNCTION remove_archived(p_archive uuid, p_location text, p_before timestamptz, p_manifest jsonb,
     p_migrations uuid[], p_requests text[], OUT migrations bigint, OUT attempts bigint, OUT requests bigint)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
@@ -547,7 +548,7 @@ BEGIN
     INSERT INTO archived_graphs AS known (graph_id, archive_id, migrations)
         SELECT m.graph_id, p_archive, count(*) FROM migrations m WHERE m.id = ANY (p_migrations) GROUP BY 1
         ON CONFLICT (graph_id, archive_id) DO UPDATE SET migrations = known.migrations + excluded.migrations;
-    -- The attempts' place in the proof chain, a row for each run of neighbouring links.
+    -- The attempts' place in the proof chain: one row per contiguous range of links.
     INSERT INTO archived_links (graph_id, last_link, first_link, previous, hash, archive_id)
         SELECT x.graph_id, max(x.link), min(x.link), (array_agg(x.previous ORDER BY x.link))[1],
                (array_agg(x.hash ORDER BY x.link DESC))[1], p_archive

@@ -1,5 +1,5 @@
--- Rollouts: one run that moves many graphs of a type to one version. What is decided stands in core/rollouts; what
--- must hold whatever a process does stands here, with the number of its invariant (docs/rollouts.md).
+-- Rollouts: one run that moves many graphs of a type to one version. Decisions are made in core/rollouts.
+-- What must hold whatever a process does is here, with the number of its invariant (docs/rollouts.md).
 
 CREATE TABLE rollouts (
     id             uuid PRIMARY KEY,
@@ -28,7 +28,7 @@ CREATE TABLE rollouts (
     CONSTRAINT rollouts_end_is_dated CHECK (
         (status IN ('cancelled', 'succeeded', 'finished_with_failures')) = (finished_at IS NOT NULL))
 );
-COMMENT ON COLUMN rollouts.pace IS 'Units in flight at most under the load of this moment; NULL for max_in_flight.';
+COMMENT ON COLUMN rollouts.pace IS 'The limit on units in flight under the present load. NULL: max_in_flight.';
 COMMENT ON COLUMN rollouts.plan IS 'All hops with their fingerprints, frozen at the start: other code is not run (F8).';
 COMMENT ON COLUMN rollouts.failures_since IS 'The breaker counts what failed after this moment: the start, or the last resume.';
 COMMENT ON COLUMN rollouts.progress_at IS 'When the controller last dispatched or settled a member.';
@@ -111,10 +111,10 @@ CREATE TABLE rollout_members (
     PRIMARY KEY (rollout_id, graph_id),
     CONSTRAINT rollout_members_status_is_known
         CHECK (status IN ('pending', 'dispatched', 'succeeded', 'failed', 'skipped')),
-    -- F5: what was dispatched can be found by its request, and is looked for again.
+    -- F5: a dispatched member can be found by its request, and is looked for again.
     CONSTRAINT rollout_members_are_findable
         CHECK ((status = 'dispatched') <= (request_id IS NOT NULL AND resend_at IS NOT NULL)),
-    -- F7: whatever did not succeed says why.
+    -- F7: every member that did not succeed says why.
     CONSTRAINT rollout_members_are_explained CHECK ((status IN ('failed', 'skipped')) <= (note IS NOT NULL)),
     CONSTRAINT rollout_members_failure_has_a_group CHECK ((status = 'failed') = (error_group IS NOT NULL)),
     CONSTRAINT rollout_members_end_is_dated
@@ -156,7 +156,7 @@ CREATE TABLE rollout_fleet (
 );
 INSERT INTO rollout_fleet DEFAULT VALUES;
 
--- What load says, as the sweep read it last. One row for each signal (core/rollouts/health.py).
+-- The health signals as the sweep last read them. One row per signal (core/rollouts/health.py).
 CREATE TABLE health_signals (
     name         text PRIMARY KEY,
     level        text NOT NULL,
@@ -170,7 +170,7 @@ CREATE TABLE health_signals (
     CONSTRAINT health_signals_level_is_known CHECK (level IN ('good', 'unknown', 'slow', 'stop'))
 );
 
--- The worst of what was read within a minute: a batched hop asks between two batches.
+-- The worst level that was read within the last minute. A batched hop asks between two batches.
 CREATE FUNCTION health_level() RETURNS text LANGUAGE sql STABLE
 SET search_path = graph_migrator, pg_temp AS $$
     SELECT coalesce((SELECT h.level FROM health_signals h
@@ -222,7 +222,7 @@ END $$;
 CREATE TRIGGER packs_follow_their_states BEFORE UPDATE ON packs
     FOR EACH ROW EXECUTE FUNCTION refuse_unknown_pack_edge();
 
--- F8: members are those of the start. The stages are written last, so their presence ends the start.
+-- F8: no member is added after the start. The stages are written last: once they exist, the start is over.
 CREATE FUNCTION refuse_late_members() RETURNS trigger LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
 BEGIN
     IF EXISTS (SELECT FROM rollout_stages s WHERE s.rollout_id IN (SELECT n.rollout_id FROM new_rows n)) THEN
@@ -234,7 +234,7 @@ CREATE TRIGGER rollout_members_are_frozen AFTER INSERT ON rollout_members REFERE
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_late_members();
 
 -- Edges (core/rollouts/statuses.py), counters (F6), and at a dispatch the bounds F1, F2 and F3. One statement changes
--- many members, so each is looked at once for all of them.
+-- many members, so each bound is checked once for all of them.
 CREATE FUNCTION follow_members() RETURNS trigger LANGUAGE plpgsql
 SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
@@ -272,7 +272,7 @@ BEGIN
         FROM new_rows n JOIN old_rows o ON o.rollout_id = n.rollout_id AND o.graph_id = n.graph_id
         WHERE n.status = 'dispatched' AND o.status <> 'dispatched' GROUP BY n.rollout_id
     LOOP
-        -- Both locked: a hold that is committed is seen here, and one that is not waits for this transaction.
+        -- Locks both: a committed hold is seen here, and an uncommitted one waits for this transaction.
         SELECT r.status, r.stage, least(r.max_in_flight, r.pace) AS max_in_flight, f.held_at INTO rollout
             FROM rollouts r, rollout_fleet f WHERE r.id = sent.rollout_id FOR UPDATE OF r FOR SHARE OF f;
         IF rollout.status <> 'running' OR rollout.held_at IS NOT NULL THEN

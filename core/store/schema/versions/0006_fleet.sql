@@ -1,6 +1,6 @@
 -- The fleet around rollouts: who works, and which types move forward by themselves.
 
--- One row per live worker, renewed by its sweep. A worker that was killed is seen by its age.
+-- One row per live worker, renewed by its sweep. The row of a killed worker is recognised by its age.
 CREATE TABLE workers (
     name        text PRIMARY KEY,
     queue       text NOT NULL,
@@ -36,12 +36,12 @@ CREATE TRIGGER policies_are_not_truncated BEFORE TRUNCATE ON policies
 ALTER TABLE rollouts ADD COLUMN automatic boolean NOT NULL DEFAULT false, ADD COLUMN code text,
     ADD COLUMN reverses uuid REFERENCES rollouts (id), ADD COLUMN dispatch_after timestamptz, ADD COLUMN planned jsonb,
     ADD COLUMN sizes jsonb;
-COMMENT ON COLUMN rollouts.sizes IS 'Its graphs by size class, counted at the start: how long the rest takes.';
-COMMENT ON COLUMN rollouts.planned IS 'What its start said: a second delivery of the call says the same.';
+COMMENT ON COLUMN rollouts.sizes IS 'Its graphs by size class, counted at the start; used to estimate the time left.';
+COMMENT ON COLUMN rollouts.planned IS 'The answer to the call that started it. A second delivery of the call gets the same answer.';
 COMMENT ON COLUMN rollouts.automatic IS 'Started by the policy of its type.';
 COMMENT ON COLUMN rollouts.code IS 'The digest of the type''s hops at the start: an automatic rollout that was cancelled is not repeated with the same.';
 COMMENT ON COLUMN rollouts.reverses IS 'The rollout whose graphs it moves back.';
-COMMENT ON COLUMN rollouts.dispatch_after IS 'With a rate: when the graphs that were dispatched have used it up.';
+COMMENT ON COLUMN rollouts.dispatch_after IS 'With a rate: the time before which no more graphs are dispatched.';
 CREATE INDEX rollouts_automatic ON rollouts (graph_type, to_version, code) WHERE automatic;
 
 -- Pages of a rollout's graphs in the order in which they are moved.
@@ -56,14 +56,14 @@ CREATE INDEX rollout_members_left ON rollout_members (graph_id) WHERE status IN 
 ALTER TABLE rollout_changes ADD COLUMN request_id text;
 CREATE UNIQUE INDEX rollout_changes_one_per_request ON rollout_changes (request_id) WHERE request_id IS NOT NULL;
 
--- Lets a member that waits be the next one of its stage; false where the rollout's row is held at this moment. With the
--- owner's rights: an application that opens a graph may do this and nothing else to a rollout.
+-- Makes a waiting member the next one of its stage; false if the rollout's row is locked at this moment. Runs with the
+-- owner's rights: an application that opens a graph may do this to a rollout, and nothing else.
 CREATE FUNCTION move_to_front(p_rollout uuid, p_graph uuid) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     first bigint;
 BEGIN
-    -- Every writer of members takes the rollout first.
+    -- Every writer of members locks the rollout first.
     PERFORM FROM rollouts WHERE id = p_rollout FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN false;

@@ -7,10 +7,10 @@ COMMENT ON COLUMN hop_attempts.previous IS 'The hash of the link before it; NULL
 COMMENT ON COLUMN hop_attempts.hash IS 'SHA-256 of the row as canonical JSON without this column; see link_attempt.';
 COMMENT ON COLUMN hop_attempts.digest_before IS 'Digest of nodes and edges before the hop; where its type asks for it.';
 
--- A chain never forks.
+-- A chain does not fork: no two links of a graph have one number.
 CREATE UNIQUE INDEX hop_attempts_chain ON hop_attempts (graph_id, link) WHERE link IS NOT NULL;
 
--- Neighbouring links that an archive holds. Written by remove_archived alone.
+-- Contiguous ranges of links that an archive holds. Only remove_archived writes here.
 CREATE TABLE archived_links (
     graph_id   uuid NOT NULL,
     last_link  integer NOT NULL,
@@ -54,7 +54,7 @@ BEGIN
     RETURN NEW;
 END $$;
 
--- Rows that finished before there was a chain are linked in the order in which they began.
+-- Rows that finished before the chain existed are linked in the order in which they began.
 ALTER TABLE hop_attempts DISABLE TRIGGER hop_attempts_finish_once;
 CREATE TRIGGER hop_attempts_link BEFORE UPDATE ON hop_attempts FOR EACH ROW EXECUTE FUNCTION link_attempt();
 DO $$
@@ -128,7 +128,7 @@ ALTER TABLE requests ADD CONSTRAINT requests_verb_is_known
     CHECK (verb IN ('migrate', 'retry', 'cancel', 'pause', 'resume', 'release', 'lock', 'unlock',
         'repair', 'baseline', 'replace'));
 
--- Something was done to a graph or a table that is no step of a migration; answered with its outcome.
+-- Records something that was done to a graph or a table outside of a migration, with its outcome.
 CREATE FUNCTION record_done(p_verb text, p_graph uuid, p_target integer, p_migration uuid, p_outcome jsonb, p_by text)
 RETURNS void LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
     INSERT INTO requests (task_id, verb, graph_id, target, migration_id, outcome, requested_by, answered_at)
@@ -163,14 +163,14 @@ BEGIN
     PERFORM set_config('graph_migrator.executor', '', true);
 END $$;
 
--- Whether a graph is claimed by a migration that will never release it, and whose rows are of one version.
+-- Whether a graph is claimed by a migration that will never release it, and all its rows are of one version.
 CREATE FUNCTION is_orphaned(g graphs, m migrations) RETURNS boolean LANGUAGE sql STABLE
 SET search_path = graph_migrator, pg_temp AS $$
     SELECT g.migration_id = m.id AND (m.graph_id <> g.id OR m.status IN ('succeeded', 'cancelled', 'released')
            AND NOT EXISTS (SELECT FROM checkpoints c WHERE c.migration_id = m.id))
 $$;
 
--- Clears such a claim; NULL where there is none (any more).
+-- Clears such a claim; NULL if there is none (any more).
 CREATE FUNCTION mend_claim(p_graph uuid, p_by text) RETURNS uuid
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
@@ -188,7 +188,8 @@ BEGIN
     RETURN owner;
 END $$;
 
--- Checkpoints of migrations that will not go on, by graph; a graph that was released partially migrated keeps its own.
+-- Checkpoints of migrations that will not continue, by graph. A graph that was released partially migrated keeps its
+-- checkpoint.
 CREATE FUNCTION ownerless_checkpoints() RETURNS TABLE (migration_id uuid, to_version integer, graph_id uuid, graph text)
 LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp AS $$
     SELECT c.migration_id, c.to_version, m.graph_id, coalesce(g.slug, m.graph_id::text)

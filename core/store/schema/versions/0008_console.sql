@@ -1,4 +1,4 @@
--- The console: tokens and sessions (core/access), what it was asked for, and the changes that its stream sends on
+-- The console: tokens and sessions (core/access), requests that were made to it, and the changes that its stream sends
 -- (core/events/tail.py).
 
 CREATE TABLE api_tokens (
@@ -57,7 +57,7 @@ CREATE TABLE change_events (
 );
 COMMENT ON COLUMN change_events.xid IS 'The transaction that made the change. Numbers are given out in another order than commits come in, so a reader asks for what its last snapshot did not see.';
 
--- Nothing is recorded where nobody follows: each console says from time to time that it is there. One row.
+-- Changes are recorded only while somebody follows them: each console renews this row from time to time. One row.
 CREATE TABLE change_followers (
     only_row       boolean PRIMARY KEY DEFAULT true,
     followed_until timestamptz NOT NULL DEFAULT '-infinity',
@@ -118,8 +118,8 @@ CREATE TRIGGER rollouts_are_followed AFTER UPDATE ON rollouts FOR EACH ROW
     WHEN ((OLD.status, OLD.stage, OLD.hold, OLD.progress_at) IS DISTINCT FROM (NEW.status, NEW.stage, NEW.hold, NEW.progress_at))
     EXECUTE FUNCTION follow_rollout();
 
--- A console is there, and will be for p_seconds. What is older than p_keep seconds is removed. Brings back whether
--- changes were recorded until now; where they were not, the transactions that are open now may have made some.
+-- A console follows changes for the next p_seconds. Removes changes that are older than p_keep seconds. Returns whether
+-- changes were recorded until now; if not, transactions that are open now may have made some without a record.
 CREATE FUNCTION follow_changes(p_seconds double precision, p_keep double precision) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = graph_migrator, pg_temp AS $$
 DECLARE
