@@ -4,6 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 ARGS ?=
+# Most of a kill test is waiting, so there are more processes than a small machine has cores.
+PYTEST := -m pytest -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# Whatever the environment says: every process that a test starts would compile everything again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-oldest check format dev simulate crash soak bench bench-fleet bench-console bench-hpo screenshots clean FORCE
@@ -19,10 +23,10 @@ screenshots: $(STAMP)  ## Take the pictures in docs/images: the demo, Flower and
 	@$(BIN)/python -m docs.images.take
 
 test: $(STAMP)  ## Run all tests (ARGS="-k guard" for some)
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart 0 $(ARGS)
+	@$(BIN)/python $(PYTEST) $(ARGS)
 
 test-fast: $(STAMP)  ## Unit and integration tests only
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart 0 tests/unit tests/integration $(ARGS)
+	@$(BIN)/python $(PYTEST) tests/unit tests/integration $(ARGS)
 
 # Flower and signed messages need a newer Celery (the extras `flower` and `signing` say so), the console a newer
 # pydantic.
@@ -30,7 +34,7 @@ test-fast: $(STAMP)  ## Unit and integration tests only
 # and 3.12: make test-oldest PYTHON=python3.12
 OLDEST := .venv-oldest
 test-oldest: $(OLDEST)/.installed  ## Run all tests with the oldest dependencies (ARGS="tests/unit" for some)
-	@$(OLDEST)/bin/python -m pytest -n 3 --dist loadfile --max-worker-restart 0 \
+	@$(OLDEST)/bin/python $(PYTEST) \
 		-W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning \
 		--ignore tests/acceptance/test_flower.py --ignore tests/acceptance/test_signing.py \
 		--ignore-glob '*/test_*console*' --ignore tests/acceptance/test_browser.py $(ARGS)
@@ -43,7 +47,7 @@ $(OLDEST)/.installed: pyproject.toml tests/oldest.txt
 
 PROGRAMS ?= /usr/lib/postgresql/15/bin
 test-postgres: $(STAMP)  ## Tests of schema, guard and main job on another PostgreSQL: make test-postgres PROGRAMS=/usr/lib/postgresql/15/bin
-	@GRAPH_MIGRATOR_POSTGRES_PROGRAMS=$(PROGRAMS) $(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart 0 \
+	@GRAPH_MIGRATOR_POSTGRES_PROGRAMS=$(PROGRAMS) $(BIN)/python $(PYTEST) \
 		tests/integration/write_guard tests/integration/test_schema.py tests/integration/test_invariants.py \
 		tests/integration/test_begin.py tests/integration/test_migrations.py tests/integration/test_roles.py \
 		tests/integration/test_batched_hops.py tests/integration/test_callers_transaction.py \

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import importlib
 import os
 import sys
 import threading
 import uuid
 from collections.abc import Generator, Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -23,6 +26,8 @@ from tests.acceptance.chromium import chromium_program
 from tests.acceptance.rabbitmq import rabbitmq_program
 from tests.databases import FAST, Databases, administer, connect, copy_instead_of_initdb
 from tests.integration.pgbouncer import pgbouncer_program
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # An example's time says how busy the machine is, nothing about the code.
 hypothesis.settings.register_profile("tests", deadline=None)
@@ -50,6 +55,31 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             f"The tests in a browser were not run: there is no Chromium on PATH. {how}."
         )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Let each worker compile a part of the tests: they would all compile all of them, at the same time."""
+    worker = getattr(session.config, "workerinput", None)
+    if worker is not None and not sys.dont_write_bytecode:
+        files = sorted(file for each in session.config.args for file in Path(each).rglob("test_*.py"))
+        first = len(files) * int(worker["workerid"][2:]) // worker["workercount"]
+        for file in files[first:] + files[:first]:
+            with suppress(Exception):  # it is imported again, and then reported
+                importlib.import_module(".".join(file.absolute().relative_to(ROOT).with_suffix("").parts))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread the modules that mostly wait for processes evenly among those that compute.
+
+    The workers take them in this order, so there is always somebody who computes.
+    """
+    modules = list(dict.fromkeys(item.path for item in items))
+    waiting = [path for path in modules if "acceptance" in path.parts]
+    computing = [path for path in modules if "acceptance" not in path.parts]
+    place = {
+        path: (number + 0.5) / len(all_) for all_ in (waiting, computing) for number, path in enumerate(all_)
+    }
+    items.sort(key=lambda item: (place[item.path], str(item.path)))
 
 
 def pytest_collection_finish() -> None:

@@ -42,8 +42,8 @@ _THIRD_PARTY = (
 )  # fmt: skip
 _READ_AT_IMPORT = ("REMAP_SIGTERM",)
 """Variables that one of these reads when it is imported. A process that has one is forked from a server that has it."""
-_OURS = ("graph_types", "store", "interchange", "inspection")
-"""Packages of `graph_migrator.core` in which no module reads the environment when it is imported."""
+_OURS = ("graph_types", "store", "interchange", "inspection", "events", "rollouts", "execution")
+"""Packages of `graph_migrator.core`. None of their modules reads the environment when imported, but `failpoints`."""
 
 
 class Forked:
@@ -260,9 +260,11 @@ def _become(wanted: dict[str, Any]) -> None:
     os.environ.update(wanted["env"])
     os.chdir(wanted["cwd"])
     time.tzset()
+    failpoints = importlib.import_module("graph_migrator.core.execution.failpoints")
     mine = [each for each in wanted["env"].get("PYTHONPATH", "").split(os.pathsep) if each]
     sys.path[:] = dict.fromkeys([wanted["cwd"], *mine, *sys.path])
     importlib.invalidate_caches()
+    failpoints.hold_folder = os.environ.get("GRAPH_MIGRATOR_TEST_HOLD")
     sys.argv = ["", *wanted["arguments"]]
     runpy.run_module(wanted["module"], run_name="__main__", alter_sys=True)
 

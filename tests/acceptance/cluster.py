@@ -198,11 +198,11 @@ class Cluster:
         } | self._env
 
     def connect_this_process(self) -> None:
-        """Let this process reach the cluster: `.delay()`, and whatever reads the settings."""
+        """Let this process reach the cluster: `.delay()`, commands, and whatever reads the settings."""
         from graph_migrator import app
         from graph_migrator.tasks import answers, runtime
 
-        before = dict(os.environ)
+        before, make_engine = dict(os.environ), runtime.make_engine
         os.environ.update(self.environment)
 
         def forget() -> None:
@@ -216,6 +216,8 @@ class Cluster:
 
         def disconnect() -> None:
             runtime.executors().close()
+            runtime.engine().dispose()
+            runtime.make_engine = make_engine
             if isinstance(app.backend, RPCBackend) and app.backend.result_consumer._connection is not None:
                 app.backend.result_consumer.stop()
             pools.reset()
@@ -224,6 +226,7 @@ class Cluster:
             forget()
 
         forget()
+        runtime.make_engine = connect
         app.conf.update(
             broker_url=self.environment["CELERY_BROKER_URL"],
             broker_read_url=self.environment["CELERY_BROKER_URL"],

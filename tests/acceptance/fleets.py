@@ -59,9 +59,9 @@ def kinds() -> list[str]:
 
 
 @contextmanager
-def fleet(kind: str, folder: Path) -> Iterator[Fleet]:
-    """A fleet of that kind, ready; nothing of it is left afterwards."""
-    with {"local": _local, "docker": _docker}[kind](folder) as made:
+def fleet(kind: str, folder: Path, database_url: str) -> Iterator[Fleet]:
+    """A fleet of that kind, ready; nothing of it is left afterwards. One in containers has its own database."""
+    with _local(folder, database_url) if kind == "local" else _docker(folder) as made:
         assert all(node.ready() for node in (made.broker, *made.workers))
         yield made
 
@@ -78,8 +78,8 @@ class _Starts:
 
 
 @contextmanager
-def _local(folder: Path) -> Iterator[Fleet]:
-    with Cluster(folder, types=TYPES, env=SETTINGS) as cluster:
+def _local(folder: Path, database_url: str) -> Iterator[Fleet]:
+    with Cluster(folder, database_url=database_url, types=TYPES, env=SETTINGS) as cluster:
         app = Celery("somebody-else", broker=cluster.broker_url, backend=cluster.result_backend)
         starts: Any = _Starts(cluster)
         first, second = (CeleryTestWorker(LocalWorker(starts), app) for _ in range(2))

@@ -22,8 +22,8 @@ NODES = 3_000
 
 
 @pytest.fixture(params=kinds())
-def nodes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fleet]:
-    with fleet(request.param, tmp_path) as made:
+def nodes(request: pytest.FixtureRequest, tmp_path: Path, database_url: str) -> Iterator[Fleet]:
+    with fleet(request.param, tmp_path, database_url) as made:
         yield made
 
 

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from graph_migrator import migrate_graph, release_graph, resume_migration, retry_migration
+from graph_migrator.core.embedded import Redis
 from graph_migrator.core.errors import HopTimedOut, MigrationReleased
 from graph_migrator.core.execution import operations
 from graph_migrator.core.execution.begin import begin_migration
@@ -27,8 +28,9 @@ QUICK = {"GRAPH_MIGRATOR_WATCH_SECONDS": "0.5", "GRAPH_MIGRATOR_QUIET_SECONDS": 
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with Cluster(tmp_path, env=QUICK | {"GRAPH_MIGRATOR_WRITER_DRAIN_SECONDS": "1"}) as cluster:
+def cluster(tmp_path: Path, database_url: str, redis_server: Redis) -> Iterator[Cluster]:
+    env = QUICK | {"GRAPH_MIGRATOR_WRITER_DRAIN_SECONDS": "1"}
+    with Cluster(tmp_path, database_url=database_url, redis=redis_server, env=env) as cluster:
         yield cluster
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from graph_migrator.core.embedded import Redis
 from graph_migrator.core.execution.recorded import load_dispatch
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.tasks.migrate import send
@@ -26,22 +27,23 @@ HASTY = {"GRAPH_MIGRATOR_DEADLINE_SECONDS": "0.2", "GRAPH_MIGRATOR_DEADLINE_MAX_
 
 
 @pytest.fixture
-def patient_stage(tmp_path: Path) -> Iterator[Stage]:
+def patient_stage(tmp_path: Path, database_url: str, redis_server: Redis) -> Iterator[Stage]:
     """Deadlines as they are delivered."""
-    with Stage(tmp_path / "stage", env={"GRAPH_MIGRATOR_DEADLINE_SECONDS": "30"}) as stage:
+    env = {"GRAPH_MIGRATOR_DEADLINE_SECONDS": "30"}
+    with Stage(tmp_path / "stage", env=env, database_url=database_url, redis=redis_server) as stage:
         yield counting_sweeps(stage)
 
 
 @pytest.fixture
-def hasty_stage(tmp_path: Path) -> Iterator[Stage]:
+def hasty_stage(tmp_path: Path, database_url: str, redis_server: Redis) -> Iterator[Stage]:
     """Deadlines that are over long before a hop is."""
-    with Stage(tmp_path / "stage", env=HASTY) as stage:
+    with Stage(tmp_path / "stage", env=HASTY, database_url=database_url, redis=redis_server) as stage:
         yield counting_sweeps(stage)
 
 
 def counting_sweeps(stage: Stage) -> Stage:
     with stage.engine.begin() as connection:
-        connection.exec_driver_sql("ALTER DATABASE postgres SET track_functions = 'pl'")
+        connection.exec_driver_sql(f"ALTER DATABASE {stage.engine.url.database} SET track_functions = 'pl'")
     return stage
 
 
