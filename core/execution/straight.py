@@ -60,7 +60,8 @@ class Straight:
     Attributes:
         begun: The migration.
         applied: How many of its hops were committed.
-        outcome: How the hop after those ended; None where its message is to be looked at as any other.
+        outcome: How the hop after those ended; None where its message is to be looked at as any other. `Later` says
+            that the rest of the migration, as Postgres has it, is to be sent as a chain.
     """
 
     begun: Dispatch
@@ -112,7 +113,9 @@ def run_straight(
             with GraphLock(executor, graph.id) as lock:
                 return run.to_the_end(executor, attempt, lock)
     except ConnectionLost as lost:
-        return run.came_to(resolve_lost_commit(executors, lost.attempt, limits))
+        # If Postgres itself went down, hops that did not wait for the disk may be gone: the rest is read from there.
+        resolved = resolve_lost_commit(executors, lost.attempt, limits)
+        return run.came_to(resolved or Later(0, "the connection to Postgres was lost"))
     except Exception as error:
         if run.applied is None or classify(error) is Failure.PERMANENT:
             raise

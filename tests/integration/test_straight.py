@@ -10,8 +10,10 @@ import pytest
 from sqlalchemy import Engine, text
 
 from graph_migrator import GraphType, HopContext, Node, Nodes
+from graph_migrator.core.decisions import Later
+from graph_migrator.core.embedded import Postgres
 from graph_migrator.core.execution.begin import begin_migration
-from graph_migrator.core.execution.in_process import run_graph_migration
+from graph_migrator.core.execution.in_process import _wait_for_the_end, run_graph_migration
 from graph_migrator.core.execution.model import Applied, Caller, Worker
 from graph_migrator.core.execution.recorded import load_report
 from graph_migrator.core.execution.straight import FreeGraph, Straight, run_straight
@@ -20,12 +22,16 @@ from graph_migrator.core.planning import make_plan
 from graph_migrator.core.rollouts import operations
 from graph_migrator.core.rollouts.packs import Pack, Surroundings, _locked, _Run, _take
 from graph_migrator.core.rollouts.turn import SendingPack
+from graph_migrator.core.store.schema import upgrade
 from graph_migrator.core.store.session import Executors
+from tests.databases import connect
 from tests.integration.fleet_inline import PACKED, Fleet, add_tenants, tenants
 from tests.integration.scripted import Script, trails
 from tests.integration.test_packs import ADA
 from tests.integration.test_sessions import LEFT
 from tests.rows import add_graph, advisory_locks, attempts, dump, graph_row, rows
+
+THREE = [("one", "succeeded"), ("two", "succeeded"), ("three", "succeeded")]
 
 
 def straight(
@@ -59,7 +65,7 @@ def test_its_rows_and_report_are_those_of_a_chain(
     assert [hop.model_dump(exclude={"seconds"}) for hop in said.hops] == [
         hop.model_dump(exclude={"seconds"}) for hop in recorded.hops
     ]
-    assert attempts(engine, "g") == [("one", "succeeded"), ("two", "succeeded"), ("three", "succeeded")]
+    assert attempts(engine, "g") == THREE
     assert trails(engine, "g") == {"one two three"}
     assert graph_row(engine, "g").changed_at is not None
     assert rows(engine, "SELECT migration_id, settled_at IS NOT NULL FROM requests") == [
@@ -111,6 +117,44 @@ def test_between_two_hops_its_lock_is_held_and_nothing_of_the_first_is_left(
     assert found == {what: expected for what, (_, _, expected) in LEFT.items()}
     assert locks == [1]
     assert not advisory_locks(engine)
+
+
+def test_a_crash_of_postgres_takes_hops_back_as_a_whole_and_none_of_a_migration_that_has_ended(
+    script: Script,
+) -> None:
+    # Nothing reaches the disk by itself.
+    with Postgres(durable=False, settings={"wal_writer_delay": "10s"}) as postgres:
+        upgrade(postgres.url)
+        engine = connect(postgres.url)
+        executors = Executors(engine)
+        for slug in ("done", "hit"):
+            add_graph(engine, slug, "plain")
+        ended = straight(executors, engine, "done", 4)
+        assert ended is not None
+
+        def make_durable(_: HopContext) -> None:
+            with engine.begin() as connection:
+                connection.execute(text("CREATE TABLE public.waits_for_the_disk ()"))
+
+        def crash(_: HopContext) -> None:
+            postgres.kill()
+            postgres.start()
+
+        script.on["two"], script.on["three"] = make_durable, crash
+        hit = straight(executors, engine, "hit", 4)
+        assert hit is not None
+        assert isinstance(hit.outcome, Later)
+        assert attempts(engine, "done") == THREE
+        assert graph_row(engine, "done").version == 4
+        # The second hop was committed, and is gone with its data and version.
+        assert attempts(engine, "hit") == [THREE[0], ("two", "running")]
+        assert (graph_row(engine, "hit").version, trails(engine, "hit")) == (2, {"one"})
+        script.on.clear()
+        _wait_for_the_end(executors, hit.begun.migration_id)
+        assert attempts(engine, "hit") == [THREE[0], ("two", "lost"), *THREE[1:]]
+        assert trails(engine, "hit") == {"one two three"}
+        executors.close()
+        engine.dispose()
 
 
 # ── nothing is begun that is not as it was read ─────────────────────────────────────────────────────

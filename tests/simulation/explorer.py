@@ -271,7 +271,7 @@ class _Driver:
         ][self.choices.pick([2, 2, 2, 2, 1, 1, 2, 1])]
 
     def _migrate(self) -> None:
-        task = ("migrate_graph", "migrate_straight")[self.choices.pick([2, 1])]
+        task = ("migrate_graph", "migrate_straight")[self.choices.one_of(2)]
         self.world.call(task, target=self._target())
 
     def _wipe(self) -> None:

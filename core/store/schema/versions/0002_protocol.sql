@@ -297,6 +297,8 @@ END $$;
 -- The end of a hop and the opening of the next one in the same transaction, for a session that keeps the graph's lock in
 -- between (core/execution/straight.py). Under that lock an operator's wish is all that can have changed since the
 -- migration began: where there is one, the hop ends as ever and nothing is opened.
+-- Where it goes on, the commit need not wait for the disk: the migration's last one does, and makes all before it durable.
+-- If Postgres goes down in between, the hop's data, version and row are gone together, with all that came after them.
 CREATE FUNCTION finish_and_open(p_attempt bigint, p_migration uuid, p_graph uuid, p_from integer, p_to integer,
     p_status text, p_rows bigint, p_deadline double precision, p_next_to integer, p_hop text, p_fingerprint text,
     p_worker text, p_pid integer, p_task text) RETURNS void
@@ -305,6 +307,9 @@ DECLARE
     goes_on boolean;
 BEGIN
     SELECT m.status = 'running' AND m.dispatch = 1 INTO goes_on FROM migrations m WHERE m.id = p_migration FOR NO KEY UPDATE;
+    IF goes_on THEN
+        PERFORM set_config('synchronous_commit', 'off', true);
+    END IF;
     PERFORM finish_hop(p_attempt, p_migration, p_graph, p_from, p_to, p_status, p_rows, NULL, false, false,
                        p_deadline, false, goes_on);
     IF goes_on THEN
