@@ -39,7 +39,13 @@ from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import AttemptStatus, MigrationStatus
 from graph_migrator.core.store.errors import Failure, classify
 from graph_migrator.core.store.locks import GraphLock
-from graph_migrator.core.store.protocol import BeginAndOpen, Call, OpenedFirst
+from graph_migrator.core.store.protocol import (
+    BeginAndOpen,
+    Call,
+    FinishAndOpen,
+    OpenedFirst,
+    ResumeExecutor,
+)
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.core.store.session import Executor, Executors
 
@@ -241,7 +247,9 @@ class _Run:
             pid=self.worker.pid,
             task=self.worker.task_id,
         )
-        opened = executor.call_and_begin(begin(call))
+        called = begin(call)
+        executor.prepare(type(called), FinishAndOpen, ResumeExecutor)
+        opened = executor.call_and_begin(called)
         if opened is None:
             executor.roll_back()
             return None

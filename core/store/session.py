@@ -70,11 +70,8 @@ _PREPARED: tuple[type[Call[Any]], ...] = (
     protocol.OpenHop,
     protocol.FinishHop,
     protocol.ReleaseLock,
-    protocol.BeginAndOpen,
-    protocol.BeginPacked,
-    protocol.FinishAndOpen,
-    protocol.ResumeExecutor,
 )
+"""In every session; each costs a little after every hop, when what a hop has prepared is looked for."""
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -100,12 +97,14 @@ class Executor:
         self._after_commit: list[Callable[[], None]] | None = None  # a list while a transaction is open
         self._is_used = False  # a hop's code had the session since it was last reset
         self._next_is_open = False  # the open transaction is the next hop's
+        self._prepared: set[type[Call[Any]]] = set()
 
     @classmethod
     def connect(cls, engine: Engine) -> Self:
         """Open a session of its own, outside of the engine's pool."""
         executor = cls(connect_executor(engine), owned=True)
         executor._send(";".join((_SESSION, *(call.prepare() for call in _PREPARED))))
+        executor._prepared.update(_PREPARED)
         return executor
 
     @classmethod
@@ -117,6 +116,13 @@ class Executor:
     def in_callers_transaction(self) -> bool:
         """Whether the caller decides about commit and rollback."""
         return not self._owned
+
+    def prepare(self, *calls: type[Call[Any]]) -> None:
+        """Prepare what is called often from now on, where the session has not got it yet."""
+        missing = [call for call in calls if call not in self._prepared]
+        if missing and self._owned:
+            self._send(";".join(call.prepare() for call in missing))
+            self._prepared.update(missing)
 
     # ── messages ────────────────────────────────────────────────────────────────────────────────────
 
@@ -206,7 +212,7 @@ class Executor:
         self._restore_driver()
 
     def _statement(self, call: Call[Any]) -> str:
-        return call.statement(prepared=self._owned)
+        return call.statement(prepared=type(call) in self._prepared)
 
     def _send(self, statement: str, arguments: tuple[Any, ...] = ()) -> dict[str, Any]:
         with self._raw.cursor(cursor_factory=PlainCursor) as cursor:  # whatever a hop made the default

@@ -58,10 +58,12 @@ def test_a_hop_of_a_pack_takes_two_messages(
     engine: Engine, wired: tuple[Executors, Wire], script: Script
 ) -> None:
     executors, wire = wired
-    add_graph(engine, "g", "plain")
     kind = registry.graph_type("plain")
-    graph = FreeGraph(graph_row(engine, "g").id, "g", 1)
-    run_straight(executors, kind, graph, make_plan("g", kind, 1, 4), caller=Caller(), worker=Worker())
+    for slug in ("first", "g"):
+        wire.take()
+        add_graph(engine, slug, "plain")
+        graph = FreeGraph(graph_row(engine, slug).id, slug, 1)
+        run_straight(executors, kind, graph, make_plan(slug, kind, 1, 4), caller=Caller(), worker=Worker())
     assert _named(wire.take()) == ["begin_and_open", *2 * ["hop", "finish_and_open"], "hop", "finish_hop"]
 
 
