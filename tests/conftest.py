@@ -26,6 +26,9 @@ from tests.acceptance.chromium import chromium_program
 from tests.acceptance.rabbitmq import rabbitmq_program
 from tests.databases import FAST, Databases, administer, connect, copy_instead_of_initdb
 from tests.integration.pgbouncer import pgbouncer_program
+from tests.temporary import use_memory
+
+use_memory()
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -26,7 +26,7 @@ FAST = {
     "jit": "off",
     "update_process_title": "off",
     "checkpoint_timeout": "1h",
-    "max_wal_size": "4GB",
+    "max_wal_size": "1GB",
 }
 """Settings of a server that lives for some minutes and need not survive the machine."""
 

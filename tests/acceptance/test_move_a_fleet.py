@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +42,16 @@ def test_the_commands_of_the_page_move_a_fleet(cluster: Cluster) -> None:
     assert sum(map(len, page.values())) == 17
     for number in range(TENANTS):
         cluster.add_graph(f"t{number:03}", "tenant", nodes=2, label="Odd" if number == 77 else "Person")
-    environment = (
-        os.environ
-        | cluster.environment
-        | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    )
 
     def run(heading: str, extra: dict[str, str] | None = None) -> list[str]:
         outputs = []
-        for command in page.pop(heading):
-            done = subprocess.run(
-                ["bash", "-c", command], env=environment | (extra or {}), capture_output=True, text=True,
-                timeout=120, cwd=cluster.folder, check=False,
-            )  # fmt: skip
-            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-            outputs.append(done.stdout)
+        for line in page.pop(heading):
+            command, may_fail, _ = line.partition(" || true")
+            program, *words = shlex.split(command)
+            assert program == "graph-migrator"
+            done = spawn(*words, env=cluster.environment | (extra or {}), cwd=cluster.folder, seconds=120)
+            assert done.exit_code == 0 or may_fail, f"{command}\n{done.out}\n{done.err}"
+            outputs.append(done.out)
         return outputs
 
     old = [cluster.start_worker(name, wait=False) for name in ("w1", "w2")]

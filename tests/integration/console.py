@@ -34,11 +34,11 @@ def call(*arguments: object, answer: str | None = None) -> Outcome:
     return outcome
 
 
-def spawn(*arguments: object, env: Mapping[str, str], cwd: Path = ROOT) -> Outcome:
+def spawn(*arguments: object, env: Mapping[str, str], cwd: Path = ROOT, seconds: float = 60) -> Outcome:
     """Run a command as a process whose output goes into pipes."""
     inherited = {k: v for k, v in os.environ.items() if k not in OURS and not k.startswith("GRAPH_MIGRATOR_")}
     environment = {**inherited, "PYTHONPATH": str(ROOT), **env}
-    return fork_and_wait("graph_migrator", *map(str, arguments), env=environment, cwd=cwd)
+    return fork_and_wait("graph_migrator", *map(str, arguments), env=environment, cwd=cwd, seconds=seconds)
 
 
 def failed(here: Cluster, slug: str = "g", hop: str = "second") -> None:
