@@ -125,8 +125,8 @@ def calls(engine: Engine, executors: Executors, graphs: int) -> dict[str, Callab
     pages: dict[str, dict[str, Any]] = {
         "first page": {},
         "deep page": {"after": deep},
-        "state failed": {"state": "failed"},
-        "state queued": {"state": "queued"},
+        "state failed": {"state": "failed", "limit": 1},  # as many as the small fleet has
+        "state queued": {"state": "queued", "limit": 10},
         "state paused": {"state": "paused"},
         "behind": {"behind": {"bench-small": 4}},
         "one type": {"graph_type": "bench-small"},

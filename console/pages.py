@@ -29,7 +29,7 @@ from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.attempts import attempt_story
 from graph_migrator.core.inspection.failures import failed_graphs, group_failures
-from graph_migrator.core.inspection.quantities import count, duration, pace, quantity
+from graph_migrator.core.inspection.quantities import count, duration, pace, quantity, time_range
 from graph_migrator.core.inspection.requests import find_request, list_requests
 from graph_migrator.core.rollouts import inspection as rollouts
 from graph_migrator.core.rollouts.back import ways_back, why_not_back
@@ -83,7 +83,9 @@ _templates.filters.update(
     with_code=_with_code,
     quote=lambda text: quote(str(text), safe=""),
 )
-_templates.globals.update(count=count, pace=pace, quantity=quantity, new_id=lambda: str(uuid4()))
+_templates.globals.update(
+    count=count, pace=pace, quantity=quantity, time_range=time_range, new_id=lambda: str(uuid4())
+)
 
 
 def show(request: Request, template: str, code: int = 200, **values: Any) -> HTMLResponse:

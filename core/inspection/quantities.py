@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graph_migrator.core.plural import count, plural
 
-__all__ = ["count", "duration", "pace", "plural", "quantity"]
+__all__ = ["count", "duration", "pace", "plural", "quantity", "time_range"]
 
 
 def duration(seconds: float | None) -> str:
@@ -17,6 +17,12 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def time_range(low: float, high: float) -> str:
+    """From one duration to another; one of them where both read alike."""
+    first, last = duration(low), duration(high)
+    return f"{first} to {last}" if first != last else f"about {first}"
 
 
 def pace(rows_per_second: float | None, seconds_left: float | None) -> str:

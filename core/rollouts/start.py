@@ -454,15 +454,19 @@ WHERE c.graph_id = s.graph_id
 )
 """One pass over nodes and one over edges, for all graphs together."""
 
-# Of each version and shape the smallest, the largest and the first by slug; with how many graphs they stand for.
+# Of each version and shape the smallest, the largest and the first by slug. Each stands for its part of the graphs that
+# are like it, so that the parts add up to all of them.
 _REPRESENTATIVES = """
-SELECT graph_id, slug, from_version, row_count, shape, greatest(1, likes / 3) AS likes
+SELECT graph_id, slug, from_version, row_count, shape,
+       likes / count(*) OVER of_it
+       + CASE WHEN row_number() OVER (of_it ORDER BY slug) <= mod(likes, count(*) OVER of_it) THEN 1 ELSE 0 END AS likes
 FROM (SELECT c.*, count(*) OVER like_it AS likes,
              row_number() OVER (like_it ORDER BY row_count, slug) AS smallest,
              row_number() OVER (like_it ORDER BY row_count DESC, slug) AS largest,
              row_number() OVER (like_it ORDER BY slug) AS first
       FROM rollout_candidates c WHERE note IS NULL WINDOW like_it AS (PARTITION BY from_version, shape)) c
-WHERE smallest = 1 OR largest = 1 OR first <= %s ORDER BY likes DESC, slug LIMIT 5000
+WHERE smallest = 1 OR largest = 1 OR first <= %s
+WINDOW of_it AS (PARTITION BY from_version, shape) ORDER BY c.likes DESC, slug LIMIT 5000
 """
 
 

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from graph_migrator.core.inspection.quantities import duration
+from graph_migrator.core.inspection.quantities import time_range
 from graph_migrator.core.plural import count
 from graph_migrator.core.rollouts import inspection
 from graph_migrator.core.rollouts.inspection import GroupOfErrors, RolloutState
@@ -143,7 +143,7 @@ def time_left(found: RolloutState) -> str:
     if left is None:
         return "unknown before five graphs have settled"
     return (
-        f"{duration(left.low_seconds)} to {duration(left.high_seconds)} of work, without bakes and gates "
+        f"{time_range(left.low_seconds, left.high_seconds)} of work, without bakes and gates "
         f"(from {left.graphs} settled graphs)"
     )
 
