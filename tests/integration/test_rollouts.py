@@ -85,8 +85,8 @@ def test_a_plan_says_how_many_graphs_have_the_shape_of_a_canary(engine: Engine, 
     add_tenants(engine, 40)
     with engine.begin() as connection:
         for label, first, last in (("A", "t010", "t014"), ("B", "t015", "t021"), ("C", "t022", "t033")):
-            graphs = f"SELECT id FROM graphs WHERE slug BETWEEN '{first}' AND '{last}'"  # noqa: S608
-            connection.exec_driver_sql(f"UPDATE nodes SET label = '{label}' WHERE graph_id IN ({graphs})")  # noqa: S608
+            graphs = f"SELECT id FROM graphs WHERE slug BETWEEN '{first}' AND '{last}'"
+            connection.exec_driver_sql(f"UPDATE nodes SET label = '{label}' WHERE graph_id IN ({graphs})")
     found = fleet.do(plan, RolloutRequest(graph_type="tenant"))
     said = {canary.why for canary in found.canaries if "shape" in canary.why}
     assert said == {"has the shape of 7 graphs: B"}  # median and largest have the others
