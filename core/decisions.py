@@ -1,8 +1,11 @@
 """What to do, decided from what is found in Postgres. Pure: values in, a decision out.
 
-`decide_begin` answers a call of `migrate_graph`, `decide_hop` a delivered `run_hop` message (the design's
-message table, line by line), `decide_recovery` a migration that a recovery sweep looks at. `core.execution` carries the
-decisions out.
+`decide_begin` answers a call of `migrate_graph`, `decide_hop` a delivered `run_hop` message, `decide_recovery` a
+migration that a recovery sweep looks at. `core.execution` carries the decisions out.
+
+An attempt counts as lost when its row says `running` and nobody holds its graph's lock: the lock goes with the session
+of whoever executes it. `decide_hop` and `decide_recovery` are asked with that lock held, so a running row that they see
+is a lost one.
 """
 
 from __future__ import annotations
@@ -80,7 +83,7 @@ def decide_begin(facts: BeginState, target: int, *, finish_partially_migrated: b
         return ResumeFailed()
     if facts.checkpoint is not None:
         return IsPartiallyMigrated()
-    # At the target already: release the failed one, and there is nothing left to migrate.
+    # Another target: the new migration replaces the failed one. At its target already, that one is only released.
     return Begin(releases=facts.claim)
 
 
@@ -122,7 +125,7 @@ class Ignored:
 
 @dataclass(frozen=True)
 class Later:
-    """Deliver this message again in so many seconds."""
+    """Deliver this message again in `seconds`, jittered."""
 
     seconds: float
     why: str
@@ -164,7 +167,7 @@ class LossLimitReached:
 
 @dataclass(frozen=True)
 class Postpone:
-    """The hop's executor was lost again: mark attempt `lost_id`, and let recovery redeliver in so many seconds."""
+    """The hop's executor was lost again: mark attempt `lost_id`, and let recovery redeliver in `seconds`."""
 
     lost_id: int
     seconds: float
@@ -204,7 +207,7 @@ HopDecision = (
 
 
 def decide_hop(facts: HopState, message: HopMessage, fingerprint: str | None, limits: Limits) -> HopDecision:
-    """Decide what a delivered `run_hop` does. The numbers are those of the design's table.
+    """Decide what a delivered `run_hop` does. Each line has a test (tests/unit/test_decisions.py).
 
     Args:
         facts: What was found, with the graph's lock held where `facts.locked`.
@@ -213,49 +216,49 @@ def decide_hop(facts: HopState, message: HopMessage, fingerprint: str | None, li
         limits: How often a hop may go wrong.
     """
     status = MigrationStatus(facts.status)
-    if status in SETTLED:  # 1: also by a message of an old dispatch
+    if status in SETTLED:  # also by a message of an old dispatch
         return Answer()
-    if facts.claim != message.migration_id:  # 2
+    if facts.claim != message.migration_id:
         return Ignored("the graph is owned by another migration")
     if facts.dispatch != message.dispatch:
         return Ignored(f"dispatch {message.dispatch} is stale; the current dispatch is {facts.dispatch}")
     if status is MigrationStatus.PAUSED:
         return Ignored("the migration is paused")
     if not facts.locked:
-        if facts.running_id is not None and facts.running_dispatch == message.dispatch:  # 3
+        if facts.running_id is not None and facts.running_dispatch == message.dispatch:
             return Ignored("another executor is on it")
-        return Later(1.0, "the graph's lock is held")  # 4
+        return Later(1.0, "the graph's lock is held")
     assert facts.version is not None  # noqa: S101 - a claimed graph cannot be deleted
     forward = 1 if facts.to_version > facts.from_version else -1
     if (facts.version - message.to_version) * forward >= 0:
-        if facts.next_hop_started:  # 5
+        if facts.next_hop_started:
             return Ignored("this hop is applied and a later one has begun")
-        return PassOn()  # 6
-    if facts.version != message.from_version:  # 7
+        return PassOn()
+    if facts.version != message.from_version:
         return Ignored(f"the graph is at v{facts.version}", must_not_occur=True)
-    losses = count_losses(facts)  # 8
+    losses = count_losses(facts)
     if status in {
         MigrationStatus.PAUSING,
         MigrationStatus.CANCELLING,
-    }:  # 9: the crash limit never overrides it
+    }:  # before the limits: an operator's wish goes first
         return StopAtBoundary()
-    if (reached := _limit_reached(losses, facts.running_id, limits)) is not None:  # 10
+    if (reached := _limit_reached(losses, facts.running_id, limits)) is not None:
         return reached
-    if facts.hop is None or fingerprint != facts.hop["fingerprint"]:  # 11
+    if facts.hop is None or fingerprint != facts.hop["fingerprint"]:
         waiting = facts.mismatch_seconds < limits.deploy_seconds
         return Requeue(deploy_pause(facts.mismatches)) if waiting else CodeDiffers()
     if facts.running_id is not None and (pause := loss_pause(losses, limits)):
         return Postpone(facts.running_id, pause)
-    return Run(facts.running_id)  # 12
+    return Run(facts.running_id)
 
 
 def deploy_pause(tries: int) -> float:
-    """Seconds until another worker is asked for code that this one lacks: a deploy takes minutes."""
+    """Seconds before a message is requeued because this worker lacks its code: a deploy takes minutes."""
     return min(0.5 * 1.5 ** min(tries, 20), 10.0)
 
 
 def deploy_waited(tries: int) -> float:
-    """Seconds that so many pauses took together, at least."""
+    """Seconds that the first `tries` of these pauses took together, about."""
     return sum(map(deploy_pause, range(tries)))
 
 
@@ -281,8 +284,8 @@ def _limit_reached(losses: Losses, running_id: int | None, limits: Limits) -> Lo
 def loss_pause(losses: Losses, limits: Limits) -> float:
     """Seconds until a hop whose executor was lost runs again.
 
-    None after the first interruption; then 5 s, doubling, to 5 minutes: whatever ends workers may need time to pass.
-    The worker whose process died says so a moment later. Where that may be the crash too many, there is time for it.
+    0 after the first interruption, then 5 s, doubling, up to 5 minutes: whatever ends workers may need time to pass.
+    Where one more crash would reach the limit it is 2 s: the worker whose process died may report that a moment later.
     """
     if losses.interruptions > 1:
         return min(5.0 * 2.0 ** min(losses.interruptions - 2, 20), 300.0)

@@ -717,8 +717,9 @@ class PartiallyMigrated(MigrationError):
     @property
     def message(self) -> str:
         return (
-            f"{self.graph}: cancelled half-way through {self.hop!r} after {count(self.done, 'row')}; rows are of two "
-            f"shapes, so the graph stays read-only. `graph-migrator retry {self.graph}` finishes the hop."
+            f"{self.graph}: cancelled half-way through {self.hop!r} after {count(self.done, 'row')}; its rows have "
+            f"the form of two versions, so the graph stays read-only. `graph-migrator retry {self.graph}` finishes "
+            "the hop."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def count(number: int, noun: str) -> str:
-    """So many of something: ``1 row``, ``2,000 rows``."""
+    """A number and what is counted: ``1 row``, ``2,000 rows``."""
     return plural(number, noun, f"{noun}s")
 
 

@@ -89,7 +89,7 @@ _ATTEMPT_PHRASES: Final = {
     AttemptStatus.SUCCEEDED: "its data, its version and this row were committed together",
     AttemptStatus.SKIPPED: "its precondition was false; only the version moved",
     AttemptStatus.FAILED: "it raised; its data was rolled back",
-    AttemptStatus.LOST: "its worker died or lost its connection; what it had not committed was rolled back",
+    AttemptStatus.LOST: "its executor was lost; what it had not committed was rolled back",
     AttemptStatus.STOPPED: "it was paused or cancelled between two batches",
 }
 

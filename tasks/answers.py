@@ -23,7 +23,7 @@ from graph_migrator.tasks.events import show_failure
 _log = logging.getLogger("graph_migrator.recovery")
 
 _MOST_FAILURES_IN_A_ROW: Final = 10
-"""After so many it is the backend that is away; the other callers wait for the next sweep."""
+"""After this many failures it is the backend that is away; the other callers wait for the next sweep."""
 
 
 def keeps_results(backend: Backend) -> bool:

@@ -1,7 +1,7 @@
 """How a pool's processes died: what the worker's main process sees, and nobody else can.
 
-A hop whose process dies while its worker lives on is suspected itself; one whose whole worker goes is not. So the main
-process records what it sees, in a thread of its own. Of a whole worker that goes, nobody records anything.
+A hop whose process dies while its worker lives on is suspected itself; a hop whose whole worker dies is not. So the
+main process records what it sees, in a thread of its own. When the whole worker dies, nobody records anything.
 """
 
 from __future__ import annotations

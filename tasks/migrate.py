@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, TypeVar
@@ -17,9 +16,9 @@ from graph_migrator.core.decisions import HopMessage, Ignored, Later, deploy_pau
 from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.begin import begin_migration, lacks_code
-from graph_migrator.core.execution.limits import backoff
 from graph_migrator.core.execution.model import Applied, Caller, Dispatch, Failed, Worker
 from graph_migrator.core.execution.run_hop import run_hop as run_one_hop
+from graph_migrator.core.execution.waits import backoff, jittered
 from graph_migrator.core.plural import count
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
@@ -78,8 +77,7 @@ def wait_again(task: Task, graph: str, later: Later) -> Retry:
     """Give a message back to the queue for its next turn; to be raised."""
     _log.info("%s: again in %.1f s: %s", graph, later.seconds, later.why)
     headers = {**(task.request.headers or {}), _TURNS: turns_of(task) + 1}
-    pause = later.seconds * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
-    return task.retry(countdown=pause, headers=headers, throw=False)
+    return task.retry(countdown=jittered(later.seconds), headers=headers, throw=False)
 
 
 def carry_out_begin(
@@ -114,7 +112,7 @@ def carry_out_begin(
             raise
         on_requeue(refusal)
         # Never in step with the consumers' polling, or the same worker takes it each time.
-        pause = deploy_pause(task.request.retries) * random.uniform(0.6, 1.0)  # noqa: S311 - jitter
+        pause = jittered(deploy_pause(task.request.retries))
         _log.warning("%s: this worker lacks the code; again in %.1f s: %s", graph, pause, refusal)
         raise task.retry(countdown=pause, exc=refusal) from None
     match begun:

@@ -14,7 +14,7 @@ from graph_migrator.core.execution import operations
 from graph_migrator.core.execution.model import Caller, Dispatch
 from graph_migrator.core.execution.operations import VerbReport
 from graph_migrator.core.execution.recorded import record_outcome
-from graph_migrator.core.execution.turns import NotThisTurn
+from graph_migrator.core.execution.waits import NotThisTurn
 from graph_migrator.core.statuses import Verb
 from graph_migrator.core.store.session import Executor
 from graph_migrator.tasks.celery import app

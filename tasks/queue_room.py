@@ -12,7 +12,7 @@ from graph_migrator.tasks.fleet import queue_length
 _log = logging.getLogger("graph_migrator.recovery")
 
 FULL = 2_000
-"""So many waiting messages keep every worker busy until the next look: one more would only wait behind them."""
+"""This many waiting messages keep every worker busy until the next look: one more would only wait behind them."""
 AT_LEAST = 10
 """May be sent at each look into a full queue as well, the most overdue first: a queue that never empties must not
 keep a lost message from being found."""
@@ -49,7 +49,7 @@ class QueueRoom:
         return self._left
 
     def sent(self, count: int) -> None:
-        """So many were sent."""
+        """Count messages that were sent."""
         self._left = max(0, self._left - count)
 
     def _ask(self) -> int | None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from celery import Task
 
 from graph_migrator.core.errors import GraphMigratorError
-from graph_migrator.core.execution.turns import NotThisTurn
+from graph_migrator.core.execution.waits import NotThisTurn
 from graph_migrator.core.store.errors import Failure, classify
 from graph_migrator.core.store.redaction import redacted
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 
 from celery import Task
@@ -10,6 +9,7 @@ from celery.utils.log import get_task_logger
 
 from graph_migrator.core.decisions import deploy_pause
 from graph_migrator.core.errors import GraphMigratorError
+from graph_migrator.core.execution.waits import jittered
 from graph_migrator.core.graph_types.registry import graph_types
 
 _log = get_task_logger("graph_migrator.tasks")
@@ -39,7 +39,7 @@ def require_types(task: Task, on_requeue: Callable[[GraphMigratorError], None] |
         _log.error("this worker's graph types cannot be loaded; the message is requeued: %s", error)
         if on_requeue is not None:
             on_requeue(error)
-        raise task.retry(countdown=random.uniform(0.2, 1.0) * PAUSE, exc=error) from None  # noqa: S311 - jitter
+        raise task.retry(countdown=jittered(0.6 * PAUSE, 0.67), exc=error) from None
 
 
 def requeue(task: Task, why: str) -> Exception:
@@ -50,7 +50,7 @@ def requeue(task: Task, why: str) -> Exception:
     Returns:
         What the task is to raise.
     """
-    pause = deploy_pause(task.request.retries) * random.uniform(0.6, 1.0)  # noqa: S311 - jitter, as above
+    pause = jittered(deploy_pause(task.request.retries))
     _log.warning("%s; again in %.1f s", why, pause)
     retry: Exception = task.retry(countdown=pause, throw=False)
     return retry

@@ -33,7 +33,7 @@ def breaking_rows(
     Args:
         connection: In a transaction; rows are streamed.
         types: The graph types by name.
-        sample: So many graphs of each type and version, chosen at random; None for all.
+        sample: At most this many graphs of each type and version, chosen at random; None for all.
 
     Yields:
         For each row its graph type with the version, and the graph, row and fields that do not fit; never their values.

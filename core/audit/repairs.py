@@ -15,7 +15,7 @@ from graph_migrator.core.store.guard import install_guard, list_guards
 from graph_migrator.core.store.schema import require_current
 
 LISTED: Final = 100
-"""So many findings of each kind are listed."""
+"""At most this many findings of each kind are listed."""
 
 CHECKS: Final = ("claims", "checkpoints", "partially-migrated", "guard")
 """The checks of `validate` whose findings can be mended here."""

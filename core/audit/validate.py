@@ -21,7 +21,7 @@ from graph_migrator.core.inspection.history import UNREACHABLE
 from graph_migrator.core.store.schema import require_current
 
 EXAMPLES = 3
-"""So many graphs are named for each finding."""
+"""At most this many graphs are named for each finding."""
 
 
 class Severity(StrEnum):
@@ -67,7 +67,7 @@ def validate(
         engine: The database.
         types: The graph types that this process knows, by name.
         data: Also hold the properties of nodes and edges against the models of their graph's version. Reads them all.
-        sample: With `data`: only so many graphs of each type and version, chosen at random.
+        sample: With `data`: check at most this many graphs of each type and version, chosen at random.
 
     Raises:
         SchemaOutdated: The tables are not those of this release.
@@ -127,7 +127,7 @@ def _versions(connection: Connection, known: dict[str, list[int]]) -> Iterator[D
 
 
 LATEST = 100_000
-"""So many attempts, the latest ones, say with which code hops were applied."""
+"""The latest attempts that are asked with which code their hop was applied."""
 
 _APPLIED = """
 SELECT DISTINCT m.graph_type, a.hop_name, a.from_version, a.to_version, a.fingerprint

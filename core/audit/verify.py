@@ -32,8 +32,8 @@ from graph_migrator.core.audit.digests import DataVerification
 from graph_migrator.core.errors import ArchiveDamaged, InvalidRequest
 from graph_migrator.core.store.schema import require_current
 
-NAMED = 1_000
-"""So many places are named; the others are counted."""
+MAX_NAMED = 1_000
+"""At most this many places are named; the others are counted."""
 
 _CHUNK = 1_000
 
@@ -89,7 +89,7 @@ class Verification(BaseModel):
     archived_unread: int = Field(description="Of those: in archives whose files were not given.")
     digest: str = Field(description="Of the heads, as `audit head` prints it.")
     count: int = Field(description="How many places are not as they were written.")
-    suspicions: tuple[Suspicion, ...] = Field(description=f"The first {NAMED:,} of them.")
+    suspicions: tuple[Suspicion, ...] = Field(description=f"The first {MAX_NAMED:,} of them.")
     data: DataVerification | None = Field(None, description="Whether graphs are what their last hop left.")
 
 
@@ -157,7 +157,7 @@ class _Found:
     def extend(self, suspicions: Iterable[Suspicion]) -> None:
         for each in suspicions:
             self.count += 1
-            if len(self.named) < NAMED:
+            if len(self.named) < MAX_NAMED:
                 self.named.append(each)
 
 

@@ -16,7 +16,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection, text
 
-MOST: Final = 5_000
+MAX_CHANGES: Final = 5_000
 """Changes that one look brings at most. Who is further behind begins with the state as it is now."""
 KEEP_SECONDS: Final = 3_600.0
 """How long changes are kept, and how long they are recorded after the last follower was there."""
@@ -60,7 +60,7 @@ class Position:
 
 
 def follow(connection: Connection, *, seconds: float = KEEP_SECONDS) -> bool:
-    """Say that somebody follows. Changes are recorded for so many seconds more, and old ones removed.
+    """Say that somebody follows. Changes are recorded for `seconds` more, and old ones removed.
 
     Returns:
         Whether changes were recorded until now.
@@ -95,7 +95,7 @@ def changes_since(connection: Connection, since: Position) -> list[Change] | Non
     """Every change that the open transaction sees and the position does not.
 
     Returns:
-        The changes in the order in which they were made; None where there are more than `MOST`.
+        The changes in the order in which they were made; None where there are more than `MAX_CHANGES`.
     """
     rows = connection.execute(
         text(
@@ -103,7 +103,7 @@ def changes_since(connection: Connection, since: Position) -> list[Change] | Non
             "(SELECT * FROM graph_migrator.change_events WHERE xid >= :xmax ORDER BY xid LIMIT :most) UNION ALL "
             "(SELECT * FROM graph_migrator.change_events WHERE xid = ANY (:open) LIMIT :most)) e ORDER BY e.id"
         ),
-        {"xmax": since.xmax, "open": list(since.open), "most": MOST + 1},
+        {"xmax": since.xmax, "open": list(since.open), "most": MAX_CHANGES + 1},
     ).mappings()
     found = [Change.model_validate(dict(row)) for row in rows]
-    return found if len(found) <= MOST else None
+    return found if len(found) <= MAX_CHANGES else None

@@ -46,7 +46,7 @@ from graph_migrator.core.execution.recorded import (
     record_outcome,
     recorded_outcome,
 )
-from graph_migrator.core.execution.turns import next_turn
+from graph_migrator.core.execution.waits import next_turn
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.graph_types.registry import graph_type
 from graph_migrator.core.planning import Plan, Step, continue_plan, make_plan
@@ -83,15 +83,14 @@ def begin_migration(
         caller: Who asks. With a task id, the call is remembered and never carried out twice.
         finish_partially_migrated: Also take a graph that was force-released in the middle of a hop, to finish that hop.
         direction: 1 or -1 where the graph may move in that direction only, as in a rollout; None for either.
+        may_wait: Another worker may have newer code: a refusal because this process lacks the type, or a version
+            newer than those that it knows, is not recorded.
         turns: How often this message has waited for open write transactions before. With it they are waited for
             shortly; `Later` says when to call again. None: wait for them in one go.
-        may_wait: This process's code may be older than the caller's: the call is not recorded as refused where
-            this process lacks the type, or a version that is newer than those that it knows.
 
     Returns:
-        `Later` where writers are to be waited for; the chain to send; or the final report where there is nothing
-        to do, or where this very call was
-        answered before; or `Ignored` where it is being carried out already.
+        The chain to send; the final report where there is nothing to do, or where this very call was answered before;
+        `Ignored` where it is being carried out already; `Later` where open write transactions are to be waited for.
 
     Raises:
         UnknownGraph, UnknownGraphType, UnknownTarget, IrreversibleHop: Nothing was changed.
@@ -227,7 +226,7 @@ def _start(
             unlock=not executor.in_callers_transaction,
         )
     )
-    lock.was_released()
+    lock.mark_released()
     failpoints.hit("begin_committed")
     begun = Dispatch(migration_id, state.slug, state.graph_type, 1, caller.task_id, plan.steps)
     publish.begun(executor, begun, state, plan.to_version, caller, releases)
@@ -300,7 +299,7 @@ def lock_and_load(
         else:
             if state.locked or state.graph_id is None or state.request_known or _is_owned(state):
                 return state
-            # The live migration that kept `lock_and_load` from locking has ended since: what it read is of no lock's.
+            # The live migration that kept `lock_and_load` from locking has ended since: no lock protected what it read.
             continue
         let_writers_pass()
 

@@ -8,9 +8,10 @@ from typing import Final
 from graph_migrator.core.store.protocol import HealthLevel
 from graph_migrator.core.store.session import Executor
 
-_EVERY: Final = 5.0
+_READ_EVERY: Final = 5.0
+"""Seconds between two looks at the signals."""
 _LONGEST: Final = 10.0
-"""Seconds: an operator's pause is looked for between two batches."""
+"""Seconds at most between two batches: an operator's pause takes effect there."""
 _FACTORS: Final = {"slow": 1.0, "stop": 5.0}
 """How many times as long as the batch took. *slow* halves the pace; a hop that has begun is never stopped by load."""
 
@@ -34,7 +35,7 @@ class Brake:
         """
         now = time.monotonic()
         if now >= self._next_look:
-            self._level, self._next_look = executor.call(HealthLevel()), now + _EVERY
+            self._level, self._next_look = executor.call(HealthLevel()), now + _READ_EVERY
         seconds = min(_LONGEST, batch_seconds * _FACTORS.get(self._level, 0.0))
         if seconds:
             time.sleep(seconds)

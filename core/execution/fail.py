@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from graph_migrator.core.decisions import Ignored, Limits
 from graph_migrator.core.execution import failpoints
-from graph_migrator.core.execution.limits import backoff
 from graph_migrator.core.execution.model import Attempt, AttemptFailed
+from graph_migrator.core.execution.waits import backoff
 from graph_migrator.core.recorded_errors import (
     LONGEST_MESSAGE,
     LONGEST_TRACEBACK,

@@ -184,7 +184,7 @@ def migrate_within(
         connection: As there.
         graph_id: Id or slug.
         target: The version to reach; None for the newest.
-        most_batches: Stop for good inside a batched hop after so many batches, as a dry run does.
+        most_batches: Stop for good inside a batched hop after this many batches, as a dry run does.
 
     Yields:
         The report so far: when it has begun, and after each hop.

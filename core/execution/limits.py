@@ -1,8 +1,6 @@
-"""How often a hop may go wrong and how long to wait in between, by the settings."""
+"""How often a hop may go wrong, by the settings."""
 
 from __future__ import annotations
-
-import random
 
 from graph_migrator.core.decisions import Limits, LossLimitReached
 from graph_migrator.core.errors import HopCrashedRepeatedly, HopInterruptedRepeatedly
@@ -13,14 +11,6 @@ def limits_of_settings() -> Limits:
     """How often a hop may go wrong, by the settings."""
     s = settings()
     return Limits(s.max_lost_attempts, s.max_interruptions, s.deploy_seconds, s.max_transient_tries)
-
-
-def backoff(tries: int) -> float:
-    """Seconds to wait after so many transient errors: exponential, with full jitter on its upper half."""
-    s = settings()
-    # After hours of an outage 2.0**tries is no float any more.
-    longest: float = min(s.retry_base_seconds * 2.0 ** min(tries, 64), s.retry_max_seconds)
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
 
 
 def lost_too_often(graph: str, hop: str, reached: LossLimitReached) -> Exception:

@@ -23,7 +23,7 @@ from graph_migrator.core.store.keyset import Key
 from graph_migrator.core.store.protocol import OpenBatch
 from graph_migrator.core.store.session import Executor
 
-LONGEST: Final = 10.0
+SEARCH_SECONDS: Final = 10.0
 """Seconds that a search may take; then the error names the rows that are left."""
 
 
@@ -63,7 +63,7 @@ def _is_of_a_row(executor: Executor, attempt: Attempt, error: Exception) -> bool
 
 def _find(executor: Executor, attempt: Attempt, batch: FailedBatch) -> str:
     walk, after, size = batch.walk, batch.after, batch.size
-    end = time.monotonic() + LONGEST
+    end = time.monotonic() + SEARCH_SECONDS
     while size > 1 and time.monotonic() < end:
         half = size // 2
         passed = _try(executor, attempt, batch, after, half)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from graph_migrator.core.decisions import Later, Limits
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution.fail import fail_migration, retry_later
-from graph_migrator.core.execution.limits import backoff
 from graph_migrator.core.execution.model import Attempt, AttemptFailed, HopOutcome
 from graph_migrator.core.execution.recorded import load_report
+from graph_migrator.core.execution.waits import backoff
 from graph_migrator.core.statuses import APPLIED
 from graph_migrator.core.store.errors import DRIVER_ERRORS, Failure, classify
-from graph_migrator.core.store.locks import taken
+from graph_migrator.core.store.locks import hold_graph_lock
 from graph_migrator.core.store.protocol import BecomeExecutor, ExplainLoss, LoadAttemptStatus
 from graph_migrator.core.store.session import Executor, Executors
 
@@ -26,7 +26,7 @@ def resolve_lost_commit(executors: Executors, attempt: Attempt, limits: Limits) 
     try:
         with (
             executors.borrow() as executor,
-            taken(executor, attempt.facts.graph_id, seconds=5, stamp=attempt.is_last) as lock,
+            hold_graph_lock(executor, attempt.facts.graph_id, seconds=5, stamp=attempt.is_last) as lock,
         ):
             if lock is None:
                 return Later(1.0, "the lost session has not ended yet")

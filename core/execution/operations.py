@@ -27,7 +27,7 @@ from graph_migrator.core.execution.begin import (
 from graph_migrator.core.execution.model import Caller, Dispatch
 from graph_migrator.core.execution.recorded import load_dispatch, recorded_outcome
 from graph_migrator.core.execution.recovery import settle_now
-from graph_migrator.core.execution.turns import NotThisTurn, next_turn
+from graph_migrator.core.execution.waits import NotThisTurn, next_turn
 from graph_migrator.core.graph_types.registry import graph_type
 from graph_migrator.core.planning import continue_plan, make_plan
 from graph_migrator.core.plural import count
@@ -35,7 +35,7 @@ from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import EDGES, Edge, MigrationStatus, Verb
 from graph_migrator.core.store import protocol
 from graph_migrator.core.store.lock_sessions import lock_holders
-from graph_migrator.core.store.locks import GraphLock, taken
+from graph_migrator.core.store.locks import GraphLock, hold_graph_lock
 from graph_migrator.core.store.session import Executor
 
 
@@ -402,7 +402,7 @@ def _locked(
     if state is None:
         raise UnknownGraph(graph)
     turn = next_turn(turns)
-    with taken(executor, state.graph_id, seconds=turn.seconds) as lock:
+    with hold_graph_lock(executor, state.graph_id, seconds=turn.seconds) as lock:
         if lock is not None:
             yield state.graph_id, False
             return
@@ -412,7 +412,7 @@ def _locked(
     if not terminate:
         raise GraphBusy(graph, holders)
     executor.call(protocol.TerminateHolders(graph=state.graph_id))
-    with taken(executor, state.graph_id, seconds=10) as lock:
+    with hold_graph_lock(executor, state.graph_id, seconds=10) as lock:
         if lock is None:
             raise GraphBusy(graph, holders)
         yield state.graph_id, True

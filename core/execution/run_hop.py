@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import random
 from uuid import UUID
 
 from graph_migrator.core.decision_inputs import HopState
@@ -31,7 +30,7 @@ from graph_migrator.core.events import publish
 from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.apply_hop import apply_hop
 from graph_migrator.core.execution.fail import ConnectionLost, record_failure
-from graph_migrator.core.execution.limits import backoff, limits_of_settings, lost_too_often
+from graph_migrator.core.execution.limits import limits_of_settings, lost_too_often
 from graph_migrator.core.execution.lost_connection import resolve_lost_commit
 from graph_migrator.core.execution.model import (
     Applied,
@@ -44,6 +43,7 @@ from graph_migrator.core.execution.model import (
     Worker,
 )
 from graph_migrator.core.execution.recorded import load_report
+from graph_migrator.core.execution.waits import backoff, jittered
 from graph_migrator.core.execution.watch import watched
 from graph_migrator.core.graph_types.definition import DirectedHop
 from graph_migrator.core.graph_types.registry import graph_type
@@ -148,7 +148,7 @@ def _carry_out(
                 protocol.CountMismatch(migration=message.migration_id, deadline=settings().deadline_seconds)
             )
             # Never in step with the consumers' polling, or the same worker takes it each time.
-            pause = seconds * random.uniform(0.6, 1.4)  # noqa: S311 - jitter
+            pause = jittered(seconds, 0.4)
             return Later(pause, "this worker has other code for the hop")
         case CodeDiffers():
             found = hop.fingerprint if hop else ""
@@ -271,7 +271,7 @@ def apply_or_record(
     except Exception as error:  # noqa: BLE001 - a hop may raise anything; it is all recorded
         return record_failure(executor, attempt, error, limits)
     if done.opened is None:
-        lock.was_released()
+        lock.mark_released()
     failpoints.hit("hop_committed")
     return done
 

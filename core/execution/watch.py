@@ -1,4 +1,4 @@
-"""The hop that this process is at, as another thread of it sees it: whether it is still its own, and whether it moves.
+"""Lets a watchdog thread see which hop this process runs, whether the process still owns it, and whether it moves.
 
 Python code that runs no statement does not notice that its session was ended, nor that an operator gave its graph to
 somebody else.
@@ -52,7 +52,7 @@ def watched(executor: Executor, attempt: Attempt) -> Iterator[None]:
 
 
 def current(*, longer_than: float) -> Watched | None:
-    """What this process has been at for so many seconds; None where it is at nothing, or has just begun."""
+    """The hop that this process has run for more than `longer_than` seconds; None where there is none."""
     found = _current
     return found if found is not None and time.monotonic() - found.attempt.began > longer_than else None
 

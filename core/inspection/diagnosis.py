@@ -118,8 +118,8 @@ def _live_migration(state: GraphState, sessions: list[LockSession], ask_workers:
         return [*_quiet_hop(state, holders), Reason(kind="working", what=f"A worker is on it: {named}.")]
     fleet = ask_workers()
     if state.running is not None:
-        what = "Its worker died a moment ago. Recovery in any living worker sends it again within seconds."
-        return [Reason(kind="worker-died", what=what), *_workers(state, fleet)]
+        what = "Its executor was lost a moment ago. Recovery in any living worker sends the hop again within seconds."
+        return [Reason(kind="executor-lost", what=what), *_workers(state, fleet)]
     reasons = _workers(state, fleet)
     if state.requeued:
         times = count(state.requeued, "time")

@@ -83,7 +83,9 @@ class Attempt(BaseModel):
     started_at: datetime
     finished_at: datetime | None
     seconds: float = Field(description="How long it took, or has taken so far.")
-    rows_per_second: float | None = Field(None, description="Rows processed by this attempt, of late.")
+    rows_per_second: float | None = Field(
+        None, description="Rows processed by this attempt, over its last seconds."
+    )
 
     @computed_field  # type: ignore[prop-decorator] # mypy does not know computed properties
     @property

@@ -60,7 +60,7 @@ class Listener:
         return not missing.isdisjoint(self._followed)
 
     def wait(self, seconds: float) -> None:
-        """Wait for a change, so many seconds at most."""
+        """Wait for a change, at most `seconds`."""
         if not self._announced or self._raw is None:
             time.sleep(min(seconds, _SHORT_POLL_SECONDS))
             return

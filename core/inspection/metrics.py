@@ -134,7 +134,7 @@ _QUICK_SECONDS = 0.05
 """While a count of all migrations and graphs takes no longer than this, every scrape takes it."""
 
 _PAUSE = 50
-"""A count that takes longer is repeated after so many times its own duration, 10 seconds at the least."""
+"""A count that takes longer is repeated after this many times its own duration, and after 10 seconds at least."""
 
 _Hops = dict[tuple[str, str, str], tuple[Histogram, int]]
 

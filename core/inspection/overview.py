@@ -18,7 +18,7 @@ from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.inspection.quantities import count
 from graph_migrator.core.statuses import MigrationStatus
 
-MOST: Final = 1_000
+MAX_LISTED: Final = 1_000
 """Graphs of one kind that are looked at; beyond it a number is a lower bound."""
 STALLED_SECONDS: Final = 60
 """Past the deadline at which recovery redelivers by so much: no worker is recovering."""
@@ -149,13 +149,13 @@ class VersionInUse(BaseModel):
 
     graph_type: str
     version: int
-    graphs: int = Field(description=f"Counted up to {MOST:,}.")
+    graphs: int = Field(description=f"Counted up to {MAX_LISTED:,}.")
     example: str = Field(description="The first of them by slug.")
 
     @property
     def more(self) -> bool:
         """Whether `graphs` is a lower bound."""
-        return self.graphs >= MOST
+        return self.graphs >= MAX_LISTED
 
 
 def versions_in_use(source: Engine | Connection) -> list[VersionInUse]:
@@ -163,13 +163,13 @@ def versions_in_use(source: Engine | Connection) -> list[VersionInUse]:
     if isinstance(source, Engine):
         with source.connect() as connection:
             return versions_in_use(connection)
-    rows = source.execute(text(_VERSIONS), {"most": MOST}).mappings()
+    rows = source.execute(text(_VERSIONS), {"most": MAX_LISTED}).mappings()
     return [VersionInUse.model_validate(dict(row)) for row in rows]
 
 
 def _failed(connection: Connection) -> list[Trouble]:
     found = []
-    for row in connection.execute(text(_FAILED), {"most": MOST}):
+    for row in connection.execute(text(_FAILED), {"most": MAX_LISTED}):
         error = (row.error_type or "").removeprefix("graph_migrator.")
         where = f" in hop {row.hop!r}" if row.hop else ""
         found.append(
@@ -178,7 +178,7 @@ def _failed(connection: Connection) -> list[Trouble]:
                 what=f"{count(row.graphs, 'graph')} of {row.graph_type!r} failed{where}: {error}: {row.message}",
                 since=row.since,
                 graphs=row.graphs,
-                more=row.seen >= MOST,
+                more=row.seen >= MAX_LISTED,
                 example=row.example,
                 next_step="See what failed, correct it, and retry.",
                 command=f"graph-migrator history {row.example}",
@@ -201,7 +201,7 @@ def _graphs(connection: Connection) -> list[Trouble]:
     )  # fmt: skip
     found = []
     for kind, statement, what, next_step, command in kinds:
-        rows = connection.execute(text(statement), {"most": MOST, "overdue": STALLED_SECONDS}).all()
+        rows = connection.execute(text(statement), {"most": MAX_LISTED, "overdue": STALLED_SECONDS}).all()
         if rows:
             found.append(
                 Trouble(
@@ -209,7 +209,7 @@ def _graphs(connection: Connection) -> list[Trouble]:
                     what=f"{count(len(rows), 'graph')} {what}.",
                     since=min((row[1] for row in rows if row[1] is not None), default=None),
                     graphs=len(rows),
-                    more=len(rows) >= MOST,
+                    more=len(rows) >= MAX_LISTED,
                     example=rows[0].slug,
                     next_step=next_step,
                     command=command.format(graph=rows[0].slug),

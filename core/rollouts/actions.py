@@ -8,7 +8,7 @@ from graph_migrator.core.rollouts.back import why_not_back
 from graph_migrator.core.rollouts.inspection import RolloutState
 from graph_migrator.core.rollouts.statuses import HoldReason, RolloutStatus
 
-_LIVE = frozenset({RolloutStatus.RUNNING, RolloutStatus.HELD})
+_STEERABLE = frozenset({RolloutStatus.RUNNING, RolloutStatus.HELD})
 
 
 def rollout_actions(state: RolloutState) -> list[Action]:
@@ -24,7 +24,7 @@ def rollout_actions(state: RolloutState) -> list[Action]:
             verb=verb, label=label, effect=effect, command=command, why_not=why_not, dangerous=dangerous
         )
 
-    not_live = None if status in _LIVE else f"it is {status}"
+    not_live = None if status in _STEERABLE else f"it is {status}"
     return [
         action(
             "promote",
@@ -48,7 +48,7 @@ def rollout_actions(state: RolloutState) -> list[Action]:
             "no graph of it has failed"
             if not counts.failed
             else None
-            if status in _LIVE | {RolloutStatus.FINISHED_WITH_FAILURES}
+            if status in _STEERABLE | {RolloutStatus.FINISHED_WITH_FAILURES}
             else f"it is {status}",
         ),
         action(

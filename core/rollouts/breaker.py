@@ -9,7 +9,7 @@ from graph_migrator.core.plural import count
 from graph_migrator.core.rollouts.strategy import Strategy
 
 LOOK_BACK = 200
-"""Of so many graphs settled last the share of failures is taken."""
+"""The share of failures is that of this many graphs, those that settled last."""
 _AT_LEAST = 3
 
 
@@ -59,7 +59,7 @@ def breaker(
     if sum(each.crashed for each in crashed) >= strategy.max_crashes:
         graphs = tuple(graph for each in crashed for graph in each.graphs)
         return Tripped(
-            f"hops of {count(sum(e.crashed for e in crashed), 'graph')} killed their worker", None, graphs
+            f"hops of {count(sum(e.crashed for e in crashed), 'graph')} killed their process", None, graphs
         )
     limit = settled * strategy.max_failure_percent / 100
     if failed_of_settled >= _AT_LEAST and failed_of_settled > limit:

@@ -102,7 +102,7 @@ class CloseStage:
 
 @dataclass(frozen=True)
 class DispatchMembers:
-    """Send so many units: a graph with a chain of its own, or a pack of small ones."""
+    """Send this many units: a graph with a chain of its own, or a pack of small ones."""
 
     count: int
 

@@ -24,7 +24,7 @@ from graph_migrator.core.rollouts.strategy import FROZEN, Strategy
 from graph_migrator.core.store.errors import sqlstate
 from graph_migrator.core.store.session import Executor
 
-_LIVE = (RolloutStatus.RUNNING, RolloutStatus.HELD)
+_STEERABLE = (RolloutStatus.RUNNING, RolloutStatus.HELD)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def pause(executor: Executor, which: str, operator: Operator) -> RolloutVerbRepo
         UnknownRollout, RolloutRefused: Nothing was changed.
     """
     with _locked(executor, which) as (cursor, row):
-        _require(row, "pause", _LIVE, "only one that is running or held can be paused")
+        _require(row, "pause", _STEERABLE, "only one that is running or held can be paused")
         hold = {"reason": HoldReason.OPERATOR, "by": operator.name, "why": operator.why}
         # Over another hold too: one that ends by itself must not end what an operator asked for.
         cursor.execute(
@@ -256,7 +256,7 @@ def cancel(executor: Executor, which: str, operator: Operator) -> RolloutVerbRep
         UnknownRollout, RolloutRefused: Nothing was changed.
     """
     with _locked(executor, which) as (cursor, row):
-        _require(row, "cancel", _LIVE, "only one that is running or held can be cancelled")
+        _require(row, "cancel", _STEERABLE, "only one that is running or held can be cancelled")
         cursor.execute("UPDATE rollouts SET status = 'cancelling', hold = NULL WHERE id = %s", (row.id,))
         note = "the rollout was cancelled" + (f" by {operator.name}" if operator.name else "")
         cursor.execute(
@@ -293,7 +293,7 @@ def retry(
         UnknownRollout, RolloutRefused: Nothing was changed.
         RolloutInFlight: It has ended, and its type has another live rollout.
     """
-    statuses = (*_LIVE, RolloutStatus.FINISHED_WITH_FAILURES)
+    statuses = (*_STEERABLE, RolloutStatus.FINISHED_WITH_FAILURES)
     with _locked(executor, which) as (cursor, row):
         _require(row, "retry", statuses, "it has no members that could be retried")
         status = RolloutStatus(row.status)
@@ -339,7 +339,7 @@ def skip(executor: Executor, which: str, graphs: Sequence[str], operator: Operat
         UnknownRollout, RolloutRefused: Nothing was changed; also where a graph is no such member.
     """
     with _locked(executor, which) as (cursor, row):
-        _require(row, "skip", (*_LIVE, RolloutStatus.CANCELLING), "it has ended")
+        _require(row, "skip", (*_STEERABLE, RolloutStatus.CANCELLING), "it has ended")
         note = "taken out" + (f" by {operator.name}" if operator.name else "")
         note += f": {operator.why}" if operator.why else ""
         taken = query(
@@ -389,7 +389,7 @@ def set_knob(executor: Executor, which: str, knob: str, value: str, operator: Op
     if name in FROZEN:
         raise InvalidRequest(name, "it is settled when a rollout starts")
     with _locked(executor, which) as (cursor, row):
-        _require(row, "set", _LIVE, "only one that is running or held can be changed")
+        _require(row, "set", _STEERABLE, "only one that is running or held can be changed")
         before = row.strategy.get(name)
         changed = {**row.strategy, name: None if value.lower() == "none" else value}
         try:

@@ -10,7 +10,7 @@ from uuid import UUID
 FIRST_SIZE: Final = 20
 """Graphs of a pack while nothing is known of their duration."""
 MOST: Final = 500
-"""Graphs of a pack at most: so many the controller takes in at once."""
+"""Graphs of a pack at most, so that the controller can take in the whole pack at once."""
 _GROWTH: Final = 4
 
 

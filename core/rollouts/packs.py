@@ -104,7 +104,7 @@ class Surroundings:
     """What a pack needs from the process that runs it.
 
     Attributes:
-        send_later: Sends the rest of a migration as a chain, after so many seconds.
+        send_later: Sends the rest of a migration as a chain, after some seconds.
         show: Shows how far the pack is; called about once a second.
         is_stopping: Whether the process is asked to end.
     """

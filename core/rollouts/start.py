@@ -300,7 +300,7 @@ def _prepare(cursor: Any, request: RolloutRequest, kind: GraphType, target: int)
 def _expected_seconds(
     cursor: Any, name: str, steps: Sequence[Step], by_version: dict[int, int], in_flight: int
 ) -> float | None:
-    """How long the hops take by the mean of those that succeeded, so many graphs at a time."""
+    """How long the hops take, by the mean of those that succeeded and by how many graphs move at a time."""
     means = {
         row.hop_name: row.mean
         for row in query(

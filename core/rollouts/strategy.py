@@ -51,7 +51,7 @@ class Strategy(BaseModel):
     max_failures: int = Field(
         3,
         ge=1,
-        description="So many failed graphs of one error group hold the rollout. One or two may be odd graphs; three "
+        description="This many failed graphs of one error group hold the rollout. One or two may be odd graphs; three "
         "of one cause are a fault.",
     )
     max_failure_percent: float = Field(
@@ -63,7 +63,7 @@ class Strategy(BaseModel):
     max_crashes: int = Field(
         2,
         ge=1,
-        description="So many graphs whose hop killed its worker hold it. Each has taken down several processes.",
+        description="This many graphs whose hop killed its process hold it. Each has taken down several processes.",
     )
     stall_seconds: float = Field(
         1_800,
@@ -83,7 +83,7 @@ class Strategy(BaseModel):
     pack_rows: int = Field(
         2_000,
         ge=0,
-        description="Graphs of so many rows go in packs, at most; canaries, retried graphs and graphs that were not "
+        description="Graphs of at most this many rows go in packs; canaries, retried graphs and graphs that were not "
         "counted (`--shapes false`) never do. A hop over 2,000 rows takes a fraction of a second.",
     )
     pack_seconds: float = Field(
@@ -100,7 +100,7 @@ class Strategy(BaseModel):
     )
     rate: Annotated[str, StringConstraints(max_length=20)] | None = Field(
         None,
-        description="So many graphs are sent in a time at most, like `20/min`; `s`, `min` or `h`. None: what is in "
+        description="At most this many graphs are sent in a time, like `20/min`; `s`, `min` or `h`. None: what is in "
         "flight limits it. For what lies behind the hops, such as caches that each moved graph empties.",
     )
     order: str = Field(
@@ -171,7 +171,7 @@ def per_second(rate: str) -> float:
 
 
 SECONDS_AT_ONCE = 1.0
-"""What a rate allows in so many seconds may be sent at one moment, one graph at the least."""
+"""Seconds: what a rate allows in them may be sent at one moment, and one graph at least."""
 
 
 def graphs_now(rate: float, since: float | None) -> int:

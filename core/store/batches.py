@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 _SMALLEST, _LARGEST = 100, 50_000
 
-BUDGET: Final = 1_000_000
-"""A batch of rows that come to Python ends at about so many characters, so memory has a bound."""
+MAX_BATCH_CHARACTERS: Final = 1_000_000
+"""A batch of rows that come to Python ends at about this many characters, so that memory is bounded."""
 
 MOST_ADDED: Final = 1_000
-"""A hop may process so many rows that it inserted itself, and as many again as there were at the start."""
+"""Rows that a hop inserted itself and may process, beside as many as there were at the start."""
 
 _TOTAL_BEFORE: Final = """
 SELECT total FROM graph_migrator.hop_attempts
@@ -175,7 +175,7 @@ class BatchWalk:
     def _take_rows(self, ctx: HopContext, cursor: Any, after: Key | None, size: int) -> Taken:
         assert self.hop.run is not None  # noqa: S101 - a hop has SQL or code
         batch = self._batch()
-        batch.read(cursor, after, size, BUDGET)
+        batch.read(cursor, after, size, MAX_BATCH_CHARACTERS)
         rows = len(batch.rows)
         if not rows:
             return Taken(0, after, is_full=batch.is_cut)

@@ -32,7 +32,7 @@ _OURS: Final = tuple(
 """The folders of this project's own code: as it was imported, and without links."""
 _LONGEST_LINE: Final = 200
 _MOST_FRAMES: Final = 50
-"""So many from either end of a traceback; a recursion without end has a thousand."""
+"""Frames that are kept from either end of a traceback; a recursion without end has a thousand."""
 
 Position = tuple[int | None, int | None, int | None, int | None]
 """Where an expression or a statement stands: line, last line, column, last column."""

@@ -1,4 +1,7 @@
-"""The graph's exclusive lock, as its executor holds it."""
+"""The graph's exclusive lock, as its executor holds it.
+
+Its key is `lock_key` in Postgres (`versions/0002_protocol.sql`), where the functions that lock are, too.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class GraphLock:
         self._held = held and not executor.in_callers_transaction
         self._stamp = stamp
 
-    def was_released(self) -> None:
+    def mark_released(self) -> None:
         """A commit has released it, in the same message."""
         self._held = False
 
@@ -61,7 +64,7 @@ class GraphLock:
 
 
 @contextmanager
-def taken(
+def hold_graph_lock(
     executor: Executor, graph_id: UUID, *, seconds: float, stamp: bool = False
 ) -> Iterator[GraphLock | None]:
     """Wait for a graph's exclusive lock, at session level; yields None where that takes too long.
@@ -100,7 +103,7 @@ LONGEST_WAIT: Final = 2.0
 
 
 def let_writers_pass() -> None:
-    """Between two waits."""
+    """Sleep 10 to 50 ms, so that writers who wait for the lock get it."""
     time.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - jitter
 
 

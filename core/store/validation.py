@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from graph_migrator.core.graph_types.definition import DirectedHop
 
 _NAMED: Final = 20
-"""So many failing rows are named; the others are counted."""
+"""At most this many failing rows are named; the others are counted."""
 _PIECE: Final = 1_000
 
 _Row = tuple[str, str, type[BaseModel], str]

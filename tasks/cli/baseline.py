@@ -18,7 +18,7 @@ from graph_migrator.tasks.cli.verbs import yes_option
 from graph_migrator.tasks.runtime import engine, executors
 
 _PREVIEW = 20
-"""So many graphs are named before the question."""
+"""At most this many graphs are named before the question."""
 
 
 @click.command()

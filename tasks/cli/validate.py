@@ -22,7 +22,7 @@ from graph_migrator.tasks.runtime import engine
     "--sample",
     type=click.IntRange(min=1),
     metavar="GRAPHS",
-    help="With --data: only so many graphs of each type and version, chosen at random.",
+    help="With --data: at most this many graphs of each type and version, chosen at random.",
 )
 @json_option
 @click.pass_context

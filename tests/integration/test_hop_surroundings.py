@@ -15,9 +15,9 @@ from graph_migrator.core.decisions import Later
 from graph_migrator.core.errors import HopFailed, HopTimedOut
 from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.in_process import execute_migration, run_graph_migration
-from graph_migrator.core.execution.limits import backoff
 from graph_migrator.core.execution.model import Applied, Dispatch
 from graph_migrator.core.execution.run_hop import run_hop
+from graph_migrator.core.execution.waits import backoff
 from graph_migrator.core.recorded_errors import LONGEST_MESSAGE, LONGEST_TRACEBACK
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.session import Executors

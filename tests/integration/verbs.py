@@ -16,7 +16,7 @@ from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.in_process import run_graph_migration
 from graph_migrator.core.execution.model import Applied, Caller, Dispatch
 from graph_migrator.core.execution.run_hop import run_hop
-from graph_migrator.core.store.locks import taken
+from graph_migrator.core.store.locks import hold_graph_lock
 from graph_migrator.core.store.session import Executor, Executors
 from tests.integration.scripted import Script
 from tests.rows import add_graph, graph_row, migration_of
@@ -76,7 +76,7 @@ def fail(_: HopContext) -> None:
 def lock_held(engine: Engine, slug: str) -> Iterator[Executor]:
     """Somebody holds a graph's lock, as an executor does in the middle of a hop."""
     holder = Executor.connect(engine)
-    with taken(holder, graph_row(engine, slug).id, seconds=5) as lock:
+    with hold_graph_lock(holder, graph_row(engine, slug).id, seconds=5) as lock:
         assert lock is not None
         try:
             yield holder

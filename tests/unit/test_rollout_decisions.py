@@ -246,7 +246,11 @@ STRATEGY = Strategy()
     [
         ([FailedGroup("a", 1, 1, 0, ("x",))], 1, "1 of the canaries failed"),
         ([FailedGroup("a", 3, 0, 0)], 1_000, "3 graphs failed with one error group"),
-        ([FailedGroup("a", 1, 0, 1), FailedGroup("b", 1, 0, 1)], 200, "hops of 2 graphs killed their worker"),
+        (
+            [FailedGroup("a", 1, 0, 1), FailedGroup("b", 1, 0, 1)],
+            200,
+            "hops of 2 graphs killed their process",
+        ),
         ([FailedGroup(g, 1, 0, 0) for g in "abc"], 200, "3 of the last 200 settled graphs failed"),
         ([FailedGroup(g, 1, 0, 0) for g in "abc"], 300, None),
         ([FailedGroup("a", 2, 0, 0)], 10, None),

@@ -85,7 +85,7 @@ class StampGraphs(Call[int], function="stamp_graphs"):
 
 @dataclass(frozen=True, kw_only=True)
 class TrySweep(Call[bool], function="try_sweep"):
-    """Whether this session may sweep now; with a holder only while that has the lease, for so many seconds."""
+    """Whether this session may sweep now; with a holder only while that has the lease, for `seconds`."""
 
     holder: str | None = None
     seconds: float = 0

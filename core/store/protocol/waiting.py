@@ -33,6 +33,6 @@ class RecordRequeue(Call[None], function="record_requeue"):
 
 @dataclass(frozen=True, kw_only=True)
 class ForgetCalls(Call[None], function="forget_calls"):
-    """Remove the calls that are over, and those that no worker has taken for so many seconds."""
+    """Remove the calls that are over, and those that no worker has taken for `seconds`."""
 
     most_seconds: float

@@ -86,8 +86,8 @@ CREATE TABLE migrations (
     CONSTRAINT migrations_status_is_known CHECK (status IN ('queued', 'running', 'pausing', 'paused',
         'cancelling', 'cancelled', 'failed', 'succeeded', 'released')),
     CONSTRAINT migrations_move CHECK (from_version <> to_version),
-    -- A failure always says what failed; nothing else carries an error.
-    CONSTRAINT migrations_failure_is_explained CHECK ((status = 'failed') <= (error_type IS NOT NULL)),
+    -- A failure says what failed. A migration that was cancelled or released after it keeps that error.
+    CONSTRAINT migrations_failure_is_explained CHECK (status <> 'failed' OR error_type IS NOT NULL),
     CONSTRAINT migrations_end_is_dated CHECK (
         (status IN ('cancelled', 'failed', 'succeeded', 'released')) = (finished_at IS NOT NULL))
 );

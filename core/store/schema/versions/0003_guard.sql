@@ -106,7 +106,7 @@ BEGIN
     RETURN g;
 END $$;
 
--- The guard for code that asks before it writes (core/writers.py): one call, one round trip.
+-- The guard for code that asks before it writes (core/store/writers.py): one call, one round trip.
 -- No row where there is no such graph.
 CREATE FUNCTION write_guard(p_graph text, p_version integer)
 RETURNS TABLE (id uuid, slug text, graph_type text, version integer)
