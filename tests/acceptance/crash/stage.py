@@ -124,9 +124,9 @@ class Stage(Cluster):
         found = until(lambda: [*self.hold.glob("held.*")], "a process at its failpoint", seconds=PATIENT)
         return int(found[0].suffix[1:])
 
-    def let_go(self) -> None:
-        """Let whoever is held go on, if it lives."""
-        for mark in self.hold.glob("held.*"):
+    def let_go(self, pid: int | None = None) -> None:
+        """Let whoever is held go on, or only one process: another may have reached its place meanwhile."""
+        for mark in self.hold.glob(f"held.{pid or '*'}"):
             mark.unlink()
 
     # ── deaths ──────────────────────────────────────────────────────────────────────────────────────
@@ -134,12 +134,12 @@ class Stage(Cluster):
     def kill_process(self, pid: int) -> None:
         """SIGKILL for one process and nobody else."""
         os.kill(pid, signal.SIGKILL)
-        self.let_go()
+        self.let_go(pid)
 
     def kill_group(self, pid: int) -> None:
         """SIGKILL for the whole worker that a process belongs to."""
         self.worker_of(pid).kill()
-        self.let_go()
+        self.let_go(pid)
 
     def terminate_sessions(self, pid: int) -> int:
         """End every Postgres session of a process, as an administrator or a failing network does."""
@@ -150,7 +150,7 @@ class Stage(Cluster):
             "WHERE client_port = ANY (:ports) AND datname = current_database()",
             ports=ports,
         )
-        self.let_go()
+        self.let_go(pid)
         return len(found)
 
     def an_hour_passes(self) -> None:
