@@ -49,8 +49,7 @@
     │   └── SchemaOutdated          the database lacks our tables, or has older ones
     ├── ResultsNotKept              exit 2: the result backend cannot answer this call
     ├── WaitTimedOut                exit 1: `wait_for` returned before the migration ended
-    ├── UnreadableOutcome           exit 1: the recorded outcome is of an error that this release does not have
-    └── LostFence                   internal: this session is no longer the executor; it must write nothing
+    └── UnreadableOutcome           exit 1: the recorded outcome is of an error that this release does not have
 
 The fields are the exception's ``args``, all of them JSON values. That is the form in which Celery's JSON result
 backend stores an exception and builds it again, so the process that receives it has the same type, fields and message.
@@ -859,17 +858,3 @@ class UnreadableOutcome(GraphMigratorError):
             "Nothing else is wrong with the migration: `graph-migrator history` shows it, and the release that "
             "recorded the error can say what it means."
         )
-
-
-# ── internal ────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(eq=False, repr=False)
-class LostFence(GraphMigratorError):
-    """This executor has lost its lock or its attempt; whoever has it now settles everything."""
-
-    what: str
-
-    @property
-    def message(self) -> str:
-        return f"no longer the executor: {self.what}"

@@ -41,7 +41,7 @@ class Settings(BaseSettings):
         600, description="The longest pause between two redeliveries."
     )
     sweep_seconds: PositiveFloat = Field(0.5, description="Pause between two recovery sweeps of a worker.")
-    max_lost_attempts: PositiveInt = Field(
+    max_crashes: PositiveInt = Field(
         3,
         description="A hop whose process died this often, while its worker lived on, fails its migration.",
     )

@@ -10,7 +10,7 @@ from graph_migrator.core.settings import settings
 def limits_of_settings() -> Limits:
     """How often a hop may go wrong, by the settings."""
     s = settings()
-    return Limits(s.max_lost_attempts, s.max_interruptions, s.deploy_seconds, s.max_transient_tries)
+    return Limits(s.max_crashes, s.max_interruptions, s.deploy_seconds, s.max_transient_tries)
 
 
 def lost_too_often(graph: str, hop: str, reached: LossLimitReached) -> Exception:

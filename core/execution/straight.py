@@ -20,7 +20,7 @@ from graph_migrator.core.decisions import Begin, Later, Limits, Run, decide_begi
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.fail import ConnectionLost
-from graph_migrator.core.execution.limits import backoff, limits_of_settings
+from graph_migrator.core.execution.limits import limits_of_settings
 from graph_migrator.core.execution.lost_connection import resolve_lost_commit
 from graph_migrator.core.execution.model import (
     Attempt,
@@ -32,6 +32,7 @@ from graph_migrator.core.execution.model import (
     Worker,
 )
 from graph_migrator.core.execution.run_hop import apply_or_record, conclude
+from graph_migrator.core.execution.waits import backoff
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.planning import Plan, Step
 from graph_migrator.core.reports import HopReport, MigrationReport

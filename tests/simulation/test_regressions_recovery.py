@@ -103,7 +103,7 @@ def test_deadline_that_is_stale_after_a_one_hour_hop(plain: Story) -> None:
 def test_poison_that_redelivery_hides_from_recovery(plain: Story) -> None:
     call = plain.begun()
     plain.script.redelivers = plain.script.sees_deaths = True
-    for _ in range(settings().max_lost_attempts):
+    for _ in range(settings().max_crashes):
         plain.strike("hop_in_data", "die")
         plain.take()
         plain.reported()
@@ -119,7 +119,7 @@ def test_poison_that_redelivery_hides_from_recovery(plain: Story) -> None:
 def test_poison_is_failed_by_recovery_too(plain: Story) -> None:
     call = plain.begun()
     plain.script.sees_deaths = True
-    for _ in range(settings().max_lost_attempts):
+    for _ in range(settings().max_crashes):
         plain.strike("hop_in_data", "die")
         plain.take()
         plain.reported()
@@ -134,7 +134,7 @@ def test_a_death_that_is_reported_after_recovery_has_found_it_is_counted(plain: 
     """The sweep of another worker is often quicker than the worker that saw the process die."""
     plain.begun()
     plain.script.sees_deaths = True
-    for _ in range(settings().max_lost_attempts):
+    for _ in range(settings().max_crashes):
         plain.strike("hop_in_data", "die")
         plain.take()
         plain.swept()

@@ -45,7 +45,7 @@ from tests.simulation.invariants import REQUESTS, SNAPSHOT, Violation, check, ch
 
 SETTINGS = {
     "GRAPH_MIGRATOR_WRITER_DRAIN_SECONDS": "5",
-    "GRAPH_MIGRATOR_MAX_LOST_ATTEMPTS": "3",
+    "GRAPH_MIGRATOR_MAX_CRASHES": "3",
     "GRAPH_MIGRATOR_MAX_INTERRUPTIONS": "6",
     "GRAPH_MIGRATOR_MAX_TRANSIENT_TRIES": "4",
     # Postgres counts this time, and simulated time does not pass there: the second mismatch ends the wait.

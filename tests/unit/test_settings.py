@@ -43,8 +43,8 @@ def test_services_are_found_by_the_names_that_operators_know(monkeypatch: pytest
 def test_all_else_bears_our_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAPH_MIGRATOR_QUEUE", "other")
     monkeypatch.setenv("GRAPH_MIGRATOR_TYPES", "a:b")
-    monkeypatch.setenv("GRAPH_MIGRATOR_MAX_LOST_ATTEMPTS", "5")
-    assert (settings().queue, settings().types, settings().max_lost_attempts) == ("other", "a:b", 5)
+    monkeypatch.setenv("GRAPH_MIGRATOR_MAX_CRASHES", "5")
+    assert (settings().queue, settings().types, settings().max_crashes) == ("other", "a:b", 5)
 
 
 def test_settings_can_be_given_by_name() -> None:
@@ -53,7 +53,7 @@ def test_settings_can_be_given_by_name() -> None:
     assert given.broker_url == "redis://b/0"
 
 
-@pytest.mark.parametrize("name", ["MAX_LOST_ATTEMPTS", "DEADLINE_SECONDS", "SWEEP_SECONDS"])
+@pytest.mark.parametrize("name", ["MAX_CRASHES", "DEADLINE_SECONDS", "SWEEP_SECONDS"])
 @pytest.mark.parametrize("value", ["0", "-1", "soon"])
 def test_a_limit_that_is_no_limit_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"GRAPH_MIGRATOR_{name}", value)
