@@ -17,6 +17,7 @@ from graph_migrator.core.execution.recorded import record_outcome
 from graph_migrator.core.execution.waits import NotThisTurn
 from graph_migrator.core.statuses import Verb
 from graph_migrator.core.store.session import Executor
+from graph_migrator.tasks import telemetry
 from graph_migrator.tasks.celery import app
 from graph_migrator.tasks.migrate import send, turns_of, wait_again
 from graph_migrator.tasks.results import (
@@ -54,6 +55,7 @@ def _carry_out(task: Task, model: type[BaseModel], args: Any, kwargs: Any, verb:
     except NotThisTurn as turn:
         raise wait_again(task, given["graph_id"], turn.later) from None
     if dispatch is not None:
+        telemetry.link_to_call(dispatch)
         send(dispatch)
     return report.model_dump(mode="json")
 

@@ -78,6 +78,15 @@ def recovering(dispatch: Dispatch) -> Iterator[None]:
         yield
 
 
+def link_to_call(dispatch: Dispatch) -> None:
+    """An operator's verb is a call with a trace of its own: link its span to the call that began the migration."""
+    if not IS_INSTALLED or not trace.get_current_span().is_recording():
+        return
+    context = _context_of(dispatch)
+    if context is not None:
+        trace.get_current_span().add_link(trace.get_current_span(context).get_span_context())
+
+
 def _context_of(dispatch: Dispatch) -> Any:
     """The context that a migration began in; None where it was not traced."""
     try:

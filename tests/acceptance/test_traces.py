@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from graph_migrator import migrate_graph
+from graph_migrator import migrate_graph, retry_migration
 from graph_migrator.core.embedded import Redis
 from tests.acceptance.cluster import Cluster
 from tests.rows import rows
@@ -92,7 +92,9 @@ def test_a_call_its_hops_and_their_batches_are_one_trace(
     assert SECRET not in (cluster.folder / "spans").read_text()
 
 
-def test_a_failure_shows_as_such(cluster: Cluster, called: InMemorySpanExporter) -> None:
+def test_a_failure_shows_as_such_and_an_operators_retry_is_linked_to_it(
+    cluster: Cluster, called: InMemorySpanExporter
+) -> None:
     cluster.add_graph("g", "trail")
     cluster.steer("fail", "g", "second", "not today")
     with pytest.raises(Exception, match="not today"):
@@ -100,10 +102,25 @@ def test_a_failure_shows_as_such(cluster: Cluster, called: InMemorySpanExporter)
     (failed,) = until(lambda: named(spans(cluster), "hop second"), "the failed hop", seconds=SOON)
     assert failed["status"] == {"status_code": "ERROR", "description": "not today"}
     assert failed["attributes"]["error.type"] == "tests.acceptance.types_for_tests.DeliberateError"
-    assert failed["context"]["trace_id"] == trace_of(called)
+    assert failed["context"]["trace_id"] == (begun := trace_of(called))
+    (cluster.folder / "fail-g-second").unlink()
+    called.clear()
+    retry_migration.delay("g").get(timeout=SOON)
+    retried = until(
+        lambda: found if len(found := named(spans(cluster), "hop second")) == 2 else [],
+        "the retry",
+        seconds=SOON,
+    )[1]
+    (verb,) = named(spans(cluster), "run/tasks.retry_migration")
+    assert retried["context"]["trace_id"] == verb["context"]["trace_id"] != begun, (
+        "the retry is a call of its own"
+    )
+    assert [link["context"]["trace_id"] for link in verb["links"]] == [begun]
 
 
-def test_a_retry_is_another_span_of_the_same_trace(cluster: Cluster, called: InMemorySpanExporter) -> None:
+def test_a_transient_retry_is_another_span_of_the_same_trace(
+    cluster: Cluster, called: InMemorySpanExporter
+) -> None:
     cluster.add_graph("g", "trail")
     cluster.steer("clash", "g", "second")
     assert migrate_graph.delay("g", 3).get(timeout=SOON).version == 3
