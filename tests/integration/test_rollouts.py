@@ -241,7 +241,9 @@ def test_graphs_in_flight_go_on_with_code_that_is_accepted(
             text("SELECT pg_advisory_lock(graph_migrator.lock_key(id)) FROM graphs WHERE slug = 't003'")
         )
         report = fleet.do(operations.resume, "tenant", ADA, accept_new_code=True)
-        other.exec_driver_sql("SELECT pg_advisory_unlock_all()")  # the pool keeps the session, and with it the lock
+        other.exec_driver_sql(
+            "SELECT pg_advisory_unlock_all()"
+        )  # the pool keeps the session, and with it the lock
     assert report.message == "resumed; 4 graphs in flight with the new code"
     now = {hop.name: hop.directions[Direction.FORWARD].fingerprint for hop in mended().hops}
     plans = dict(

@@ -38,7 +38,7 @@ LARGE = 12
 """Nodes of the graphs that are too large for packs."""
 ENVIRONMENT = {
     # The storm may hit one hop any number of times; that is no fault of the hop's.
-    "GRAPH_MIGRATOR_MAX_LOST_ATTEMPTS": "100000",
+    "GRAPH_MIGRATOR_MAX_CRASHES": "100000",
     "GRAPH_MIGRATOR_MAX_INTERRUPTIONS": "100000",
     "GRAPH_MIGRATOR_MAX_TRANSIENT_TRIES": "100000",
     "GRAPH_MIGRATOR_DEADLINE_MAX_SECONDS": "5",
