@@ -35,9 +35,7 @@ from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.schema import upgrade
 from graph_migrator.core.store.session import Executors
 
-STRATEGY = Strategy(
-    canaries=0, waves=(100,), bake_seconds=0, gate="auto", max_in_flight=1, pack_seconds=3_600
-)
+STRATEGY = Strategy(canaries=0, waves=(100,), bake_seconds=0, gate="auto", max_in_flight=1, pack_seconds=600)
 
 
 @dataclass
