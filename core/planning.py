@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
@@ -56,6 +57,11 @@ class Plan:
     from_version: int
     to_version: int
     steps: tuple[Step, ...]
+
+    @cached_property
+    def as_json(self) -> list[dict[str, Any]]:
+        """The steps as JSON values."""
+        return [step.to_json() for step in self.steps]
 
 
 def make_plan(graph: str, graph_type: GraphType, version: int, target: int | None = None) -> Plan:

@@ -216,7 +216,7 @@ def _start(
             graph_type=state.graph_type,
             from_=state.version,
             to=plan.to_version,
-            plan=[step.to_json() for step in plan.steps],
+            plan=plan.as_json,
             release=releases,
             request=caller.task_id,
             target=target,

@@ -149,7 +149,6 @@ class _Run:
             uuid4(), self.graph.slug, self.plan.graph_type, 1, self.caller.task_id, self.plan.steps
         )
         self.messages = self.begun.messages()
-        self.planned = [step.to_json() for step in self.plan.steps]
         self.reports: list[HopReport] = []
 
     # ── deciding ────────────────────────────────────────────────────────────────────────────────────
@@ -203,7 +202,7 @@ class _Run:
             from_version=self.plan.from_version,
             to_version=self.plan.to_version,
             task_id=self.caller.task_id,
-            hop=self.planned[number],
+            hop=self.plan.as_json[number],
             locked=True,
             running_id=None,
             running_to=None,
@@ -236,7 +235,7 @@ class _Run:
             graph_type=self.plan.graph_type,
             from_=self.plan.from_version,
             to=self.plan.to_version,
-            plan=self.planned,
+            plan=self.plan.as_json,
             request=self.caller.task_id,
             by=self.caller.requested_by,
             reason=self.caller.reason,
