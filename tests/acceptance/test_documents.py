@@ -35,6 +35,15 @@ RUN_ELSEWHERE = {
     "graph-migrator dev": "tests/acceptance/test_demo.py; here the cluster stands in for it",
     'eval "$(graph-migrator env)"': "the cluster's environment is set below",
     "export GRAPH_MIGRATOR_TYPES=people:people": "likewise",
+    **dict.fromkeys(
+        (
+            "graph-migrator rollout plan tenants --all",
+            "graph-migrator rollout start tenants --all",
+            "graph-migrator rollout show tenants",
+            "graph-migrator rollout errors tenants",
+        ),
+        "tests/acceptance/test_move_a_fleet.py",
+    ),
     "pip install 'graph-migrator[console]'": "tests/acceptance/test_package.py holds the wheel",
     "graph-migrator console": "tests/acceptance/test_browser.py",
     "celery -A graph_migrator worker -Q migrations -c 4": "tests/acceptance/test_deploys.py",
@@ -122,6 +131,10 @@ def test_every_block_of_the_documents_runs(reader: tuple[Path, dict[str, str]]) 
             case "sh" | "":
                 for command in re.sub(r"\\\n\s*", "", block.text).splitlines():
                     require_command(re.sub(r"\s+#.*", "", command), block.page)
+            case "text":  # what was seen once; the commands must exist
+                for line in block.text.splitlines():
+                    if line.startswith("$ "):
+                        require_command(line.removeprefix("$ "), block.page)
             case "promql":
                 named = set(re.findall(r"graph_migrator_\w+", block.text))
                 assert named
