@@ -30,8 +30,6 @@ from tests.temporary import use_memory
 
 use_memory()
 
-ROOT = Path(__file__).resolve().parents[1]
-
 # An example's time says how busy the machine is, nothing about the code.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
@@ -67,8 +65,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         files = sorted(file for each in session.config.args for file in Path(each).rglob("test_*.py"))
         first = len(files) * int(worker["workerid"][2:]) // worker["workercount"]
         for file in files[first:] + files[:first]:
+            if (folder := str(file.parent.absolute())) not in sys.path:
+                sys.path.insert(0, folder)  # as pytest does
             with suppress(Exception):  # it is imported again, and then reported
-                importlib.import_module(".".join(file.absolute().relative_to(ROOT).with_suffix("").parts))
+                importlib.import_module(file.stem)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
