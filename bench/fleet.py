@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from sqlalchemy import Engine
 
+from bench import fleet_rollout
 from bench.database import connect, server
 from bench.plot import line_chart, side_by_side
 from bench.results import at_most, table
@@ -169,6 +170,7 @@ def run(graphs: int = 100_000, migrations: int = 3) -> list[dict[str, Any]]:
             print(f"fleet: {name:24} {statistics.median(few):8.2f} ms {statistics.median(many):8.2f} ms")
             ratios = [b / a for a, b in zip(few, many, strict=True)]
             lines.append(at_most(f"{name}: {graphs:,} / {SMALL:,} graphs", ratios, 1.5))
+        lines += fleet_rollout.lines(engines[graphs], executors[graphs], graphs)
         began = time.monotonic()
         validate(engines[graphs], {small.name: small})
         print(f"fleet: validate, all of {graphs:,} graphs: {time.monotonic() - began:.1f} s")

@@ -81,7 +81,7 @@ SELECT slug, updated_at FROM graph_migrator.graphs WHERE partially_migrated IS N
 _STALLED = """
 SELECT g.slug, m.deadline FROM graph_migrator.migrations m JOIN graph_migrator.graphs g ON g.migration_id = m.id
 WHERE m.status IN ('queued', 'running', 'pausing', 'cancelling')
-  AND m.deadline < clock_timestamp() - make_interval(secs => :overdue)
+  AND m.deadline < statement_timestamp() - make_interval(secs => :overdue)
   AND NOT EXISTS (SELECT FROM graph_migrator.hop_attempts a WHERE a.migration_id = m.id AND a.status = 'running')
 ORDER BY m.deadline LIMIT :most
 """
@@ -89,7 +89,8 @@ _PAUSED = """
 SELECT g.slug, m.started_at FROM graph_migrator.migrations m JOIN graph_migrator.graphs g ON g.migration_id = m.id
 WHERE m.status = 'paused' ORDER BY m.graph_id LIMIT :most
 """
-# The versions in use, one look into the index for each, whatever the number of graphs.
+# The versions in use, one look into the index for each, whatever the number of graphs. Counted in the index's order, or
+# the planner would read the table for the graphs of a rare version.
 _VERSIONS = """
 WITH RECURSIVE used AS (
     (SELECT graph_type, version FROM graph_migrator.graphs ORDER BY graph_type, version LIMIT 1)
@@ -100,7 +101,8 @@ WITH RECURSIVE used AS (
 )
 SELECT u.graph_type, u.version, (
     SELECT count(*) FROM (SELECT FROM graph_migrator.graphs g
-                          WHERE g.graph_type = u.graph_type AND g.version = u.version LIMIT :most) counted) AS graphs,
+                          WHERE g.graph_type = u.graph_type AND g.version = u.version
+                          ORDER BY g.slug LIMIT :most) counted) AS graphs,
     (SELECT g.slug FROM graph_migrator.graphs g
      WHERE g.graph_type = u.graph_type AND g.version = u.version ORDER BY g.slug LIMIT 1) AS example
 FROM used u
@@ -108,9 +110,12 @@ FROM used u
 _MOVING = """
 SELECT g.slug AS graph, g.id AS graph_id, g.graph_type, m.id AS migration_id, m.status, m.from_version, g.version,
        m.to_version, a.hop_name AS hop, a.done, a.total, a.rows_per_second, m.created_at AS since
-FROM graph_migrator.migrations m JOIN graph_migrator.graphs g ON g.migration_id = m.id
+FROM unnest(CAST(:statuses AS text[])) s (status)
+CROSS JOIN LATERAL (SELECT * FROM graph_migrator.migrations n WHERE n.status = s.status
+                    ORDER BY n.graph_id LIMIT :limit) m
+JOIN graph_migrator.graphs g ON g.migration_id = m.id
 LEFT JOIN graph_migrator.hop_attempts a ON a.migration_id = m.id AND a.status = 'running'
-WHERE m.status = ANY (:statuses) ORDER BY m.status DESC, m.graph_id LIMIT :limit
+ORDER BY m.status DESC, m.graph_id LIMIT :limit
 """
 
 

@@ -342,15 +342,16 @@ def skip(executor: Executor, which: str, graphs: Sequence[str], operator: Operat
         _require(row, "skip", (*_STEERABLE, RolloutStatus.CANCELLING), "it has ended")
         note = "taken out" + (f" by {operator.name}" if operator.name else "")
         note += f": {operator.why}" if operator.why else ""
+        named = query(cursor, _NAMED, list(graphs))
         taken = query(
             cursor,
             "UPDATE rollout_members SET status = 'skipped', note = %s, error_group = NULL, "
             "settled_at = clock_timestamp() WHERE rollout_id = %s AND status IN ('pending', 'failed') "
-            "AND (graph = ANY (%s::text[]) OR graph_id::text = ANY (%s::text[])) RETURNING graph, graph_id",
-            note, row.id, list(graphs), list(graphs),
+            "AND graph_id = ANY (%s::uuid[]) RETURNING graph_id",
+            note, row.id, [each.graph_id for each in named],
         )  # fmt: skip
-        names = {name for each in taken for name in (each.graph, str(each.graph_id))}
-        missing = [graph for graph in graphs if graph not in names]
+        ids = {each.graph_id for each in taken}
+        missing = [each.name for each in named if each.graph_id not in ids]
         if missing:
             raise RolloutRefused(
                 str(row.id), "skip", row.status, f"{missing[0]!r} is no member that waits or has failed"
@@ -365,6 +366,14 @@ def skip(executor: Executor, which: str, graphs: Sequence[str], operator: Operat
             message=f"{plural(len(taken), 'graph is', 'graphs are')} left out of it",
             graphs=len(taken),
         )
+
+
+# A graph that was deleted is still named by its id.
+_NAMED = """
+SELECT v.name, coalesce(graph_id_of(v.name), CASE
+    WHEN v.name ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' THEN v.name::uuid END) AS graph_id
+FROM unnest(%s::text[]) WITH ORDINALITY v (name, place) ORDER BY v.place
+"""
 
 
 def set_knob(executor: Executor, which: str, knob: str, value: str, operator: Operator) -> RolloutVerbReport:

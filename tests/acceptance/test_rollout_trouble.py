@@ -75,7 +75,7 @@ def test_a_storm_of_hops_that_kill_their_process_is_stopped_and_others_go_on(
     until(lambda: hold(cluster) == ("held", "breaker"), "the breaker holds it", seconds=2 * SOON)
     until(lambda: "dispatched" not in members(cluster), "what was in flight has ended", seconds=SOON)
     shown = command(cluster, "show", "trail").splitlines()
-    assert "killed their worker" in shown[0]
+    assert "killed their process" in shown[0]
 
     # Two graphs are the limit; whatever else was in flight at the second one may have been as deadly.
     killed = [slugs[number] for number in DEADLY if cluster.started(slugs[number])["second"]]

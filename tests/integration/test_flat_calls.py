@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+import psycopg2
 import pytest
 from sqlalchemy import Engine, text
 
@@ -38,11 +39,13 @@ from graph_migrator.core.store.lock_sessions import lock_sessions
 from graph_migrator.core.store.session import Executors
 from tests.databases import administer
 from tests.integration.fleet_inline import tenants
+from tests.integration.statements import explain, nodes, statements
 from tests.waiting import until
 
 SMALL, LARGE = 400, 20_000
 MORE = 50
-"""The statistics of the large database say so many times as many rows as it has."""
+"""The statistics of the large database say so many times as many rows as it has: a million graphs; and ten times as
+many attempts again, thirty millions."""
 SLACK = 40
 """Pages: an index of the large database is a level or two deeper, and a call follows some indexes."""
 BIG = ("graphs", "nodes", "edges", "migrations", "hop_attempts", "requests", "rollout_members")
@@ -50,10 +53,12 @@ BIG = ("graphs", "nodes", "edges", "migrations", "hop_attempts", "requests", "ro
 FILL = """
 SET search_path = graph_migrator;
 ALTER TABLE graphs DISABLE TRIGGER USER; ALTER TABLE hop_attempts DISABLE TRIGGER USER;
-ALTER TABLE nodes DISABLE TRIGGER USER;
+ALTER TABLE nodes DISABLE TRIGGER USER; ALTER TABLE edges DISABLE TRIGGER USER;
 INSERT INTO graphs (id, slug, graph_type, version)
     SELECT gen_random_uuid(), 'g-' || lpad(n::text, 6, '0'), 'tenant', 2 FROM generate_series(1, {graphs}) n;
 INSERT INTO nodes (graph_id, id, label) SELECT id, 'n', 'Person' FROM graphs;
+SET CONSTRAINTS ALL IMMEDIATE;
+INSERT INTO edges (graph_id, id, source, target, type) SELECT id, 'e', 'n', 'n', 'KNOWS' FROM graphs;
 INSERT INTO migrations (id, graph_id, graph_type, from_version, to_version, status, plan, deadline, created_at,
                         finished_at)
     SELECT gen_random_uuid(), id, 'tenant', 1, 2, 'succeeded', '[]', now(), now() - interval '1 day',
@@ -85,12 +90,15 @@ INSERT INTO rollout_members (rollout_id, graph_id, graph, stage, position, from_
 INSERT INTO rollout_stages (rollout_id, number, kind, size, pending)
     SELECT '00000000-0000-0000-0000-000000000001', 1, 'wave', count(*), count(*) FROM rollout_members;
 ALTER TABLE graphs ENABLE TRIGGER USER; ALTER TABLE hop_attempts ENABLE TRIGGER USER;
-ALTER TABLE nodes ENABLE TRIGGER USER;
+ALTER TABLE nodes ENABLE TRIGGER USER; ALTER TABLE edges ENABLE TRIGGER USER;
 UPDATE metrics_state SET counted_up_to = (SELECT max(id) FROM hop_attempts);
 """
 PRETEND = """
 UPDATE pg_class SET reltuples = reltuples * {more}
-WHERE relnamespace = 'graph_migrator'::regnamespace AND relkind IN ('r', 'i') AND reltuples > 1000
+WHERE relnamespace = 'graph_migrator'::regnamespace AND relkind IN ('r', 'i') AND reltuples > 1000;
+UPDATE pg_class SET reltuples = reltuples * 10
+WHERE oid = 'graph_migrator.hop_attempts'::regclass
+   OR oid IN (SELECT indexrelid FROM pg_index WHERE indrelid = 'graph_migrator.hop_attempts'::regclass)
 """
 
 
@@ -320,6 +328,65 @@ def test_a_call_reads_the_same_on_a_large_fleet(sites: tuple[Site, Site], name: 
     assert many.pages <= 1.5 * few.pages + SLACK, (
         f"{name}: {few.pages} pages of a small fleet, {many.pages} of a large one"
     )
+
+
+DEAR = 1_000.0
+"""The planner's units: some hundred pages. What follows an index to what is asked for costs a few dozen."""
+WHOLE = {
+    "core/audit/archive.py": "archives what is old, all of it",
+    "core/audit/data.py": "`validate --data` reads every row",
+    "core/audit/digests.py": "`audit verify --data` reads every graph",
+    "core/audit/validate.py": "`validate` reads every graph",
+    "core/audit/verify.py": "`audit verify` reads every attempt",
+    "tasks/cli/baseline.py": "a baseline of all graphs of a type",
+    "core/inspection/attempts.py _SAME": "looks at a thousand failed graphs at most",
+    "core/inspection/overview.py _FAILED": "groups a page of failed graphs at most",
+    "core/inspection/metrics.py _COUNTS": "counted by the sweep, as rarely as it takes long",
+    "core/inspection/metrics.py _HOPS": "a piece of the history, from an attempt to another one",
+    "core/inspection/failures.py _FAILED": "lists all failed graphs",
+    "core/inspection/history.py _SUMMARY": "what all lists begin with; each filter is among the calls above",
+    "core/inspection/requests.py _OF_GRAPHS": "what a list and a look-up begin with",
+    "core/rollouts/operations.py cancel": "skips all graphs that wait",
+    "core/rollouts/start.py _let_the_policy_give_way": "skips all graphs that wait",
+}
+"""Statements that read much by their nature."""
+IN_PARTS = {
+    "core/audit/data.py _ROWS": "of nodes or of edges",
+    "core/audit/repairs.py": "of one graph, or of all",
+    "core/inspection/doctor.py _IDLE_HOLDERS": "reads sessions",
+    "core/inspection/history.py _COLUMNS": "columns alone",
+    "core/inspection/waiting_calls.py _WAITING": "is given its condition",
+    "core/rollouts/rows.py _MEMBER": "columns alone; see _DISPATCHED",
+    "core/rollouts/start.py": "reads the candidates of a start, a temporary table",
+    "core/store/graph_rows.py": "is given tables and columns",
+    "core/store/keyset.py": "is given tables and columns",
+    "core/store/session.py": "no table",
+    "core/store/table_rows.py": "is given tables and columns",
+}
+"""Texts that are no whole statement, or whose parameters have no type by themselves."""
+
+
+def test_no_statement_reads_much_of_a_large_table(sites: tuple[Site, Site]) -> None:
+    _, large = sites
+    found, parts, used = [], [], set()
+    with closing(psycopg2.connect(large.url)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        cursor.execute("SET search_path = graph_migrator")
+        for statement, where in statements().items():
+            names = {name for name in (*WHOLE, *IN_PARTS) if where.startswith(name)}
+            try:
+                plan = explain(cursor, statement)
+            except psycopg2.Error as error:
+                parts += [] if names & {*IN_PARTS} else [f"{where}: {error}"]
+                used |= names & {*IN_PARTS}
+                continue
+            whole = [each["Relation Name"] for each in nodes(plan) if each["Node Type"] == "Seq Scan"]
+            if plan["Total Cost"] > DEAR or {*whole} & {*BIG}:
+                found += [] if names & {*WHOLE} else [f"{where}: {plan['Total Cost']:.0f}, whole: {whole}"]
+                used |= names & {*WHOLE}
+    assert not found, "\n".join(found)
+    assert not parts, "\n".join(parts)
+    assert used == {*WHOLE, *IN_PARTS}, f"no exception is needed for {({*WHOLE} | {*IN_PARTS}) - used}"
 
 
 def test_reading_everything_would_be_noticed(sites: tuple[Site, Site]) -> None:

@@ -238,7 +238,7 @@ def test_graphs_in_flight_go_on_with_code_that_is_accepted(
     assert fleet.show().rollout.hold is HoldReason.CODE_CHANGED
     with engine.connect() as other:  # t003 is in the hands of an executor that has the old code
         other.execute(
-            text("SELECT pg_advisory_lock(graph_migrator.lock_key(id)) FROM graphs WHERE slug = 't003'")
+            text("SELECT pg_advisory_xact_lock(graph_migrator.lock_key(id)) FROM graphs WHERE slug = 't003'")
         )
         report = fleet.do(operations.resume, "tenant", ADA, accept_new_code=True)
         other.exec_driver_sql(
@@ -276,7 +276,7 @@ def test_a_hop_that_has_begun_keeps_its_code_when_other_code_is_accepted(
     before = rows(engine, "SELECT plan FROM migrations")
     with engine.connect() as other:
         if obstacle == "executor":
-            other.execute(text("SELECT pg_advisory_lock(graph_migrator.lock_key(id)) FROM graphs"))
+            other.execute(text("SELECT pg_advisory_xact_lock(graph_migrator.lock_key(id)) FROM graphs"))
         else:
             other.execute(
                 text(
@@ -582,11 +582,20 @@ def test_a_member_that_an_operator_takes_out_stays_as_it_is(engine: Engine, flee
     with pytest.raises(RolloutRefused, match="missing"):
         fleet.do(operations.skip, "tenant", ["t001", "missing"], ADA)
     fleet.do(operations.skip, "tenant", ["t001"], ADA)
+    deleted = str(graph_row(engine, "t002").id)
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM graphs WHERE slug = 't002'"))
+    with pytest.raises(RolloutRefused, match="t002"):  # a slug that nothing has any more
+        fleet.do(operations.skip, "tenant", ["t002"], ADA)
+    fleet.do(operations.skip, "tenant", [deleted], ADA)
     fleet.do(operations.resume, "tenant", ADA)
     assert fleet.run().rollout.status is RolloutStatus.SUCCEEDED
     assert graph_row(engine, "t001").version == 1
-    (member,) = fleet.do(members, "tenant", status=MemberStatus.SKIPPED)
-    assert member.note == "taken out by ada: because"
+    found = fleet.do(members, "tenant", status=MemberStatus.SKIPPED)
+    assert {(member.graph, member.note) for member in found} == {
+        ("t001", "taken out by ada: because"),
+        ("t002", "taken out by ada: because"),
+    }
 
 
 @pytest.mark.parametrize(
