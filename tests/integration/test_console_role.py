@@ -12,11 +12,11 @@ from graph_migrator.core.store.protocol import RecordSent
 from graph_migrator.core.store.session import Executors
 from tests.integration.fleet_inline import QUICK, Fleet
 from tests.integration.scripted import Script
-from tests.integration.test_roles import DENIED, LogIn, log_in, refused
+from tests.integration.test_roles import DENIED, LogIn, databases, log_in, refused
 from tests.integration.web import console
 from tests.rows import add_graph, rows
 
-__all__ = ["log_in"]
+__all__ = ["databases", "log_in"]
 
 
 def test_the_console_carries_verbs_out_and_changes_no_data(
