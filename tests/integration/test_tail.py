@@ -187,7 +187,7 @@ def test_who_is_too_far_behind_begins_anew(engine: Engine, reader: Connection) -
                 "INSERT INTO graph_migrator.change_events (xid, kind, change) SELECT "
                 "pg_current_xact_id()::text::bigint, 'rollout', '{}' FROM generate_series(1, :n)"
             ),
-            {"n": tail.MOST + 1},
+            {"n": tail.MAX_CHANGES + 1},
         )
     with reader.begin():
         assert tail.changes_since(reader, at) is None
