@@ -53,7 +53,7 @@ class GraphVerb(BaseModel):
     migration_id: UUID | None = Field(
         None, description="The migration that is meant; refused where the graph is under another one."
     )
-    reason: Reason | None = Field(None, description="Why; stands in the history. Read by `migrate`.")
+    reason: Reason | None = Field(None, description="Why; it is recorded in the history. Read by `migrate`.")
     to: int | None = Field(
         None, ge=1, le=2**31 - 1, description="`migrate`: the version; the newest by default."
     )

@@ -41,7 +41,9 @@ class Strategy(BaseModel):
         "applications that use them appear.",
     )
     wave_bake_seconds: float = Field(
-        0, ge=0, description="The same after each wave. 0: by then the canaries have stood for long."
+        0,
+        ge=0,
+        description="How long each wave must stand before the next. 0: the canaries have stood long enough by then.",
     )
     gate: Literal["manual", "auto"] = Field(
         "manual",
@@ -51,34 +53,35 @@ class Strategy(BaseModel):
     max_failures: int = Field(
         3,
         ge=1,
-        description="This many failed graphs of one error group hold the rollout. One or two may be odd graphs; three "
+        description="Hold it when this many graphs of one error group failed. One or two may be odd graphs; three "
         "of one cause are a fault.",
     )
     max_failure_percent: float = Field(
         1.0,
         ge=0,
         le=100,
-        description="More failed of the last 200 settled than this, and at least three, hold it: many causes at once.",
+        description="Hold it when more than this per cent of the last 200 settled graphs failed, three at least: many "
+        "causes at once.",
     )
     max_crashes: int = Field(
         2,
         ge=1,
-        description="This many graphs whose hop killed its process hold it. Each has taken down several processes.",
+        description="Hold it when the hop of this many graphs killed its process. Each has ended several processes.",
     )
     stall_seconds: float = Field(
         1_800,
         gt=0,
-        description="So long without a commit of any graph in flight holds it. Half an hour: a batch takes about a "
+        description="Hold it when no graph in flight has committed for so long. Half an hour: a batch takes about a "
         "second, a long plain hop some minutes.",
     )
     window: Annotated[str, StringConstraints(max_length=100)] | None = Field(
         None,
-        description="When it may dispatch, like `Mon-Fri 01:00-05:00 Europe/Berlin`; always where none is set.",
+        description="Dispatch only in this time, such as `Mon-Fri 01:00-05:00 Europe/Berlin`. None: at any time.",
     )
     packs: bool = Field(
         True,
         description="Move small graphs in packs: one task moves several, one after another, each hop in a transaction "
-        "of its own as ever. What a small graph costs is mostly its messages. `false` sends each as a chain.",
+        "of its own. What a small graph costs is mostly its messages. `false` sends each as a chain.",
     )
     pack_rows: int = Field(
         2_000,

@@ -34,7 +34,7 @@ _PREVIEW = 20
     "--detect", is_flag=True, help="Ask the @type.detect function of the graph's type for the version."
 )
 @click.option("--type", "kind", help="With --detect: all graphs of this type.")
-@click.option("--reason", required=True, help="Why; it stands in the history of each graph.")
+@click.option("--reason", required=True, help="Why; it is recorded in the history of each graph.")
 @yes_option
 @json_option
 def baseline(
@@ -47,7 +47,7 @@ def baseline(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Say that the data of GRAPH is of a version already: it was migrated by other means.
+    """Record that the data of GRAPH is at a version already: it was migrated by other means.
 
     No hop runs and no data is changed; only the version moves, and history records who said so and why. Refused for a
     graph that a migration owns or that is partially migrated. Of several graphs each is a transaction of its own; exit

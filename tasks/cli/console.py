@@ -69,7 +69,7 @@ def console(
     """Serve the pages, the HTTP API and the live stream of changes.
 
     A browser logs in with a token, a program sends it as `Authorization: Bearer`. `console token create` makes one.
-    It speaks HTTP: on other addresses than loopback put a proxy with TLS before it.
+    It serves plain HTTP: put a proxy with TLS in front of it on any address but loopback.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -162,7 +162,7 @@ def token() -> None:
 @click.option("--no-expiry", is_flag=True, help="Valid until it is revoked.")
 @json_option
 def create(name: str, role: str, days: int, no_expiry: bool, as_json: bool) -> None:
-    """Make a token for NAME, which stands in the audit rows. It is shown once; only its digest is stored."""
+    """Make a token for NAME, which appears in the audit rows. It is shown once; only its digest is stored."""
     made, secret = tokens.create_token(
         engine(), name, Role(role), days=None if no_expiry else days, by=user()
     )

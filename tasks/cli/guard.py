@@ -20,7 +20,7 @@ def guard() -> None:
 @click.option("--column", default="graph_id", show_default=True, help="The uuid column that names the graph.")
 @json_option
 def install(table_name: str, column: str, as_json: bool) -> None:
-    """Put the guard on TABLE, its partitions and its children. Again: mend it, and cover new ones."""
+    """Put the guard on TABLE, its partitions and its children. Run it again to repair it or cover new ones."""
     with engine().begin() as connection:
         install_guard(connection, table_name, column)
         guarded = [_plain(each) for each in list_guards(connection)]

@@ -48,7 +48,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Graphs": {
         "import": "Make a new graph from FILE (- for standard input): all of it, or nothing.",
         "export": "Write GRAPH to FILE (by default standard output), sorted, byte for byte the same each time.",
-        "baseline": "Say that the data of GRAPH is of a version already: it was migrated by other means.",
+        "baseline": "Record that the data of GRAPH is at a version already: it was migrated by other means.",
         "delete": "Delete GRAPH with its nodes and edges.",
         "lock": "Make GRAPH read-only for its owner.",
         "unlock": "Remove the owner's lock from GRAPH.",

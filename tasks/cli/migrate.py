@@ -39,7 +39,7 @@ from graph_migrator.tasks.runtime import engine, executors
 @click.option(
     "--to", "target", type=click.IntRange(1, 2**31 - 1), help="The version to reach; by default the newest."
 )
-@click.option("--wait", is_flag=True, help="Wait for the end; exit code 1 where it failed.")
+@click.option("--wait", is_flag=True, help="Wait for the end; exit code 1 if it failed.")
 @click.option(
     "--wait-for-deploy",
     "deploy",
@@ -53,8 +53,8 @@ from graph_migrator.tasks.runtime import engine, executors
 @click.option(
     "--batches", default=10, show_default=True, type=click.IntRange(1), help="Dry run: batches to try."
 )
-@click.option("--reason", help="Why; stands in the history.")
-@click.option("--by", "requested_by", default=user, help="Who asks; by default the user.")
+@click.option("--reason", help="Why; it is recorded in the history.")
+@click.option("--by", "requested_by", default=user, help="Who requests it; by default the user.")
 @json_option
 def migrate(
     graph: str, target: int | None, wait: bool, deploy: bool, inline: bool, trial: bool, batches: int,

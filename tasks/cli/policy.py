@@ -44,7 +44,7 @@ def show(graph_type: str | None, as_json: bool) -> None:
 @click.option(
     "--settle-seconds",
     type=float,
-    help="So long all live workers must have served the same code. Default: 60.",
+    help="How long all live workers must have served the same code. Default: 60.",
 )
 @knob_options
 @click.option("--reason", help="Why; it is recorded.")
@@ -52,7 +52,7 @@ def show(graph_type: str | None, as_json: bool) -> None:
 def set_(
     graph_type: str, mode: str, settle_seconds: float | None, reason: str | None, as_json: bool, **knobs: Any
 ) -> None:
-    """Set a type's policy. Knobs that are not given are as they were; the gate is `auto` by default."""
+    """Set a type's policy. Settings that are not given stay as they are; the gate is `auto` by default."""
     with executors().borrow() as executor:
         (before,) = policies.policies(executor, graph_type)
         given = strategy_of(knobs, before.policy.strategy)

@@ -14,7 +14,7 @@ from graph_migrator.tasks.runtime import engine
 
 @click.command()
 @click.argument("graph")
-@click.option("--force", is_flag=True, help="Also where it is live, or half-way through a batched hop.")
+@click.option("--force", is_flag=True, help="Also if it is live, or in the middle of a batched hop.")
 @click.option("--terminate", is_flag=True, help="With --force: end the session that holds the graph's lock.")
 @click.option(
     "--whole", is_flag=True, help="Its rows were mended by hand: declare a partially migrated graph whole."

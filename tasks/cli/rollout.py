@@ -147,7 +147,7 @@ def _invalid(error: ValidationError) -> InvalidRequest:
 @rollout.command()
 @_selection
 def plan(as_json: bool, **values: Any) -> None:
-    """Say what a rollout would do: which graphs, canaries, stages and hops. Nothing is written."""
+    """Show what a rollout would do: which graphs, canaries, stages and hops. Nothing is written."""
     request = _request(values)
     with executors().borrow() as executor:
         found = make_plan(executor, request)
@@ -156,7 +156,7 @@ def plan(as_json: bool, **values: Any) -> None:
 
 @rollout.command()
 @_selection
-@click.option("--reason", help="Why; it stands in the audit rows.")
+@click.option("--reason", help="Why; it is recorded.")
 @click.option("--hold", "held", is_flag=True, help="Start it held, until `rollout resume`.")
 def start(as_json: bool, reason: str | None, held: bool, **values: Any) -> None:
     """Start a rollout. Workers move it on; `rollout show` says how far it is."""
@@ -204,7 +204,7 @@ def _show_plan(found: RolloutPlan) -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Say what it would do, and write nothing.")
 @knob_options
-@click.option("--reason", help="Why; it stands in the audit rows.")
+@click.option("--reason", help="Why; it is recorded.")
 @json_option
 def back(
     which: str, to_version: int | None, dry_run: bool, reason: str | None, as_json: bool, **knobs: Any
@@ -245,7 +245,7 @@ def _done(counts: Counts) -> str:
 @click.argument("which", metavar="ROLLOUT")
 @json_option
 def show(which: str, as_json: bool) -> None:
-    """Say how far a rollout is; first why it does not move, and what leads on."""
+    """Show how far a rollout is, and first why it does not move and what to do next."""
     with executors().borrow() as executor:
         found = inspection.show(executor, which)
     _print(found, as_json, _show_state)
@@ -301,7 +301,7 @@ def graphs(which: str, status: str | None, limit: int, after: str | None, as_jso
 @click.argument("which", metavar="ROLLOUT")
 @json_option
 def errors(which: str, as_json: bool) -> None:
-    """Group a rollout's failures by cause, with example graphs and what leads on."""
+    """Group a rollout's failures by cause, with example graphs and what to do next."""
     with executors().borrow() as executor:
         found = inspection.errors(executor, which)
     if as_json:
@@ -382,7 +382,7 @@ def promote(which: str, reason: str | None, as_json: bool) -> None:
 @_reason
 @json_option
 def cancel(which: str, reason: str | None, as_json: bool) -> None:
-    """End a rollout; graphs that wait are left as they are."""
+    """End a rollout; waiting graphs stay as they are."""
     _carry_out(operations.cancel, as_json, reason, which)
 
 
@@ -392,7 +392,7 @@ def cancel(which: str, reason: str | None, as_json: bool) -> None:
 @_reason
 @json_option
 def retry(which: str, group: str | None, reason: str | None, as_json: bool) -> None:
-    """Let failed graphs wait for another try; a rollout that has finished is opened again."""
+    """Queue failed graphs for another try; reopens a rollout that has finished."""
     _carry_out(operations.retry, as_json, reason, which, error_group=group)
 
 
@@ -402,7 +402,7 @@ def retry(which: str, group: str | None, reason: str | None, as_json: bool) -> N
 @_reason
 @json_option
 def skip(which: str, names: tuple[str, ...], reason: str | None, as_json: bool) -> None:
-    """Take graphs out that wait or have failed."""
+    """Take waiting or failed graphs out of a rollout."""
     _carry_out(operations.skip, as_json, reason, which, names)
 
 
@@ -413,7 +413,7 @@ def skip(which: str, names: tuple[str, ...], reason: str | None, as_json: bool) 
 @_reason
 @json_option
 def set_(which: str, knob: str, value: str, reason: str | None, as_json: bool) -> None:
-    """Change a knob of a live rollout, for example `max-in-flight 4`; `none` takes a window away."""
+    """Change a setting of a live rollout, for example `max-in-flight 4`; `none` removes a window."""
     _carry_out(operations.set_knob, as_json, reason, which, knob, value)
 
 

@@ -21,7 +21,7 @@ from graph_migrator.tasks.runtime import engine
 @click.argument("graph", required=False)
 @json_option
 def status(graph: str | None, as_json: bool) -> None:
-    """Show what state GRAPH is in, why, and what to do next. Without GRAPH: how many of what."""
+    """Show what state GRAPH is in, why, and what to do next. Without GRAPH: counts of graphs and migrations."""
     if graph is None:
         counted = reading.counts(engine())
         if as_json:
