@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from graph_migrator.core.rollouts.canaries import Candidate, choose_canaries
 from graph_migrator.core.rollouts.error_groups import error_group, innermost_line, normalised
 from graph_migrator.core.rollouts.estimate import estimate, size_class
+from graph_migrator.core.rollouts.packing import FIRST_SIZE, share
 from graph_migrator.core.rollouts.stages import cut_stages
 from graph_migrator.core.rollouts.statuses import (
     LIVE,
@@ -258,3 +259,18 @@ def test_what_has_ended_stays_ended() -> None:
     assert sources == LIVE | {RolloutStatus.FINISHED_WITH_FAILURES}
     settled_for_good = {MemberStatus.SUCCEEDED, MemberStatus.SKIPPED}
     assert not settled_for_good & {old for old, _ in pairs(MEMBER_EDGES)}
+
+
+@pytest.mark.parametrize(
+    ("size", "waiting", "places", "taken"),
+    [
+        (80, 1_600, 4, 80),
+        (500, 1_600, 4, 400),
+        (500, 101, 4, 26),
+        (500, 9, 4, FIRST_SIZE),  # they are spread over all places when they are cut
+        (10, 9, 4, 10),
+        (500, 300, 0, 300),
+    ],
+)
+def test_the_last_packs_are_small(size: int, waiting: int, places: int, taken: int) -> None:
+    assert share(size, waiting, places) == taken
