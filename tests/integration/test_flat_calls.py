@@ -389,6 +389,33 @@ def test_no_statement_reads_much_of_a_large_table(sites: tuple[Site, Site]) -> N
     assert used == {*WHOLE, *IN_PARTS}, f"no exception is needed for {({*WHOLE} | {*IN_PARTS}) - used}"
 
 
+FORGET = """
+SET search_path = graph_migrator;
+DELETE FROM pg_statistic WHERE starelid = 'rollout_members'::regclass;
+UPDATE pg_class SET reltuples = -1, relpages = 0 WHERE oid = 'rollout_members'::regclass;
+INSERT INTO requests (task_id, verb, graph_id, target, outcome, settled_at, answered_at)
+    SELECT request_id::text, 'migrate', graph_id, 3, '{"report": {}}', now(), now()
+    FROM rollout_members WHERE status = 'dispatched' ON CONFLICT DO NOTHING;
+UPDATE packs SET status = 'running', worker = 'w', started_at = sent_at WHERE status = 'sent';
+UPDATE packs SET status = 'left', done = size, ended_at = now() WHERE status = 'running';
+"""
+"""The members have no statistics yet, and all that is in flight has ended."""
+
+
+def test_a_turn_right_after_a_large_start_reads_what_is_in_flight_and_no_more(
+    sites: tuple[Site, Site],
+) -> None:
+    registry.register(tenants())
+    pages = {}
+    for site in sites:
+        for _ in range(3):  # packs have grown by then
+            with closing(psycopg2.connect(site.url)) as connection, connection.cursor() as cursor:
+                cursor.execute(FORGET)
+                connection.commit()
+            pages[site.size] = read(site, CALLS["rollout: turn"]).pages
+    assert pages[LARGE] <= 1.5 * pages[SMALL] + SLACK, pages
+
+
 def test_reading_everything_would_be_noticed(sites: tuple[Site, Site]) -> None:
     def everything(engine: Engine, _executors: Executors, site: Site) -> None:
         with engine.connect() as connection:

@@ -235,8 +235,9 @@ CREATE TRIGGER rollout_members_are_frozen AFTER INSERT ON rollout_members REFERE
 
 -- Edges (core/rollouts/statuses.py), counters (F6), and at a dispatch the bounds F1, F2 and F3. One statement changes
 -- many members, so each bound is checked once for all of them.
+-- The controller turns joins by hash off for itself; here they join the rows of one statement with each other.
 CREATE FUNCTION follow_members() RETURNS trigger LANGUAGE plpgsql
-SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+SET search_path = graph_migrator, pg_temp SET enable_seqscan = off SET enable_hashjoin = on AS $$
 DECLARE
     wrong record;
     sent record;
