@@ -27,19 +27,27 @@ from graph_migrator.console.reads import (
 )
 from graph_migrator.console.services import Services
 from graph_migrator.console.stream import EventStream, Stream
-from graph_migrator.console.verbs import BulkReport, BulkRetry, GraphVerb, RolloutBack, RolloutVerb, Sent
+from graph_migrator.console.verbs import (
+    BulkReport,
+    BulkRetry,
+    GraphVerb,
+    PolicyRequest,
+    RolloutBack,
+    RolloutVerb,
+    Sent,
+)
 from graph_migrator.core.access.tokens import Identity, Role
 from graph_migrator.core.execution.operations import VerbReport
-from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.attempts import AttemptStory, attempt_story
 from graph_migrator.core.inspection.doctor import Finding
-from graph_migrator.core.inspection.failures import FailureGroup, failed_graphs, group_failures
+from graph_migrator.core.inspection.failures import FailureGroup
 from graph_migrator.core.inspection.history import GraphSummary, MigrationStory
 from graph_migrator.core.inspection.requests import Requested, find_request, list_requests
 from graph_migrator.core.rollouts import inspection as rollouts
 from graph_migrator.core.rollouts.inspection import Change, HealthSignal, MemberState, RolloutSummary
 from graph_migrator.core.rollouts.operations import RolloutVerbReport
+from graph_migrator.core.rollouts.policy import Policy, PolicyState, policies
 from graph_migrator.core.rollouts.start import RolloutPlan, RolloutRequest
 from graph_migrator.core.rollouts.statuses import MemberStatus
 from graph_migrator.core.statuses import MigrationStatus
@@ -238,8 +246,7 @@ def get_failures(
     error: Text | None = None,
 ) -> Response:
     """Failed graphs by hop and cause."""
-    failed = failed_graphs(services.engine, graph_types(), graph_type=graph_type, hop=hop, error=error)
-    return tagged(request, group_failures(failed))
+    return tagged(request, reads.failures(services, graph_type=graph_type, hop=hop, error=error))
 
 
 @router.get("/attempts/{attempt}", response_model=AttemptStory)
@@ -319,6 +326,13 @@ def get_health(request: Request, services: Deps) -> Response:
 def get_types(request: Request, services: Deps) -> Response:
     """Graph types: hops, fingerprints, graphs by version, workers."""
     return tagged(request, reads.types(services))
+
+
+@router.get("/policies", response_model=list[PolicyState])
+def get_policies(request: Request, services: Deps) -> Response:
+    """Whether graphs of a type that are behind move by themselves, and what that waits for."""
+    with services.executors.borrow() as executor:
+        return tagged(request, policies(executor))
 
 
 @router.get("/workers", response_model=WorkersState)
@@ -451,6 +465,14 @@ def post_rollout_verb(
 ) -> RolloutVerbReport:
     """Carry out a verb on a rollout."""
     return verbs.rollout_verb(services, who, request_id, rollout, verb, options or RolloutVerb())
+
+
+@router.post("/policies/{graph_type}")
+def post_policy(
+    services: Deps, who: Who, request_id: RequestId, graph_type: Name, asked: PolicyRequest
+) -> Policy:
+    """Set a type's policy. What is not given is as it was."""
+    return verbs.change_policy(services, who, request_id, graph_type, asked)
 
 
 # ── the stream ──────────────────────────────────────────────────────────────────────────────────────

@@ -21,20 +21,20 @@ from graph_migrator.console import api, reads, verbs
 from graph_migrator.console.api import STATES, Deps, Name, State, Text, Version, Who, place, place_of
 from graph_migrator.console.authentication import COOKIE, Authenticator, LoginLimit
 from graph_migrator.console.problems import Problem
-from graph_migrator.console.verbs import BulkRetry, GraphVerb, RolloutBack, RolloutVerb
+from graph_migrator.console.verbs import BulkRetry, GraphVerb, PolicyRequest, RolloutBack, RolloutVerb
 from graph_migrator.core.access import tokens
 from graph_migrator.core.access.repeated import find_answer
 from graph_migrator.core.access.tokens import SESSION_HOURS, Identity, Role
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.attempts import attempt_story
-from graph_migrator.core.inspection.failures import failed_graphs, group_failures
 from graph_migrator.core.inspection.quantities import count, duration, pace, quantity, time_range
 from graph_migrator.core.inspection.requests import find_request, list_requests
 from graph_migrator.core.rollouts import inspection as rollouts
 from graph_migrator.core.rollouts.back import ways_back, why_not_back
 from graph_migrator.core.rollouts.start import RolloutRequest
 from graph_migrator.core.rollouts.statuses import MemberStatus
+from graph_migrator.core.rollouts.strategy import FROZEN, Strategy
 from graph_migrator.core.rollouts.troubles import is_fleet_held
 
 PAGE_SIZE: Final = 50
@@ -160,16 +160,12 @@ def get_graphs(
     filters = {"type": graph_type or "", "version": version, "state": state, "only": only}
     kept = {name: value for name, value in filters.items() if value}
     following = urlencode({**kept, "after": found[-1].slug}) if len(found) == PAGE_SIZE else None
-    failures = group_failures(_failed(services, graph_type)) if state == "failed" else []
+    failures = reads.failures(services, graph_type=graph_type or None) if state == "failed" else []
     return show(
         request, "graphs.html", graphs=found, following=following, filters=filters, states=STATES,
         types=sorted(graph_types()), newest={kind.name: kind.newest for kind in graph_types().values()},
-        failures=failures, command=_graphs_command(kept),
+        failures=failures, most=reads.MOST_AT_ONCE, command=_graphs_command(kept),
     )  # fmt: skip
-
-
-def _failed(services: Any, graph_type: str | None) -> list[Any]:
-    return failed_graphs(services.engine, graph_types(), graph_type=graph_type or None)
 
 
 def _graphs_command(kept: Mapping[str, str]) -> str:
@@ -249,8 +245,17 @@ def get_rollout(
     following = urlencode({**kept, "after": members[-1].place}) if len(members) == PAGE_SIZE else None
     return show(
         request, "rollout.html", found=found, state=found.state, members=members, status=status,
-        statuses=list(MemberStatus), following=following, is_first=not after,
+        statuses=list(MemberStatus), following=following, is_first=not after, knobs=_knobs(found.state.strategy),
     )  # fmt: skip
+
+
+def _knobs(strategy: Strategy) -> list[dict[str, Any]]:
+    """What can be changed while a rollout is live, each with its value."""
+    return [
+        {"name": name.replace("_", "-"), "value": "none" if value is None else value}
+        for name, value in strategy
+        if name not in FROZEN
+    ]
 
 
 @router.get("/rollouts/{rollout}/changes")
@@ -395,9 +400,9 @@ def _back(request: Request, path: str, request_id: UUID) -> Response:
     return RedirectResponse(f"{request.scope.get('root_path', '')}{path}?request={request_id}", 303)
 
 
-def _options(model: Any, form: dict[str, str]) -> Any:
+def _options(model: Any, form: Mapping[str, Any]) -> Any:
     try:
-        return model.model_validate_strings(form)
+        return model.model_validate(form)
     except ValueError as error:
         raise Problem(400, "InvalidRequest", f"{_first_reason(error)}. Nothing was changed.") from None
 
@@ -443,8 +448,17 @@ def post_rollout_verb(
     if verb not in verbs.ROLLOUT_VERBS:
         raise Problem(404, "Not found", f"There is no verb {verb!r} on rollouts.")
     request_id = _id_of(form)
-    verbs.rollout_verb(services, who, request_id, rollout, verb, _options(RolloutVerb, form))
+    fields: dict[str, Any] = {**form, **({"graphs": form["graphs"].split()} if "graphs" in form else {})}
+    verbs.rollout_verb(services, who, request_id, rollout, verb, _options(RolloutVerb, fields))
     return _back(request, f"/rollouts/{quote(rollout)}", request_id)
+
+
+@router.post("/types/{graph_type}/policy")
+def post_policy(request: Request, services: Deps, who: Who, form: Form, graph_type: Name) -> Response:
+    """Let the graphs of a type move by themselves, or not."""
+    request_id = _id_of(form)
+    verbs.change_policy(services, who, request_id, graph_type, _options(PolicyRequest, form))
+    return _back(request, "/types", request_id)
 
 
 @router.post("/hold")

@@ -15,6 +15,7 @@ from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection import overview
 from graph_migrator.core.inspection.actions import Action, graph_actions
 from graph_migrator.core.inspection.diagnosis import Fleet, Reason, explain
+from graph_migrator.core.inspection.failures import FailureGroup, failure_groups
 from graph_migrator.core.inspection.history import GraphState, GraphSummary, Refusal
 from graph_migrator.core.inspection.overview import Moving, Trouble, VersionInUse
 from graph_migrator.core.planning import Plan, make_plan
@@ -26,11 +27,14 @@ from graph_migrator.core.rollouts.inspection import (
     GroupOfErrors,
     RolloutState,
 )
+from graph_migrator.core.rollouts.policy import PolicyState, policies
 from graph_migrator.core.rollouts.troubles import troubles as rollout_troubles
 from graph_migrator.core.rollouts.workers import WorkerState
 from graph_migrator.core.rollouts.workers import workers as list_workers
 from graph_migrator.core.store.lock_sessions import LockSession, lock_sessions
 
+MOST_AT_ONCE: Final = 1_000
+"""Graphs that one request may be about. For more there are rollouts."""
 MOST_ROLLOUTS: Final = 10
 CHANGES: Final = 50
 """Changes of a rollout that come with it."""
@@ -105,6 +109,7 @@ class TypeDetail(_Model):
     hops: tuple[HopOfType, ...]
     versions: tuple[VersionInUse, ...]
     workers: dict[str, str] = Field(description="Digest of the code by worker.")
+    policy: PolicyState | None = Field(description="None where it cannot be said.")
 
 
 class WorkersState(_Model):
@@ -195,6 +200,15 @@ def graphs(
     )
 
 
+def failures(
+    services: Services, *, graph_type: str | None = None, hop: str | None = None, error: str | None = None
+) -> list[FailureGroup]:
+    """Failed graphs by cause: of so many as one request may retry, and as many again."""
+    return failure_groups(
+        services.engine, graph_types(), graph_type=graph_type, hop=hop, error=error, most=2 * MOST_AT_ONCE
+    )
+
+
 def ask_workers(services: Services) -> Fleet:
     """The last answer of the workers; waits for the first one."""
     seen = services.fleet.look()
@@ -274,6 +288,8 @@ def types(services: Services) -> list[TypeDetail]:
     seen = services.fleet.look()
     workers: dict[str, dict[str, str]] = seen.value.workers if seen is not None else {}
     digests = code_digests()
+    with services.executors.borrow() as executor:
+        known = {each.policy.graph_type: each for each in policies(executor)}
     return [
         TypeDetail(
             name=kind.name,
@@ -294,6 +310,7 @@ def types(services: Services) -> list[TypeDetail]:
             ),
             versions=tuple(each for each in used if each.graph_type == kind.name),
             workers={name: served[kind.name] for name, served in workers.items() if kind.name in served},
+            policy=known.get(kind.name),
         )
         for kind in graph_types().values()
     ]

@@ -12,6 +12,7 @@ from uuid import UUID, uuid5
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from graph_migrator.console.reads import MOST_AT_ONCE
 from graph_migrator.console.services import Services
 from graph_migrator.core.access.repeated import begin_request, end_request
 from graph_migrator.core.access.tokens import Identity
@@ -33,14 +34,12 @@ from graph_migrator.core.planning import make_plan
 from graph_migrator.core.rollouts import operations as rollouts
 from graph_migrator.core.rollouts.back import back
 from graph_migrator.core.rollouts.operations import Operator, RolloutVerbReport
+from graph_migrator.core.rollouts.policy import MOST_SETTLE_SECONDS, Mode, Policy, set_policy
 from graph_migrator.core.rollouts.start import RolloutPlan, RolloutRequest, plan, start
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import Verb
 from graph_migrator.core.store.session import Executor
-
-MOST_AT_ONCE: Final = 1_000
-"""Graphs that one request may be about. For more there are rollouts."""
 
 Reason = Annotated[str, StringConstraints(max_length=1_000, pattern=r"^[^\x00]*$")]
 
@@ -93,6 +92,17 @@ class RolloutBack(BaseModel):
         None, ge=1, le=2**31 - 1, description="The version; needed where its graphs came from several."
     )
     strategy: Strategy | None = Field(None, description="As a new rollout's by default, with canaries again.")
+    reason: Reason | None = None
+
+
+class PolicyRequest(BaseModel):
+    """A type's policy."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Mode
+    settle_seconds: float | None = Field(None, ge=0, le=MOST_SETTLE_SECONDS)
+    strategy: Strategy | None = Field(None, description="Of the rollouts that it starts.")
     reason: Reason | None = None
 
 
@@ -274,6 +284,24 @@ def plan_back(services: Services, who: Identity, which: str, to: int | None) -> 
     """Say what moving back would do. Nothing is written."""
     with services.executors.borrow() as executor:
         return plan(executor, back(executor, which, Operator(who.name), to_version=to))
+
+
+def change_policy(
+    services: Services, who: Identity, request_id: UUID, graph_type: str, asked: PolicyRequest
+) -> Policy:
+    """Set a type's policy. What is not given is as it was.
+
+    Raises:
+        GraphMigratorError: It was refused; nothing was changed.
+    """
+
+    def carry_out(executor: Executor) -> Policy:
+        return set_policy(
+            executor, graph_type, asked.mode, Operator(who.name, asked.reason),
+            strategy=asked.strategy, settle_seconds=asked.settle_seconds,
+        )  # fmt: skip
+
+    return Policy.model_validate(_once(services, who, request_id, "policy", graph_type, carry_out))
 
 
 def plan_rollout(services: Services, request: RolloutRequest) -> RolloutPlan:

@@ -93,7 +93,7 @@ GRANT SELECT (graph_id, type) ON edges TO graph_migrator_console;
 GRANT INSERT, UPDATE ON api_tokens, api_requests TO graph_migrator_console;
 GRANT INSERT, DELETE ON api_sessions TO graph_migrator_console;
 GRANT INSERT, UPDATE ON rollouts, rollout_stages, rollout_members TO graph_migrator_console;
-GRANT INSERT ON rollout_changes TO graph_migrator_console;
+GRANT INSERT ON rollout_changes, policies TO graph_migrator_console;
 GRANT UPDATE ON rollout_fleet TO graph_migrator_console;
 -- What is not made to run as the owner can do no more than the role itself.
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA graph_migrator TO graph_migrator_console;

@@ -71,9 +71,12 @@ def graph_actions(state: GraphState) -> list[Action]:
             needs("ask_cancel"), dangerous=True,
         ),
         action(
+            Verb.RELEASE, "Declare whole", f"Its rows were corrected by hand: it is whole at v{graph.version} again.",
+            None, options=" --whole", dangerous=True,
+        ) if partial else action(
             Verb.RELEASE, "Release", f"End its migration and let writers in at v{graph.version}.{force}",
-            "it is partially migrated: retry it" if partial else needs("force_release" if unfinished else "release"),
-            options=" --force" if unfinished else "", dangerous=True,
+            needs("force_release" if unfinished else "release"), options=" --force" if unfinished else "",
+            dangerous=True,
         ),
         action(
             Verb.UNLOCK if graph.read_only == "owner" else Verb.LOCK,

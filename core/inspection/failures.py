@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -48,24 +49,36 @@ class FailureGroup(BaseModel):
     error_type: str | None
     error_message: str | None = Field(description="Of the first example.")
     count: int
+    retryable: int = Field(description="For how many of them this process can plan a way.")
+    unreachable: int = Field(description="How many are at a version that the type does not know.")
+    more: bool = Field(description="Whether there may be more than were counted.")
     examples: tuple[FailedGraph, ...] = Field(description="The first three by slug.")
     is_type_known: bool
 
 
-_FAILED = text(f"""
+_COLUMNS = f"""
 SELECT g.slug AS graph, g.graph_type, g.version, m.to_version, m.id AS migration_id, m.error_type, m.error_message,
        a.hop_name AS hop, a.id AS attempt_id, CAST(:known AS jsonb) ? g.graph_type AS is_type_known,
        coalesce({UNREACHABLE}, false) AS is_unreachable
-FROM graph_migrator.migrations m
+FROM (SELECT * FROM graph_migrator.migrations m
+      WHERE m.status = 'failed' AND (CAST(:type AS text) IS NULL OR m.graph_type = :type)
+      ORDER BY m.graph_id LIMIT :most) m
 JOIN graph_migrator.graphs g ON g.migration_id = m.id
 LEFT JOIN LATERAL (SELECT a.id, a.hop_name FROM graph_migrator.hop_attempts a
     WHERE a.graph_id = g.id AND a.migration_id = m.id ORDER BY a.id DESC LIMIT 1) a ON true
-WHERE m.status = 'failed'
-  AND (CAST(:type AS text) IS NULL OR g.graph_type = :type)
-  AND (CAST(:hop AS text) IS NULL OR a.hop_name = :hop)
+WHERE (CAST(:hop AS text) IS NULL OR a.hop_name = :hop)
   AND (CAST(:error AS text) IS NULL
        OR position(lower(:error) IN lower(concat_ws(': ', m.error_type, m.error_message))) > 0)
-ORDER BY g.slug
+"""  # noqa: S608 - own text
+_FAILED = text(f"{_COLUMNS} ORDER BY g.slug")
+_GROUPS = text(f"""
+WITH failed AS ({_COLUMNS})
+SELECT graph_type, hop, error_type, count(*) AS count, bool_and(is_type_known) AS is_type_known,
+       count(*) FILTER (WHERE is_type_known AND NOT is_unreachable) AS retryable,
+       count(*) FILTER (WHERE is_unreachable) AS unreachable,
+       coalesce(sum(count(*)) OVER () >= :most, false) AS more,
+       (array_agg(to_jsonb(failed) ORDER BY graph))[1:{_EXAMPLES}] AS examples
+FROM failed GROUP BY graph_type, hop, error_type ORDER BY count(*) DESC, graph_type, hop
 """)  # noqa: S608 - own text
 
 
@@ -89,28 +102,45 @@ def failed_graphs(
     if isinstance(source, Engine):
         with source.connect() as connection:
             return failed_graphs(connection, types, graph_type=graph_type, hop=hop, error=error)
-    known = json.dumps({kind.name: (kind.oldest, kind.newest) for kind in types.values()})
-    rows = source.execute(
-        _FAILED, {"known": known, "type": graph_type, "hop": hop, "error": error}
-    ).mappings()
+    rows = source.execute(_FAILED, _parameters(types, graph_type, hop, error, None)).mappings()
     return [FailedGraph.model_validate(dict(row)) for row in rows]
 
 
-def group_failures(failed: Iterable[FailedGraph]) -> list[FailureGroup]:
-    """Group failed graphs by type, hop and error type, the largest group first."""
-    groups: dict[tuple[str, str, str], list[FailedGraph]] = {}
-    for each in failed:
-        groups.setdefault((each.graph_type, each.hop or "", each.error_type or ""), []).append(each)
-    made = [
-        FailureGroup(
-            graph_type=members[0].graph_type,
-            hop=members[0].hop,
-            error_type=members[0].error_type,
-            error_message=members[0].error_message,
-            count=len(members),
-            examples=tuple(members[:_EXAMPLES]),
-            is_type_known=members[0].is_type_known,
-        )
-        for members in groups.values()
+def failure_groups(
+    source: Engine | Connection,
+    types: Mapping[str, GraphType],
+    *,
+    graph_type: str | None = None,
+    hop: str | None = None,
+    error: str | None = None,
+    most: int | None = None,
+) -> list[FailureGroup]:
+    """The same by type, hop and error type, the largest group first.
+
+    Args:
+        source: The database.
+        types: The graph types that this process knows.
+        graph_type: As `failed_graphs`.
+        hop: Likewise.
+        error: Likewise.
+        most: How many failed graphs are looked at, at most; None for all.
+    """
+    if isinstance(source, Engine):
+        with source.connect() as connection:
+            return failure_groups(connection, types, graph_type=graph_type, hop=hop, error=error, most=most)
+    rows = source.execute(_GROUPS, _parameters(types, graph_type, hop, error, most)).mappings()
+    return [
+        FailureGroup.model_validate({**row, "error_message": row["examples"][0]["error_message"]})
+        for row in rows
     ]
-    return sorted(made, key=lambda group: (-group.count, group.graph_type, group.hop or ""))
+
+
+def _parameters(
+    types: Mapping[str, GraphType],
+    graph_type: str | None,
+    hop: str | None,
+    error: str | None,
+    most: int | None,
+) -> dict[str, Any]:
+    known = json.dumps({kind.name: (kind.oldest, kind.newest) for kind in types.values()})
+    return {"known": known, "type": graph_type, "hop": hop, "error": error, "most": most}

@@ -47,6 +47,12 @@ SELECT * FROM (
      FROM graph_migrator.rollout_changes c WHERE c.at <= :before AND (c.at, c.id::text) < (:before, :before_id)
      ORDER BY c.at DESC, c.id::text DESC LIMIT :limit)
     UNION ALL
+    (SELECT p.changed_at, p.id::text, p.changed_by, 'policy ' || p.mode, NULL,
+            jsonb_build_object('message', coalesce(p.why, 'done')), p.graph_type, NULL, NULL
+     FROM graph_migrator.policies p
+     WHERE p.changed_at <= :before AND (p.changed_at, p.id::text) < (:before, :before_id)
+     ORDER BY p.changed_at DESC, p.id::text DESC LIMIT :limit)
+    UNION ALL
     (SELECT a.created_at, a.id::text, a.requested_by, a.verb, NULL, a.outcome, a.subject, NULL, NULL
      FROM graph_migrator.api_requests a
      WHERE a.verb LIKE 'bulk %' AND a.created_at <= :before AND (a.created_at, a.id::text) < (:before, :before_id)

@@ -6,7 +6,7 @@ from graph_migrator.core.inspection.actions import Action
 from graph_migrator.core.inspection.quantities import count
 from graph_migrator.core.rollouts.back import why_not_back
 from graph_migrator.core.rollouts.inspection import RolloutState
-from graph_migrator.core.rollouts.statuses import HoldReason, RolloutStatus
+from graph_migrator.core.rollouts.statuses import LIVE, HoldReason, RolloutStatus
 
 _STEERABLE = frozenset({RolloutStatus.RUNNING, RolloutStatus.HELD})
 
@@ -58,6 +58,17 @@ def rollout_actions(state: RolloutState) -> list[Action]:
             not_live,
             dangerous=True,
         ),
+        action(
+            "skip",
+            "Skip graphs",
+            f"Take graphs out and leave them as they are: {waiting} may be, and {count(counts.failed, 'failed one')}.",
+            "no graph of it waits or has failed"
+            if not counts.pending + counts.failed
+            else None
+            if status in LIVE
+            else f"it is {status}",
+        ),
+        action("set", "Change a knob", "Change how it goes on; its next turn uses it.", not_live),
         action(
             "back",
             "Move back",

@@ -452,19 +452,24 @@ def members(
         UnknownRollout: There is none, or several fit.
         InvalidRequest: `after` is no place.
     """
-    conditions = ["rollout_id = %(rollout)s"]
-    if status is not None:  # as a constant, so that the index of this status serves
-        conditions.append(f"status = '{status.value}'")
+    # As a constant, so that the index of this status serves.
+    chosen = "rollout_id = %(rollout)s" + (f" AND status = '{status.value}'" if status is not None else "")
+    parts = [chosen]
+    if (
+        after is not None
+    ):  # in two parts: of one row comparison the planner expects nothing, and reads everything
+        parts = [
+            f"{chosen} AND stage = %(stage)s AND (position, graph_id) > (%(position)s, %(graph)s)",
+            f"{chosen} AND stage > %(stage)s",
+        ]
+    order = "ORDER BY stage, position, graph_id LIMIT %(limit)s"
+    pages = " UNION ALL ".join(f"(SELECT * FROM rollout_members WHERE {part} {order})" for part in parts)  # noqa: S608 - own text
     stage, position, graph = _place(after) if after is not None else (None, None, None)
-    if after is not None:
-        conditions.append("(stage, position, graph_id) > (%(stage)s, %(position)s, %(graph)s)")
     with executor.cursor() as cursor:
         rows = query(
             cursor,
             "SELECT graph, graph_id, stage, status, number AS tries, from_version, note, error_group, "  # noqa: S608 - own text
-            "concat_ws('~', stage, position, graph_id) AS place "
-            f"FROM rollout_members WHERE {' AND '.join(conditions)} "
-            "ORDER BY stage, position, graph_id LIMIT %(limit)s",
+            f"concat_ws('~', stage, position, graph_id) AS place FROM ({pages}) m {order}",
             {
                 "rollout": find_rollout(cursor, which), "stage": stage, "position": position, "graph": graph,
                 "limit": limit,

@@ -6,7 +6,7 @@ import click
 from rich.markup import escape
 
 from graph_migrator.core.graph_types.registry import graph_types
-from graph_migrator.core.inspection.failures import FailureGroup, failed_graphs, group_failures
+from graph_migrator.core.inspection.failures import FailureGroup, failure_groups
 from graph_migrator.core.inspection.quantities import count
 from graph_migrator.tasks.cli.output import console, json_option, print_json, table
 from graph_migrator.tasks.runtime import engine
@@ -23,19 +23,18 @@ def failures(graph_type: str | None, hop: str | None, error: str | None, as_json
     Graphs whose type this process does not know, and unreachable ones, are counted apart: a retry from here cannot
     plan a way for them.
     """
-    failed = failed_graphs(engine(), graph_types(), graph_type=graph_type, hop=hop, error=error)
-    groups = group_failures(failed)
+    groups = failure_groups(engine(), graph_types(), graph_type=graph_type, hop=hop, error=error)
     if as_json:
         print_json(groups)
         return
-    if not failed:
+    if not groups:
         click.echo("No migration has failed.")
         return
     console().print(
         table(None, ("GRAPHS", "TYPE", "HOP", "ERROR", "MESSAGE", "FOR INSTANCE"), map(_row, groups))
     )
-    unknown = sum(not each.is_type_known for each in failed)
-    unreachable = sum(each.is_unreachable for each in failed)
+    unknown = sum(group.count for group in groups if not group.is_type_known)
+    unreachable = sum(group.unreachable for group in groups)
     if unknown:
         click.echo(
             f"{count(unknown, 'graph')} of a type that is not known here (GRAPH_MIGRATOR_TYPES).", err=True

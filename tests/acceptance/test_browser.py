@@ -185,8 +185,8 @@ def test_no_page_has_a_serious_fault_of_accessibility_and_none_is_wider_than_a_p
 
     assert spawn("rollout", "start", "batched_trail", "--all", env=cluster.environment).exit_code == 0
     pages = ("/", "/graphs", "/graphs?state=failed", "/graphs/broken", "/graphs/idle", "/rollouts",
-             "/rollouts/batched_trail", "/attempts/2", "/types", "/workers", "/audit", "/doctor",
-             "/graphs/nobody")  # fmt: skip
+             "/rollouts/batched_trail", "/attempts/2", "/types", "/workers", "/health", "/audit", "/doctor",
+             "/plan?type=batched_trail", "/graphs/nobody")  # fmt: skip
     found = []
     with served(create_app(as_operator)) as base:
         for scheme in ("light", "dark"):

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
@@ -184,8 +185,15 @@ def label(variables: dict[str, str], slug: str) -> str:
     return found
 
 
-def test_ctrl_c_on_dev_leaves_no_process_behind(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "graph_migrator", "dev", "--folder", str(tmp_path / "dev")]
+def fetched(url: str, data: bytes | None = None) -> str:
+    """A page of the console; after a form, the page that it leads to."""
+    with urllib.request.urlopen(url, data=data, timeout=30) as answer:
+        page: bytes = answer.read()
+        return page.decode()
+
+
+def test_dev_serves_the_console_and_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "graph_migrator", "dev", "--console", "--folder", str(tmp_path / "dev")]
     dev = start(
         command, tmp_path / "log", PYTHONUNBUFFERED="1", GRAPH_MIGRATOR_TYPES="examples.knowledge:knowledge"
     )
@@ -198,6 +206,12 @@ def test_ctrl_c_on_dev_leaves_no_process_behind(tmp_path: Path) -> None:
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "export DATABASE_URL=" in printed.stdout
+    console = re.search(r"Console: (http://127\.0\.0\.1:\d+)", (tmp_path / "log").read_text())
+    assert console
+    assert "dev-1@" in fetched(f"{console[1]}/workers")
+    assert "name_characters" in fetched(f"{console[1]}/types")
+    held = fetched(f"{console[1]}/hold", data=b"reason=a+test")
+    assert re.search(r"All rollouts are held by .+: a test", held)
     os.killpg(dev.pid, signal.SIGINT)
     assert dev.wait(60) == 0, (tmp_path / "log").read_text()
     until(lambda: nobody_is_left(processes), "every process of dev to end")

@@ -25,7 +25,7 @@ from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.store.session import Executors
 from tests.integration.scripted import Script
 from tests.integration.web import Console, Notes, console, everything
-from tests.rows import add_graph, one, rows
+from tests.rows import add_graph, mark_partially_migrated, one, rows
 
 SECRET = uuid4().hex
 PAGES = ("/", "/graphs", "/rollouts", "/types", "/workers", "/health", "/audit", "/doctor", "/plan")
@@ -110,6 +110,19 @@ def test_each_action_that_is_shown_as_allowed_is_carried_out(here: Console) -> N
             if (graph, action["verb"]) == ("broken", "migrate"):
                 continue  # a program's call goes on with what has failed; a person is shown `retry` for it
             assert (answer.status_code == 200) == (now[action["verb"]] is None), (graph, action, answer.text)
+
+
+def test_a_graph_that_is_partially_migrated_is_declared_whole_from_its_page(here: Console) -> None:
+    (migration,) = rows(here.engine, "SELECT id FROM migrations WHERE status = 'failed'")[0]
+    assert here.post("/api/v1/graphs/broken/release").status_code == 200
+    mark_partially_migrated(here.engine, "broken", f'{{"migration_id": "{migration}", "hop": "two"}}')
+    page = here.get("/graphs/broken", role="operator").text
+    form = re.search(r'action="/graphs/broken/release">(.*?)</form>', page, re.S)
+    assert form
+    assert "graph-migrator release broken --whole" in form[1]
+    fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]+)"', form[1]))
+    assert here.post("/graphs/broken/release", data=fields).status_code == 303
+    assert here.get("/api/v1/graphs/broken").json()["state"]["graph"]["partially_migrated"] is False
 
 
 def test_a_viewer_sees_no_traceback(here: Console) -> None:
@@ -290,7 +303,13 @@ def test_a_call_of_the_console_is_shown_as_waiting_until_a_worker_has_it(
 
 def unsafe_routes(app: FastAPI) -> list[tuple[str, str]]:
     """(method, path) of every route that is not a read; the paths' parts filled in."""
-    values = {"graph": "broken", "rollout": "batched", "request_id": str(uuid4()), "attempt": "1"}
+    values = {
+        "graph": "broken",
+        "rollout": "batched",
+        "request_id": str(uuid4()),
+        "attempt": "1",
+        "graph_type": "plain",
+    }
     verbs = (
         "migrate",
         "retry",

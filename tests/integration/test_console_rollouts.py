@@ -164,6 +164,27 @@ def test_what_is_behind_is_moved_by_a_planned_rollout_if_it_is_as_many_as_was_sa
     assert rows(here.engine, "SELECT requested_by, reason FROM rollouts") == [("operator-1", "spring")]
 
 
+def test_a_knob_is_changed_and_graphs_are_skipped_from_a_rollouts_page(
+    here: Console, executors: Executors
+) -> None:
+    for number in range(3):
+        add_graph(here.engine, f"g{number}", "plain")
+    which = rollout(executors, run=False, held=True)
+    page = here.get(f"/rollouts/{which}", role="operator").text
+    assert '<option value="max-in-flight">max-in-flight: 4</option>' in page
+    assert 'value="canaries"' not in page, "that is settled when it starts"
+    asked = {"knob": "max-in-flight", "value": "2", "reason": "the queue is long"}
+    assert here.post(f"/rollouts/{which}/set", data=asked).status_code == 303
+    assert here.post(f"/rollouts/{which}/skip", data={"graphs": "g0  g2"}).status_code == 303
+    assert here.post(f"/rollouts/{which}/skip", data={}).status_code == 400
+    assert rows(here.engine, "SELECT max_in_flight FROM rollouts") == [(2,)]
+    skipped = "SELECT graph, note FROM rollout_members WHERE status = 'skipped' ORDER BY graph"
+    assert rows(here.engine, skipped) == [
+        ("g0", "taken out by operator-1"),
+        ("g2", "taken out by operator-1"),
+    ]
+
+
 # ── the way back ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -219,6 +240,34 @@ def test_graphs_of_several_versions_go_back_to_one_at_a_time(here: Console, exec
     assert here.get(answer.headers["location"]).status_code == 200
     assert rows(here.engine, "SELECT graph FROM rollout_members m JOIN rollouts r ON r.id = m.rollout_id "
                 "WHERE r.reverses IS NOT NULL") == [("high",)]  # fmt: skip
+
+
+def test_a_policy_is_seen_and_set(here: Console) -> None:
+    add_graph(here.engine, "g", "plain")
+    (before,) = [
+        each for each in here.get("/api/v1/policies").json() if each["policy"]["graph_type"] == "plain"
+    ]
+    assert before["policy"]["mode"] == "manual"
+    page = here.get("/types", role="operator").text
+    assert "graph-migrator policy set plain automatic" in page
+    answer = here.post("/types/plain/policy", data={"mode": "automatic", "reason": "calm nights"})
+    assert answer.status_code == 303
+    assert "policy set plain manual" in here.get("/types", role="operator").text
+    assert rows(here.engine, "SELECT mode, changed_by, why FROM policies") == [
+        ("automatic", "operator-1", "calm nights")
+    ]
+    key = {"idempotency-key": str(uuid4())}
+    (first, *_) = here.get("/api/v1/requests").json()["items"]
+    assert (first["verb"], first["who"], first["outcome"]) == (
+        "policy automatic",
+        "operator-1",
+        "calm nights",
+    )
+    asked = {"mode": "manual", "settle_seconds": 5}
+    answers = [here.post("/api/v1/policies/plain", json=asked, headers=key) for _ in range(2)]
+    assert [each.json()["settle_seconds"] for each in answers] == [5, 5]
+    assert len(rows(here.engine, "SELECT FROM policies")) == 2
+    assert here.post("/api/v1/policies/nothing", json=asked).status_code == 404
 
 
 # ── health ──────────────────────────────────────────────────────────────────────────────────────────

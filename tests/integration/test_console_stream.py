@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -52,6 +52,26 @@ def reading(base: str, query: str = "", **options: Any) -> Iterator[Reader]:
 def change(engine: Engine, n: int) -> None:
     with engine.begin() as connection:
         connection.execute(INSERT, {"n": n})
+
+
+def long_change(engine: Engine, n: int) -> None:
+    """A change that fills a socket's buffers soon."""
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO graph_migrator.change_events (kind, change) VALUES ('rollout', "
+                "jsonb_build_object('n', :n, 'long', repeat('x', 400000)))"
+            ),
+            {"n": n},
+        )
+
+
+def numbers_to_the_end(reader: Reader) -> list[int]:
+    found: list[int] = []
+    with suppress(AssertionError):  # the stream has ended
+        while True:
+            found.append(reader.read("rollout")["change"]["n"])
+    return found
 
 
 def test_a_snapshot_comes_first_and_then_each_change(base: str, engine: Engine, script: Script) -> None:
@@ -172,18 +192,33 @@ def test_a_client_that_does_not_read_is_dropped_and_hinders_nobody(
         deadline = time.monotonic() + 60
         sent = 0
         while app.state.stream.clients == 2 and time.monotonic() < deadline:
-            with engine.begin() as connection:
-                connection.execute(
-                    text(
-                        "INSERT INTO graph_migrator.change_events (kind, change) VALUES ('rollout', "
-                        "jsonb_build_object('n', :n, 'long', repeat('x', 400000)))"
-                    ),
-                    {"n": sent},
-                )
+            long_change(engine, sent)
             assert good.read("rollout")["change"]["n"] == sent
             sent += 1
         assert app.state.stream.clients == 1
         lazy.close()
+
+
+def test_a_client_that_reads_too_slowly_is_dropped_and_misses_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not fit into its queue is never left out in silence: the stream ends, and it comes again."""
+    monkeypatch.setattr(streaming, "_QUEUE", 2)
+    app = application(engine)
+    with served(app) as base, reading(base) as good, reading(base) as slow:
+        good.read("snapshot")
+        slow.read("snapshot")
+        sent = 0
+        while not any(client.is_dropped for client in app.state.stream._clients):
+            long_change(engine, sent)
+            assert good.read("rollout")["change"]["n"] == sent
+            sent += 1
+        seen = numbers_to_the_end(slow)
+        assert seen == list(range(len(seen)))
+        assert len(seen) < sent
+        with reading(base, last_id=slow.last_id) as again:
+            rest = [again.read("rollout")["change"]["n"] for _ in range(sent - len(seen))]
+        assert rest == list(range(len(seen), sent))
 
 
 def test_it_goes_on_when_postgres_has_ended_its_session(base: str, engine: Engine) -> None:

@@ -26,14 +26,18 @@ from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.in_process import run_graph_migration
 from graph_migrator.core.execution.model import Caller
 from graph_migrator.core.graph_types import registry
-from graph_migrator.core.inspection import doctor, history, metrics
-from graph_migrator.core.inspection.failures import failed_graphs
-from graph_migrator.core.rollouts import inspection, policy
+from graph_migrator.core.inspection import doctor, history, metrics, overview
+from graph_migrator.core.inspection.attempts import attempt_story
+from graph_migrator.core.inspection.failures import failed_graphs, failure_groups
+from graph_migrator.core.inspection.requests import list_requests
+from graph_migrator.core.rollouts import inspection, policy, troubles
 from graph_migrator.core.rollouts.controller import move_rollouts_on
 from graph_migrator.core.rollouts.current import look, move_to_front
 from graph_migrator.core.rollouts.measures import measure_fleet
 from graph_migrator.core.rollouts.policy import Mode
+from graph_migrator.core.rollouts.statuses import MemberStatus
 from graph_migrator.core.rollouts.strategy import Strategy
+from graph_migrator.core.rollouts.workers import workers
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.lock_sessions import lock_sessions
 from graph_migrator.core.store.session import Executors
@@ -192,6 +196,31 @@ def opened(engine: Engine, _executors: Executors, site: Site) -> None:
         move_to_front(connection, graph.rollout_id, graph.graph_id)
 
 
+def graphs_of_a_rollout(_engine: Engine, executors: Executors, _site: Site) -> None:
+    """The first page of each status, also of those that no graph has, and one from the middle."""
+    with executors.borrow() as executor:
+        for status in MemberStatus:
+            inspection.members(executor, "tenant", status=status, limit=10)
+        *_, last = inspection.members(executor, "tenant", limit=200)
+        inspection.members(executor, "tenant", after=last.place, limit=10)
+        inspection.members(executor, "tenant", after=last.place, status=MemberStatus.PENDING, limit=10)
+
+
+def pages_of_the_console(engine: Engine, executors: Executors, site: Site) -> None:
+    """What the console's pages read, but for those that are calls of their own below."""
+    with engine.connect() as connection:
+        overview.troubles(connection, {"tenant": tenants()})
+        overview.moving(connection)
+        overview.versions_in_use(connection)
+        latest = list_requests(connection)
+        list_requests(connection, before=(latest[-1].at, latest[-1].id))
+        attempt_story(connection, site.size)
+    with executors.borrow() as executor:
+        troubles.troubles(executor)
+        inspection.list_rollouts(executor, live=True)
+        workers(executor)
+
+
 CALLS: dict[str, Call] = {
     "find": reading(history.find_graph),
     "status": reading(history.graph_state, count_rows=False),
@@ -203,11 +232,14 @@ CALLS: dict[str, Call] = {
         engine, history.find_graph(engine, site.fresh()).id
     ),
     "failures": lambda engine, *_: failed_graphs(engine, {"tenant": tenants()}),
+    "failures, grouped": lambda engine, *_: failure_groups(engine, {"tenant": tenants()}),
     "doctor": examined,
     "opened": opened,
     "list": listing(),
     "list, deep": listing(after=Site.fresh),
     "list, type": listing(graph_type="tenant"),
+    "list, version": listing(graph_type="tenant", version=2),
+    "list, no such version": listing(graph_type="tenant", version=3),
     "list, behind": listing(behind={"tenant": 3}),
     "list, none behind": listing(behind={"tenant": 2}),
     "list, unreachable": listing(unreachable={"tenant": (1, 3)}),
@@ -227,7 +259,8 @@ CALLS: dict[str, Call] = {
     "rollout: turn": doing(move_rollouts_on),
     "rollout: show": doing(inspection.show, "tenant"),
     "rollout: errors": doing(inspection.errors, "tenant"),
-    "rollout: graphs": doing(inspection.members, "tenant", limit=10),
+    "rollout: graphs": graphs_of_a_rollout,
+    "console": pages_of_the_console,
     "rollout: list": doing(inspection.list_rollouts),
     "rollout: changes": doing(inspection.changes, "tenant"),
     "policy": doing(policy.policies, "tenant"),
