@@ -165,7 +165,9 @@ class Stream:
             return
         with connection.begin():
             was_followed = tail.follow(connection)
-            if not was_followed:
+        if not was_followed:
+            # After the commit: whoever had begun before it may have seen nobody follow.
+            with connection.begin():
                 self._open_at_start = set(tail.position(connection).open)
         self._follow_at = time.monotonic() + _FOLLOW_SECONDS
 

@@ -17,6 +17,9 @@
   // Somebody is about to act, or types: the page under their hands stays as it is.
   const isInUse = () => document.querySelector("details.action[open]") || document.activeElement?.closest("form");
 
+  // Also of what was asked for before they began.
+  document.addEventListener("htmx:before:swap", (event) => { if (isInUse()) event.preventDefault(); });
+
   async function read() {
     if (reading) { again = true; return; }
     if (document.hidden || isInUse()) return;

@@ -101,6 +101,19 @@ def test_it_is_resumed_without_a_gap_after_the_server_was_away(engine: Engine) -
         assert reader.read()["change"] == {"n": 4}
 
 
+def test_what_began_before_anybody_followed_is_not_missed(base: str, engine: Engine) -> None:
+    """It may have made changes that were not recorded: when it has ended, the state is sent anew."""
+    with engine.connect() as early:
+        early.execute(text("SELECT pg_current_xact_id()"))
+        with reading(base) as reader:
+            reader.read("snapshot")
+            early.commit()
+            assert reader.read("reset") == {}
+            assert "troubles" in reader.read("snapshot")
+            change(engine, 1)
+            assert reader.read()["change"] == {"n": 1}
+
+
 def test_an_unknown_id_is_answered_with_a_reset_and_a_snapshot(base: str, engine: Engine) -> None:
     for unknown in ("1:1:", "nonsense", "99999999:99999999:", "x" * 300):
         with reading(base, last_id=unknown) as reader:

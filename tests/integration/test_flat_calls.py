@@ -376,7 +376,6 @@ WHOLE = {
     "core/inspection/overview.py _FAILED": "groups a page of failed graphs at most",
     "core/inspection/metrics.py _COUNTS": "counted by the sweep, as rarely as it takes long",
     "core/inspection/metrics.py _HOPS": "a piece of the history, from an attempt to another one",
-    "core/inspection/failures.py _FAILED": "lists all failed graphs",
     "core/inspection/history.py _SUMMARY": "what all lists begin with; each filter is among the calls above",
     "core/inspection/requests.py _OF_GRAPHS": "what a list and a look-up begin with",
     "core/rollouts/operations.py cancel": "skips all graphs that wait",
