@@ -67,9 +67,9 @@ def copy_instead_of_initdb(template: Path) -> Callable[[Postgres], None]:
 class Databases:
     """Hands out one database again and again, and empties it in between.
 
-    Emptying takes a tenth of the time that a copy of the template takes. A test may change more than rows: the
-    catalogues are compared with how they were, and a database whose schema or settings differ is dropped. The
-    next test gets a new copy. So no test has to announce what it changes.
+    Emptying takes a tenth of the time that a copy of the template takes. A test may change more than rows: what it has
+    added to the schema is dropped, the catalogues are compared with how they were, and a database that differs is
+    replaced by a new copy. So no test has to announce what it changes.
 
     Args:
         server: The server that they are on.
@@ -183,15 +183,15 @@ class _Emptied:
             "WHERE relnamespace = %s::regnamespace AND relkind = 'r'",
             (OURS,),
         )
-        pages = {table: (estimate, size) for table, estimate, size, rows in cursor.fetchall() if rows}
+        found = cursor.fetchall()
         truncated = {
-            table
-            for table, (estimate, size) in pages.items()
-            if estimate != self._estimates[table] or size > _SMALL
+            table for table, estimate, size, _ in found if estimate != self._estimates[table] or size > _SMALL
         }
         while more := {referrer for referrer, table in self._references if table in truncated} - truncated:
             truncated |= more
-        changed = truncated | {table for table in pages if self._holds_other_rows(cursor, table)}
+        changed = truncated | {
+            table for table, *_, size in found if size and self._holds_other_rows(cursor, table)
+        }
         if changed:
             guards = [(table, name) for table, name in self._guards if table in changed]
             cursor.execute(

@@ -39,6 +39,12 @@ FILL = (
 )
 
 
+ESTIMATES = (
+    "SELECT relname, reltuples FROM pg_class "
+    f"WHERE relnamespace = '{OURS}'::regnamespace AND relkind = 'r' ORDER BY 1"
+)
+
+
 def contents(url: str) -> dict[str, list[tuple[Any, ...]]]:
     tables = run(
         url, f"SELECT relname FROM pg_class WHERE relnamespace = '{OURS}'::regnamespace AND relkind = 'r'"
@@ -46,15 +52,19 @@ def contents(url: str) -> dict[str, list[tuple[Any, ...]]]:
     return {table: run(url, f"TABLE {OURS}.{table}") for (table,) in tables}
 
 
-def test_rows_numbers_and_statistics_are_gone_and_the_database_is_the_same(fresh: Databases) -> None:
+@pytest.mark.parametrize("fill", [FILL[:-1], FILL], ids=["deleted", "truncated"])
+def test_rows_numbers_and_statistics_are_gone_and_the_database_is_the_same(
+    fresh: Databases, fill: tuple[str, ...]
+) -> None:
     with fresh.borrow() as url:
-        before = contents(url)
+        rows, estimates = contents(url), run(url, ESTIMATES)
     with fresh.borrow() as url:
-        run(url, *FILL)
-        assert contents(url) != before
+        run(url, *fill)
+        assert contents(url) != rows
+        assert (run(url, ESTIMATES) != estimates) == ("ANALYZE" in fill)
     with fresh.borrow() as url:
-        assert contents(url) == before
-        run(url, *FILL)
+        assert (contents(url), run(url, ESTIMATES)) == (rows, estimates)
+        run(url, *fill)
         assert run(url, f"SELECT id FROM {OURS}.hop_attempts") == [(1,)]
     assert fresh.copies == 1
 
