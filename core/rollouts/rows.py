@@ -5,7 +5,7 @@ Each statement is set-based and follows an index, so a turn costs what is in fli
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
@@ -143,11 +143,9 @@ class PostgresRows:
             None where an operator's verb holds the row, or where this process does not know the graph type: a later
             turn advances it.
         """
-        # Right after a large start the tables have no statistics yet, and the planner would read them whole: also by
-        # an index, once for all members in hand, as it takes a rollout for a few graphs.
+        # Right after a large start the tables have no statistics yet, and the planner would read them whole.
         cursor.execute(
-            "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; "
-            "SET LOCAL enable_material = off"
+            "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
         )
         found = query(
             cursor,
@@ -203,10 +201,18 @@ class PostgresRows:
                 [how.group.title if how.group else None for _, how, _ in rows],
                 [how.crashed for _, how, _ in rows],
                 [migration for _, _, migration in rows],
-                self.id,
+                self._id_for_each(rows),
             ),
         )
         self._progress()
+
+    def _id_for_each(self, members: Collection[object]) -> list[UUID]:
+        """The rollout's id beside each member's graph.
+
+        So they are joined by the whole primary key. Where the id is a constant, a planner without statistics takes the
+        rollout for some forty members, and reads all of them.
+        """
+        return [self.id] * len(members)
 
     def mark_paused(self, paused: Mapping[UUID, bool]) -> None:
         """See `Rows`."""
@@ -266,8 +272,9 @@ class PostgresRows:
         sent: list[Sending | SendingPack] = [*self._insert_packs(packs)]
         numbers = query(
             self.cursor,
-            "SELECT graph_id, number FROM rollout_members WHERE rollout_id = %s AND graph_id = ANY (%s::uuid[])",
-            self.id, list(graphs),
+            "SELECT m.graph_id, m.number FROM unnest(%s::uuid[], %s::uuid[]) v (graph_id, rollout_id) "
+            "JOIN rollout_members m ON m.rollout_id = v.rollout_id AND m.graph_id = v.graph_id",
+            graphs, self._id_for_each(graphs),
         )  # fmt: skip
         requests = [request_id(self.id, each.graph_id, each.number) for each in numbers]
         # By the primary key alone: with `status = 'pending'` the planner reads all that wait. They were read as
@@ -277,11 +284,11 @@ class PostgresRows:
             "UPDATE rollout_members m SET status = 'dispatched', request_id = v.request_id, pack_id = v.pack_id, "
             "resends = 0, "
             "sent_at = clock_timestamp(), resend_at = clock_timestamp() + make_interval(secs => %s) "
-            "FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[]) v (graph_id, request_id, pack_id) "
-            "WHERE m.rollout_id = %s AND m.graph_id = v.graph_id "
+            "FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::uuid[]) v (graph_id, request_id, pack_id, rollout_id) "
+            "WHERE m.rollout_id = v.rollout_id AND m.graph_id = v.graph_id "
             "RETURNING m.graph_id, m.graph, m.number, m.pack_id",
             settings().deadline_seconds, [each.graph_id for each in numbers], requests,
-            [packs.get(each.graph_id) for each in numbers], self.id,
+            [packs.get(each.graph_id) for each in numbers], self._id_for_each(numbers),
         )  # fmt: skip
         self._progress()
         self._use_up_the_rate(len(rows))
@@ -295,10 +302,10 @@ class PostgresRows:
             "INSERT INTO packs (id, rollout_id, size, first_graph, last_graph, resend_at) "
             "SELECT v.pack_id, %s, count(*), (array_agg(m.graph ORDER BY m.position))[1], "
             "(array_agg(m.graph ORDER BY m.position DESC))[1], clock_timestamp() + make_interval(secs => %s) "
-            "FROM unnest(%s::uuid[], %s::uuid[]) v (graph_id, pack_id) "
-            "JOIN rollout_members m ON m.rollout_id = %s AND m.graph_id = v.graph_id GROUP BY v.pack_id "
+            "FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[]) v (graph_id, pack_id, rollout_id) "
+            "JOIN rollout_members m ON m.rollout_id = v.rollout_id AND m.graph_id = v.graph_id GROUP BY v.pack_id "
             "RETURNING id, size, first_graph, last_graph",
-            self.id, settings().deadline_seconds, list(packs), list(packs.values()), self.id,
+            self.id, settings().deadline_seconds, list(packs), list(packs.values()), self._id_for_each(packs),
         )  # fmt: skip
         return [self._sending_pack(row) for row in rows]
 
@@ -547,9 +554,9 @@ _SETTLE = """
 UPDATE rollout_members m SET status = v.status, note = v.note, error_group = v.error_group,
        error_title = v.error_title, crashed = v.crashed, paused = false,
        migration_id = coalesce(v.migration_id, m.migration_id), settled_at = clock_timestamp()
-FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::boolean[], %s::uuid[])
-    v (graph_id, status, note, error_group, error_title, crashed, migration_id)
-WHERE m.rollout_id = %s AND m.graph_id = v.graph_id
+FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::boolean[], %s::uuid[], %s::uuid[])
+    v (graph_id, status, note, error_group, error_title, crashed, migration_id, rollout_id)
+WHERE m.rollout_id = v.rollout_id AND m.graph_id = v.graph_id
 """
 _FACTS = """
 SELECT clock_timestamp() AS now, f.held_at IS NOT NULL AS fleet_held, c.stages, c.pending, c.failed,

@@ -424,7 +424,8 @@ def test_no_statement_reads_much_of_a_large_table(sites: tuple[Site, Site]) -> N
 FORGET = """
 SET search_path = graph_migrator;
 DELETE FROM pg_statistic WHERE starelid = 'rollout_members'::regclass;
-UPDATE pg_class SET reltuples = -1, relpages = 0 WHERE oid = 'rollout_members'::regclass;
+UPDATE pg_class SET reltuples = -1, relpages = 0 WHERE oid = 'rollout_members'::regclass
+    OR oid IN (SELECT indexrelid FROM pg_index WHERE indrelid = 'rollout_members'::regclass);
 INSERT INTO requests (task_id, verb, graph_id, target, outcome, settled_at, answered_at)
     SELECT request_id::text, 'migrate', graph_id, 3, '{"report": {}}', now(), now()
     FROM rollout_members WHERE status = 'dispatched' ON CONFLICT DO NOTHING;
