@@ -264,7 +264,7 @@ def test_a_stream_ends_for_who_has_lost_the_right_to_it(
     monkeypatch.setattr(streaming, "LONGEST_SECONDS", 1.0)
     monkeypatch.setattr(streaming, "COMMENT_SECONDS", 0.1)
     _, secret = create_token(engine, "ada", Role.VIEWER)
-    headers = f"Authorization: Bearer {secret}\r\n"
+    headers = f"Authorization: Bearer {secret}\r\nConnection: close\r\n"
     services = Services(broker=Notes(), engine=engine, executors=Executors(engine))
     with served(create_app("tokens", services=services)) as base:
         with reading(base, headers=headers) as reader:
