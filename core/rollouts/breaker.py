@@ -45,22 +45,22 @@ def breaker(
         strategy: The limits.
 
     Returns:
-        The first limit that is passed; None where none is.
+        The first limit that is passed; None where none is. Crashes come before the error group that they are all of.
     """
     for each in groups:
         if each.canaries:
             return Tripped(f"{each.canaries} of the canaries failed", each.group, each.graphs)
-    for each in groups:
-        if each.count >= strategy.max_failures:
-            return Tripped(
-                f"{count(each.count, 'graph')} failed with one error group", each.group, each.graphs
-            )
     crashed = [each for each in groups if each.crashed]
     if sum(each.crashed for each in crashed) >= strategy.max_crashes:
         graphs = tuple(graph for each in crashed for graph in each.graphs)
         return Tripped(
             f"hops of {count(sum(e.crashed for e in crashed), 'graph')} killed their process", None, graphs
         )
+    for each in groups:
+        if each.count >= strategy.max_failures:
+            return Tripped(
+                f"{count(each.count, 'graph')} failed with one error group", each.group, each.graphs
+            )
     limit = settled * strategy.max_failure_percent / 100
     if failed_of_settled >= _AT_LEAST and failed_of_settled > limit:
         graphs = tuple(graph for each in groups for graph in each.graphs)[:5]

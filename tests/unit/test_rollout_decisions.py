@@ -251,6 +251,7 @@ STRATEGY = Strategy()
             200,
             "hops of 2 graphs killed their process",
         ),
+        ([FailedGroup("a", 3, 0, 3)], 200, "hops of 3 graphs killed their process"),
         ([FailedGroup(g, 1, 0, 0) for g in "abc"], 200, "3 of the last 200 settled graphs failed"),
         ([FailedGroup(g, 1, 0, 0) for g in "abc"], 300, None),
         ([FailedGroup("a", 2, 0, 0)], 10, None),
