@@ -57,9 +57,8 @@ def members(cluster: Cluster) -> dict[str, int]:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("packs", [True, False])
 def test_a_storm_of_hops_that_kill_their_process_is_stopped_and_others_go_on(
-    cluster: Cluster, packs: bool
+    cluster: Cluster,
 ) -> None:
     slugs = [f"g{number:02}" for number in range(12)]
     for slug in slugs:
@@ -69,7 +68,7 @@ def test_a_storm_of_hops_that_kill_their_process_is_stopped_and_others_go_on(
     for worker in workers:
         worker.wait_until_ready()
     command(
-        cluster, "start", "trail", "--to", 3, "--all", "--canaries", 0, "--waves", 100, "--packs", packs,
+        cluster, "start", "trail", "--to", 3, "--all", "--canaries", 0, "--waves", 100,
         "--max-in-flight", PLACES,
     )  # fmt: skip
     until(lambda: hold(cluster) == ("held", "breaker"), "the breaker holds it", seconds=2 * SOON)
