@@ -14,6 +14,7 @@ from graph_migrator.core.events.tail import Change
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import overview
 from graph_migrator.core.inspection.history import graph_state
+from graph_migrator.core.inspection.running import RUNNING_HOP
 from graph_migrator.core.rollouts import inspection as rollouts
 from graph_migrator.core.rollouts.statuses import LIVE as LIVE_ROLLOUTS
 from graph_migrator.core.rollouts.statuses import RolloutStatus
@@ -73,14 +74,14 @@ _STATES: Final = {
     MigrationStatus.FAILED: "failed",
 }
 
-_PROGRESS = text("""
+_PROGRESS = text(f"""
 SELECT m.status, m.from_version, m.to_version, g.version, a.done, a.total, g.migration_id IS NOT NULL AS owned
 FROM graph_migrator.graphs g
 LEFT JOIN LATERAL (SELECT * FROM graph_migrator.migrations m WHERE m.graph_id = g.id
                    ORDER BY (m.id = g.migration_id) DESC NULLS LAST, m.created_at DESC LIMIT 1) m ON true
-LEFT JOIN graph_migrator.hop_attempts a ON a.migration_id = m.id AND a.status = 'running'
+{RUNNING_HOP}
 WHERE g.id = :graph
-""")
+""")  # noqa: S608 - own text
 
 
 def progress(connection: Connection, graph: UUID) -> Progress:

@@ -94,6 +94,10 @@ class HopState:
     error_type: str | None
     error_message: str | None
     error_args: list[Any] | None
+    shards: int = 0
+    """How many shards the hop was cut into; 0 where it was not."""
+    shard: dict[str, Any] | None = None
+    """The row of the shard that the message names; of a hop that was cut, its first one."""
 
     @property
     def hop_name(self) -> str:
@@ -122,6 +126,16 @@ class RecoveryState:
     lost: int
     crashed: int
     crashed_how: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadShardState(RecoveryState):
+    """What `graph_migrator.lock_and_load_dead_shard` read, with the shard's locks held for the transaction."""
+
+    hop_to: int
+    migration_id: UUID
+    hop_from: int
+    shard: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,6 +98,8 @@ class HopMessage:
     from_version: int
     to_version: int
     dispatch: int
+    shard: int | None = None
+    """Run this shard of the hop."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Later:
 
 @dataclass(frozen=True)
 class PassOn:
-    """The hop is applied; let the chain go on to the next one."""
+    """The hop is applied; let the chain go on to the next one. Of a shard: it is done."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ def decide_hop(facts: HopState, message: HopMessage, fingerprint: str | None, li
     if not facts.locked:
         if facts.running_id is not None and facts.running_dispatch == message.dispatch:
             return Ignored("another executor is on it")
-        return Later(1.0, "the graph's lock is held")
+        return Later(5.0 if facts.shards else 1.0, "the graph's lock is held")
     assert facts.version is not None  # noqa: S101 - a claimed graph cannot be deleted
     forward = 1 if facts.to_version > facts.from_version else -1
     if (facts.version - message.to_version) * forward >= 0:
@@ -236,6 +238,11 @@ def decide_hop(facts: HopState, message: HopMessage, fingerprint: str | None, li
         return PassOn()
     if facts.version != message.from_version:
         return Ignored(f"the graph is at v{facts.version}", must_not_occur=True)
+    if message.shard is not None:
+        if facts.shard is None:
+            return Ignored("there is no such shard")
+        if facts.shard["is_done"]:
+            return PassOn()
     losses = count_losses(facts)
     if status in {
         MigrationStatus.PAUSING,

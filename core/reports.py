@@ -22,7 +22,10 @@ class HopReport(BaseModel):
     from_version: int
     to_version: int
     status: AttemptStatus = Field(description="Of the latest attempt.")
-    attempts: int = Field(description="How often the hop was started.")
+    attempts: int = Field(description="How often the hop was started, all its shards together.")
+    shards: int | None = Field(
+        None, description="How many shards of it were started; None where it has none."
+    )
     rows_changed: int = Field(description="Rows inserted, updated or deleted by what was committed.")
     seconds: float = Field(description="Time spent in all attempts.")
 

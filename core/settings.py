@@ -77,6 +77,15 @@ class Settings(BaseSettings):
         1.0, description="Batched hops adapt their batch size towards this time per batch."
     )
 
+    max_shards_per_graph: PositiveInt = Field(
+        16, description="Shards of one graph that are in flight at a time."
+    )
+    max_shards: PositiveInt = Field(
+        64,
+        description="Shards in flight at a time, of all graphs; never more than live workers have processes. Each "
+        "graph may have one in any case.",
+    )
+
     health_limits: dict[str, tuple[float | None, float | None]] = Field(
         {},
         description='Other limits of health signals, slow and stop, as JSON: `{"lock_waiters": [20, null]}`.',

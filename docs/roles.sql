@@ -53,7 +53,7 @@ SET search_path = graph_migrator, pg_catalog;
 -- ── the worker: rows of migrations are made and followed, never deleted ────────────────────────────
 
 GRANT SELECT ON ALL TABLES IN SCHEMA graph_migrator TO graph_migrator_worker;
-GRANT INSERT, UPDATE, DELETE ON nodes, edges, checkpoints TO graph_migrator_worker;
+GRANT INSERT, UPDATE, DELETE ON nodes, edges, checkpoints, shards TO graph_migrator_worker;
 GRANT INSERT, UPDATE ON migrations, hop_attempts, requests, hop_totals, traces TO graph_migrator_worker;
 GRANT INSERT, UPDATE ON graphs TO graph_migrator_worker;
 GRANT UPDATE ON metrics_state, sweep_lease TO graph_migrator_worker;
@@ -81,7 +81,8 @@ GRANT EXECUTE ON FUNCTION move_to_front(uuid, uuid) TO graph_migrator_applicatio
 -- ── the reader ────────────────────────────────────────────────────────────────────────────────────
 
 GRANT SELECT ON ALL TABLES IN SCHEMA graph_migrator TO graph_migrator_reader;
-GRANT EXECUTE ON FUNCTION report(uuid), lock_key(uuid), graph_id_of(text) TO graph_migrator_reader;
+GRANT EXECUTE ON FUNCTION report(uuid), lock_key(uuid), graph_id_of(text), shards_together(uuid, integer)
+    TO graph_migrator_reader;
 
 -- ── the console: verbs through functions that run as the owner; of tables only its own and rollouts' ──
 

@@ -16,7 +16,14 @@ from graph_migrator.core.decisions import HopMessage, Ignored, Later, deploy_pau
 from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.begin import begin_migration, lacks_code
-from graph_migrator.core.execution.model import Applied, Caller, Dispatch, Failed, Worker
+from graph_migrator.core.execution.model import (
+    Applied,
+    Caller,
+    Dispatch,
+    Failed,
+    Sharded,
+    Worker,
+)
 from graph_migrator.core.execution.run_hop import run_hop as run_one_hop
 from graph_migrator.core.execution.waits import backoff, jittered
 from graph_migrator.core.plural import count
@@ -27,7 +34,14 @@ from graph_migrator.core.store.session import Executor
 from graph_migrator.tasks.calls import record_requeue
 from graph_migrator.tasks.celery import app
 from graph_migrator.tasks.events import show_failure, show_ignored
-from graph_migrator.tasks.results import BEGUN, HopArguments, MigrateArguments, MigrateTask, checked
+from graph_migrator.tasks.results import (
+    BEGUN,
+    HopArguments,
+    MigrateArguments,
+    MigrateTask,
+    ShardArguments,
+    checked,
+)
 from graph_migrator.tasks.runtime import executors
 from graph_migrator.tasks.transient import retrying
 from graph_migrator.tasks.types_here import require_types
@@ -141,7 +155,20 @@ def run_hop(self: Task, migration_id: str, from_version: int, to_version: int, d
     """Internal: one hop of a migration. A message is good for its dispatch only."""
     checked(HopArguments, (migration_id, from_version, to_version, dispatch), {})
     require_types(self)
-    message = HopMessage(UUID(migration_id), from_version, to_version, dispatch)
+    return _carry_out(self, HopMessage(UUID(migration_id), from_version, to_version, dispatch))
+
+
+@app.task(bind=True, name="tasks.run_shard", max_retries=None, ignore_result=True)
+def run_shard(
+    self: Task, migration_id: str, from_version: int, to_version: int, dispatch: int, shard: int
+) -> Any:
+    """Internal: one shard of a hop. Sent when the hop was cut, or when another shard has ended."""
+    checked(ShardArguments, (migration_id, from_version, to_version, dispatch, shard), {})
+    require_types(self)
+    return _carry_out(self, HopMessage(UUID(migration_id), from_version, to_version, dispatch, shard))
+
+
+def _carry_out(self: Task, message: HopMessage) -> Any:
     worker = Worker(self.request.hostname or "?", task_id=self.request.id)
     try:
         outcome = run_one_hop(executors(), message, worker=worker)
@@ -150,25 +177,52 @@ def run_hop(self: Task, migration_id: str, from_version: int, to_version: int, d
     match outcome:
         case Applied(report):
             # Nobody but Flower looks at what an inner hop returns.
-            return report.model_dump(mode="json") if report is not None else f"applied: v{to_version}"
+            return report.model_dump(mode="json") if report is not None else f"applied: v{message.to_version}"
         case Failed(error):
             show_failure(row_of_the_call(self), error)
             raise error
         case Later(seconds, why):
-            _log.info(
-                "migration %s: v%d→v%d again in %.1f s: %s",
-                migration_id,
-                from_version,
-                to_version,
-                seconds,
-                why,
-            )
+            _log.info("%s again in %.1f s: %s", _in_words(message), seconds, why)
             raise self.retry(countdown=seconds)
+        case Sharded(messages, closing):
+            for each in messages:
+                send_shard(each)
+            if closing is not None:
+                send(closing)
+            failpoints.hit("shards_sent")
+            if message.shard is not None:
+                return f"done: shard {message.shard}"
+            raise _ignored(self, "it runs in shards")  # the last of them sends the chain from here on
         case Ignored(why, must_not_occur):
-            (_log.error if must_not_occur else _log.info)("migration %s: ignored: %s", migration_id, why)
-            if self.request.chain:  # the last hop's row is the call's own, which others may be answering
-                show_ignored(self.request.id, why)
-            raise Ignore(why)
+            (_log.error if must_not_occur else _log.info)("%s: ignored: %s", _in_words(message), why)
+            raise _ignored(self, why)
+
+
+def _ignored(task: Task, why: str) -> Ignore:
+    if task.request.chain:  # the last hop's row is the call's own, which others may be answering
+        show_ignored(task.request.id, why)
+    return Ignore(why)
+
+
+def _in_words(message: HopMessage) -> str:
+    shard = f" shard {message.shard}" if message.shard is not None else ""
+    return f"migration {message.migration_id}: v{message.from_version}→v{message.to_version}{shard}"
+
+
+def send_shard(message: HopMessage, *, countdown: float | None = None) -> None:
+    """Publish a shard's message, to be taken in so many seconds."""
+    run_shard.apply_async(
+        args=(
+            str(message.migration_id),
+            message.from_version,
+            message.to_version,
+            message.dispatch,
+            message.shard,
+        ),
+        countdown=countdown,
+        argsrepr=_in_words(message),
+        kwargsrepr="",
+    )
 
 
 def hop_chain(dispatch: Dispatch) -> list[Any]:

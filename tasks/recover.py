@@ -23,7 +23,7 @@ from graph_migrator.tasks.answers import answer_callers
 from graph_migrator.tasks.calls import forget_calls
 from graph_migrator.tasks.celery import app
 from graph_migrator.tasks.fleet import own_state
-from graph_migrator.tasks.migrate import send
+from graph_migrator.tasks.migrate import send, send_shard
 from graph_migrator.tasks.queue_room import QueueRoom
 from graph_migrator.tasks.rollouts import send_members
 from graph_migrator.tasks.runtime import engine, executors
@@ -71,11 +71,13 @@ def sweep_once(*, holder: str | None = None, room: QueueRoom | None = None) -> d
     for dispatch in done.to_send:
         with telemetry.recovering(dispatch):
             send(dispatch)
+    for message, pause in done.shards_to_send:
+        send_shard(message, countdown=pause or None)
     send_members(members)
     failpoints.hit("turn_sent")
     answered = answer_callers(executors(), calls)
     return {
-        "sent": len(done.to_send) + len(members),
+        "sent": len(done.to_send) + len(done.shards_to_send) + len(members),
         "lost": done.lost,
         "redelivered": done.redelivered,
         "settled": done.settled,

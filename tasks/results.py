@@ -90,6 +90,12 @@ class HopArguments(BaseModel):
     dispatch: int = Field(ge=1, le=2**31 - 1)
 
 
+class ShardArguments(HopArguments):
+    """The arguments of `run_shard`, which only this project sends."""
+
+    shard: int = Field(ge=1, le=1_000)
+
+
 class MemberArguments(BaseModel):
     """The arguments of `migrate_member`, which only this project sends."""
 

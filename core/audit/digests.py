@@ -41,7 +41,7 @@ _LAST = """
 SELECT g.id, g.slug, g.migration_id IS NOT NULL AS owned, a.id AS attempt_id, a.to_version, a.digest_after
 FROM graph_migrator.graphs g LEFT JOIN LATERAL (
     SELECT * FROM graph_migrator.hop_attempts
-    WHERE graph_id = g.id AND link IS NOT NULL AND status IN ('succeeded', 'skipped')
+    WHERE graph_id = g.id AND link IS NOT NULL AND shard IS NULL AND status IN ('succeeded', 'skipped')
     ORDER BY link DESC LIMIT 1) a ON true
 WHERE g.id > :after AND (:every OR g.id = ANY (CAST(:graphs AS uuid[]))) ORDER BY g.id LIMIT 500
 """

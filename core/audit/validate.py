@@ -218,7 +218,7 @@ _CONTRADICTIONS = """
 SELECT g.slug || ' (at v' || g.version || ', last applied to v' || a.to_version || ')'
 FROM graph_migrator.graphs g CROSS JOIN LATERAL (
     SELECT to_version, finished_at FROM graph_migrator.hop_attempts
-    WHERE graph_id = g.id AND status IN ('succeeded', 'skipped') ORDER BY id DESC LIMIT 1) a
+    WHERE graph_id = g.id AND shard IS NULL AND status IN ('succeeded', 'skipped') ORDER BY id DESC LIMIT 1) a
 WHERE g.migration_id IS NULL AND a.to_version <> g.version AND NOT EXISTS (
     SELECT FROM graph_migrator.requests r
     WHERE r.graph_id = g.id AND r.verb = 'replace' AND r.target = g.version AND r.answered_at > a.finished_at)

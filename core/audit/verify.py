@@ -55,7 +55,7 @@ _UNPROVEN = """
 SELECT m.id, m.graph_id, m.to_version FROM graph_migrator.migrations m
 WHERE m.status = 'succeeded' AND NOT EXISTS (
     SELECT FROM graph_migrator.hop_attempts a WHERE a.migration_id = m.id AND a.to_version = m.to_version
-    AND a.status IN ('succeeded', 'skipped'))
+    AND a.shard IS NULL AND a.status IN ('succeeded', 'skipped'))
 """
 _HEADS = """
 SELECT DISTINCT ON (graph_id) graph_id, link, hash FROM (

@@ -126,6 +126,20 @@ def succeeded(
 
 
 @_where_somebody_listens
+def shard_done(executor: Executor, attempt: Attempt, done: Done | None) -> None:
+    """A shard's last batch is committed; `done` is None where the answer was lost."""
+    events.emit(
+        events.ShardDone(
+            **_graph(attempt),
+            **_hop(attempt),
+            attempt=attempt.number,
+            rows_changed=done.rows if done is not None else None,
+            seconds=seconds_of(attempt),
+        )
+    )
+
+
+@_where_somebody_listens
 def failed(executor: Executor, attempt: Attempt, error: Exception, retry_in: float | None) -> None:
     """A hop raised. Without another try its migration has failed too."""
     events.emit(
@@ -233,6 +247,7 @@ def _hop(attempt: Attempt) -> dict[str, Any]:
         "hop": attempt.hop.name,
         "from_version": attempt.message.from_version,
         "to_version": attempt.message.to_version,
+        "shard": attempt.shard,
     }
 
 

@@ -64,6 +64,7 @@ class HopEvent(MigrationEvent):
     from_version: Annotated[int, "The version that the hop starts from."]
     to_version: Annotated[int, "The version that the hop leads to."]
     attempt_id: Annotated[int, "The row in `hop_attempts`."]
+    shard: Annotated[int | None, "Of a hop in shards: the one that it is about, with its own rows."] = None
 
 
 # ── migrations ──────────────────────────────────────────────────────────────────────────────────────
@@ -178,6 +179,17 @@ class HopSucceeded(HopEvent):
 
     attempt: Annotated[int, "Which start of this hop did it."]
     skipped: Annotated[bool, "Its precondition was false; only the version moved."]
+    rows_changed: Annotated[int | None, "Rows changed by this attempt; left out where the answer was lost."]
+    seconds: Annotated[float, "How long this attempt took."]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardDone(HopEvent):
+    """A shard's last batch was committed. Another attempt ends the hop when all are done."""
+
+    name = "shard_done"
+
+    attempt: Annotated[int, "Which start of this shard did it."]
     rows_changed: Annotated[int | None, "Rows changed by this attempt; left out where the answer was lost."]
     seconds: Annotated[float, "How long this attempt took."]
 
@@ -302,6 +314,7 @@ ALL: Final[tuple[type[Event], ...]] = (
     MigrationBegun,
     HopStarted,
     HopProgressed,
+    ShardDone,
     HopSucceeded,
     HopFailed,
     HopLost,

@@ -13,7 +13,7 @@ from graph_migrator.core.errors import CheckFailed
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.brake import Brake
-from graph_migrator.core.execution.locate import locating
+from graph_migrator.core.execution.locate import locating, opening_of_batch
 from graph_migrator.core.execution.model import Attempt, Done, EnoughSeen, Following, Stopped
 from graph_migrator.core.execution.time_limit import TimeLimit
 from graph_migrator.core.graph_types.context import HopContext
@@ -29,17 +29,18 @@ from graph_migrator.core.store.protocol import (
     FinishAndOpen,
     FinishHop,
     GraphDigest,
-    OpenBatch,
     RecordDigests,
     ReleaseLock,
     ResumeExecutor,
     SaveBatch,
     SaveProgress,
+    SaveShardBatch,
     Settle,
+    StopShard,
 )
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.core.store.session import Executor
-from graph_migrator.core.store.validation import validate_graph
+from graph_migrator.core.store.validation import validate_graph, validate_labels
 
 _log = logging.getLogger("graph_migrator.hops")
 
@@ -49,11 +50,13 @@ def apply_hop(executor: Executor, attempt: Attempt, *, most_batches: int | None 
 
     Raises:
         EnoughSeen: After `most_batches` batches, where rows are left.
-        Stopped: An operator's pause or cancel was carried out instead.
+        Stopped: An operator's pause or cancel was carried out instead; of a shard, the shard was left to the next one.
         HopTimedOut, CheckFailed, InvalidGraphData: The hop was rolled back.
         Exception: What the hop raised; it was rolled back.
     """
     with TimeLimit(executor, attempt) as limit, locating(executor, attempt):
+        if attempt.is_closing:
+            return _close(executor, attempt, limit)
         if attempt.hop.is_batched:
             return _apply_batched(executor, attempt, limit, most_batches)
         return _apply_whole(executor, attempt, limit)
@@ -177,6 +180,22 @@ def _apply_whole(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done
     return Done(ctx.rows_changed, skipped, report, opened)
 
 
+def _close(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done:
+    """End a hop whose shards are all done: what needs the whole graph, and the version."""
+    hop, first = attempt.hop, attempt.facts.shard or {}
+    with executor.transaction() as connection, _context(connection, attempt, None) as ctx:
+        with limit.around_code(), _no_ending(executor, hop):
+            assert hop.over is not None  # noqa: S101 - it was cut by its selector
+            validate_labels(ctx, hop, except_for=hop.over)
+            _check(hop, ctx)
+            ctx.flush()
+        if hop.digest:
+            after = executor.call(GraphDigest(graph=attempt.graph.id))
+            executor.call(RecordDigests(attempt=attempt.id, before=first["digest_before"], after=after))
+        report, _ = _commit(executor, attempt, skipped=False, rows=ctx.rows_changed, done=attempt.facts.done)
+    return Done(ctx.rows_changed, False, report)
+
+
 def _run_whole(hop: DirectedHop, ctx: HopContext) -> None:
     if hop.sql is not None:
         ctx.execute(hop.sql)
@@ -210,13 +229,17 @@ class _Batches:
     def __init__(self, executor: Executor, attempt: Attempt, limit: TimeLimit) -> None:
         self._executor, self._attempt, self._limit = executor, attempt, limit
         self.walk = BatchWalk(
-            attempt.hop, attempt.graph, after=attempt.facts.cursor, done=attempt.facts.done or 0
+            attempt.hop,
+            attempt.graph,
+            after=attempt.facts.cursor,
+            done=attempt.facts.done or 0,
+            shard=attempt.facts.shard,
         )
         self.total = 0
         self.committed = 0
         self._rows = 0
         self._rate: float | None = None
-        self._lacks_digest = attempt.hop.digest
+        self._lacks_digest = attempt.hop.digest and attempt.shard is None
 
     def count(self) -> None:
         """Count what there is to process, for those who watch."""
@@ -235,8 +258,9 @@ class _Batches:
         with self._executor.transaction() as connection:
             stopping = self._asked_to_stop()
             if not stopping:
+                apply = self._apply if self._attempt.shard is None else self._apply_of_shard
                 with _context(connection, self._attempt, None) as ctx:
-                    done = self._apply(ctx)
+                    done = apply(ctx)
         if stopping:
             raise Stopped
         if done is None:
@@ -250,9 +274,13 @@ class _Batches:
     def _asked_to_stop(self) -> bool:
         """Open the transaction, and carry out what an operator asked for meanwhile."""
         migration = self._attempt.message.migration_id
-        status = self._executor.call(
-            OpenBatch(attempt=self._attempt.id, migration=migration, graph=self._attempt.graph.id)
-        )
+        status = self._executor.call(opening_of_batch(self._attempt))
+        if self._attempt.shard is not None:
+            if (
+                status != MigrationStatus.RUNNING
+            ):  # asked for, or another shard has failed it: whoever leaves last acts
+                self._executor.call(StopShard(attempt=self._attempt.id))
+            return status != MigrationStatus.RUNNING
         if status not in {MigrationStatus.PAUSING, MigrationStatus.CANCELLING}:
             return False
         return self._executor.call(Settle(migration=migration, attempt_becomes="stopped")) is not None
@@ -290,6 +318,35 @@ class _Batches:
                     deadline=settings().deadline_seconds,
                 )
             )
+        failpoints.hit("batch_before_commit")
+        return None
+
+    def _apply_of_shard(self, ctx: HopContext) -> Done | None:
+        hop, walk = self._attempt.hop, self.walk
+        failpoints.hit("batch_before_data")
+        with self._limit.around_code(), _no_ending(self._executor, hop):
+            walk.advance(ctx)
+            ctx.flush()
+        message, rows = self._attempt.message, ctx.rows_changed
+        assert message.shard is not None  # noqa: S101 - the caller looked
+        save = SaveShardBatch(
+            attempt=self._attempt.id,
+            migration=message.migration_id,
+            graph=self._attempt.graph.id,
+            to=message.to_version,
+            shard=message.shard,
+            cursor=walk.cursor,
+            done=walk.done,
+            rows=rows,
+            ends=walk.is_at_end,
+            deadline=settings().deadline_seconds,
+        )
+        with _own_transaction(self._executor, hop):
+            if walk.is_at_end:
+                failpoints.hit("shard_before_commit")
+                self._executor.commit_with(save)  # and releases its locks
+                return Done(self._rows + rows)
+            self._rate = self._executor.call(save)
         failpoints.hit("batch_before_commit")
         return None
 

@@ -16,7 +16,7 @@ from graph_migrator.core.recorded_errors import (
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store import frames
 from graph_migrator.core.store.errors import DRIVER_ERRORS, Failure, classify
-from graph_migrator.core.store.protocol import FailAttempt
+from graph_migrator.core.store.protocol import FailAttempt, FailShard
 from graph_migrator.core.store.redaction import safe_args, safe_message, safe_traceback
 from graph_migrator.core.store.session import Executor
 
@@ -81,8 +81,9 @@ def fail_migration(
 def _write(
     executor: Executor, attempt: Attempt, error: Exception, *, transient: bool, final: bool, pause: float
 ) -> bool:
+    call = FailAttempt if attempt.shard is None else FailShard
     return executor.call(
-        FailAttempt(
+        call(
             attempt=attempt.id,
             migration=attempt.message.migration_id,
             graph=attempt.facts.graph_id,

@@ -30,6 +30,7 @@ from graph_migrator.core.execution.model import (
     EnoughSeen,
     Failed,
     HopOutcome,
+    Sharded,
     Worker,
 )
 from graph_migrator.core.execution.recorded import load_report
@@ -91,19 +92,45 @@ def follow(
 ) -> MigrationReport:
     """Run a dispatched chain in this process, to the end of its migration."""
     for message in dispatch.messages():
-        outcome: HopOutcome = Later(0, "first")
-        while isinstance(outcome, Later):
-            outcome = run_hop(executors, message)
-            if isinstance(outcome, Later):
-                time.sleep(outcome.seconds)
+        outcome = _run(executors, message)
         if on_hop is not None:
             on_hop(message, outcome)
+        if isinstance(outcome, Sharded):
+            return _follow_shards(executors, dispatch, outcome, on_hop)
         if isinstance(outcome, Failed):
             raise outcome.error
         if isinstance(outcome, Applied) and outcome.report is not None:
             return outcome.report
         if isinstance(outcome, Ignored):
             break
+    return _wait_for_the_end(executors, dispatch.migration_id)
+
+
+def _run(executors: Executors, message: HopMessage) -> HopOutcome:
+    while isinstance(outcome := run_hop(executors, message), Later):
+        time.sleep(outcome.seconds)
+    return outcome
+
+
+def _follow_shards(
+    executors: Executors,
+    dispatch: Dispatch,
+    sharded: Sharded,
+    on_hop: Callable[[HopMessage, HopOutcome], None] | None,
+) -> MigrationReport:
+    """Run shards one after another, then the rest of the chain. Workers may take some of them."""
+    ahead = list(sharded.messages)
+    while ahead:
+        outcome = _run(executors, ahead.pop(0))
+        match outcome:
+            case Sharded(messages, None):
+                ahead += messages
+            case Sharded(closing=Dispatch() as rest):
+                return follow(executors, rest, on_hop=on_hop)
+            case Failed(error):
+                raise error
+            case _:
+                pass
     return _wait_for_the_end(executors, dispatch.migration_id)
 
 
@@ -218,6 +245,10 @@ def _hop_within(
     # Dispatch 0 is nobody's: `lock_and_load_hop` reads and leaves the lock alone; this transaction has it.
     state = executor.call(LockAndLoadHop(migration=message.migration_id, to=message.to_version, dispatch=0))
     assert state is not None  # noqa: S101 - it was begun in this transaction
+    if state.shards:
+        raise InvalidRequest(
+            "connection", f"hop {state.hop_name!r} stands half-way in shards, which have commits of their own"
+        )
     hop = graph_type(begun.graph_type).directed(message.from_version, message.to_version)
     opened = executor.call(open_call(message, state, hop, None, Worker()))
     assert opened is not None  # noqa: S101 - nobody else can change what this transaction has begun

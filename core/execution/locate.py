@@ -20,7 +20,7 @@ from graph_migrator.core.recorded_errors import note_rows
 from graph_migrator.core.store.batches import FailedBatch, failed_batch
 from graph_migrator.core.store.errors import Failure, classify, sqlstate
 from graph_migrator.core.store.keyset import Key
-from graph_migrator.core.store.protocol import OpenBatch
+from graph_migrator.core.store.protocol import Call, OpenBatch, OpenShardBatch
 from graph_migrator.core.store.session import Executor
 
 SEARCH_SECONDS: Final = 10.0
@@ -80,6 +80,12 @@ def _find(executor: Executor, attempt: Attempt, batch: FailedBatch) -> str:
     return _name(executor, attempt, batch, after)
 
 
+def opening_of_batch(attempt: Attempt) -> Call[str]:
+    """The call that opens a batch's transaction with its fences, and returns the migration's status."""
+    kind = OpenBatch if attempt.shard is None else OpenShardBatch
+    return kind(attempt=attempt.id, migration=attempt.message.migration_id, graph=attempt.graph.id)
+
+
 def _context(attempt: Attempt, connection: Connection) -> HopContext:
     return HopContext(
         connection,
@@ -105,9 +111,7 @@ def _try(
     """Run the hop on some rows, and roll back. None: they raised."""
     try:
         with executor.transaction() as connection:
-            executor.call(
-                OpenBatch(attempt=attempt.id, migration=attempt.message.migration_id, graph=attempt.graph.id)
-            )
+            executor.call(opening_of_batch(attempt))
             ctx = _context(attempt, connection)
             try:
                 taken = batch.walk.take(ctx, after, size)

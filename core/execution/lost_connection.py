@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 from graph_migrator.core.decisions import Later, Limits
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution.fail import fail_migration, retry_later
@@ -10,8 +12,13 @@ from graph_migrator.core.execution.recorded import load_report
 from graph_migrator.core.execution.waits import backoff
 from graph_migrator.core.statuses import APPLIED
 from graph_migrator.core.store.errors import DRIVER_ERRORS, Failure, classify
-from graph_migrator.core.store.locks import hold_graph_lock
-from graph_migrator.core.store.protocol import BecomeExecutor, ExplainLoss, LoadAttemptStatus
+from graph_migrator.core.store.locks import GraphLock, hold_graph_lock, shard_taken
+from graph_migrator.core.store.protocol import (
+    BecomeExecutor,
+    BecomeShardExecutor,
+    ExplainLoss,
+    LoadAttemptStatus,
+)
 from graph_migrator.core.store.session import Executor, Executors
 
 
@@ -26,7 +33,7 @@ def resolve_lost_commit(executors: Executors, attempt: Attempt, limits: Limits) 
     try:
         with (
             executors.borrow() as executor,
-            hold_graph_lock(executor, attempt.facts.graph_id, seconds=5, stamp=attempt.is_last) as lock,
+            _locked(executor, attempt) as lock,
         ):
             if lock is None:
                 return Later(1.0, "the lost session has not ended yet")
@@ -37,16 +44,30 @@ def resolve_lost_commit(executors: Executors, attempt: Attempt, limits: Limits) 
         return Later(backoff(3), "Postgres does not answer")
 
 
+def _locked(executor: Executor, attempt: Attempt) -> AbstractContextManager[GraphLock | None]:
+    graph_id, message = attempt.facts.graph_id, attempt.message
+    if message.shard is None:
+        return hold_graph_lock(executor, graph_id, seconds=5, stamp=attempt.is_last)
+    return shard_taken(executor, graph_id, message.migration_id, message.to_version, message.shard, seconds=5)
+
+
 def _resolve(executor: Executor, attempt: Attempt, limits: Limits) -> HopOutcome | None:
     status = executor.call(LoadAttemptStatus(attempt=attempt.id))
     if status in APPLIED:
         end = load_report(executor, attempt.message.migration_id) if attempt.is_last else None
-        publish.succeeded(executor, attempt, None, end)
+        if attempt.shard is None:
+            publish.succeeded(executor, attempt, None, end)
+        else:
+            publish.shard_done(executor, attempt, None)
     if status == "lost":  # recovery was quicker, and could not know how
         executor.call(ExplainLoss(attempt=attempt.id, how="its process lived on"))
     if status != "running":
         return None
-    executor.call(BecomeExecutor(migration=attempt.message.migration_id))
+    migration = attempt.message.migration_id
+    if attempt.shard is None:
+        executor.call(BecomeExecutor(migration=migration))
+    else:
+        executor.call(BecomeShardExecutor(migration=migration, attempt=attempt.id))
     lost = ConnectionError("the connection to Postgres was lost")
     if attempt.facts.tries + 1 < limits.transient_tries:
         failed = retry_later(executor, attempt, lost)

@@ -84,9 +84,19 @@ class Attempt:
     """Whether the migration's last commit brings its report."""
 
     @property
+    def shard(self) -> int | None:
+        """The shard that it processes; None where it is about the whole hop."""
+        return self.message.shard
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether all shards of the hop are done, and it only ends the hop."""
+        return self.shard is None and self.facts.shards > 0
+
+    @property
     def is_last(self) -> bool:
-        """Whether the migration ends with this hop."""
-        return self.message.to_version == self.facts.to_version
+        """Whether the migration ends with this attempt."""
+        return self.shard is None and self.message.to_version == self.facts.to_version
 
     @property
     def graph(self) -> GraphFacts:
@@ -148,4 +158,17 @@ class Failed:
     error: Exception
 
 
-HopOutcome = Applied | Ignored | Later | Failed
+@dataclass(frozen=True)
+class Sharded:
+    """The hop runs in shards, or one of them has ended: messages to send now. The chain stops here.
+
+    Attributes:
+        messages: Of shards, each to be sent by itself.
+        closing: The chain from this hop on, once all shards are done: its first message closes the hop.
+    """
+
+    messages: tuple[HopMessage, ...] = ()
+    closing: Dispatch | None = None
+
+
+HopOutcome = Applied | Ignored | Later | Failed | Sharded

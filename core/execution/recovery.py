@@ -17,6 +17,7 @@ from uuid import UUID
 
 from graph_migrator.core.decision_inputs import RecoveryState
 from graph_migrator.core.decisions import (
+    HopMessage,
     Limits,
     LossLimitReached,
     Nothing,
@@ -49,6 +50,8 @@ class Sweep:
     """What one sweep did."""
 
     to_send: list[Dispatch] = field(default_factory=list)
+    shards_to_send: list[tuple[HopMessage, float]] = field(default_factory=list)
+    """Messages of shards, each after so many seconds."""
     lost: int = 0
     redelivered: int = 0
     settled: int = 0
@@ -59,7 +62,14 @@ class Sweep:
     @property
     def is_empty(self) -> bool:
         """Whether there was nothing to do."""
-        return not (self.to_send or self.lost or self.redelivered or self.settled or self.failed_by_recovery)
+        return not (
+            self.to_send
+            or self.shards_to_send
+            or self.lost
+            or self.redelivered
+            or self.settled
+            or self.failed_by_recovery
+        )
 
 
 @contextmanager
@@ -94,19 +104,27 @@ def sweep(executor: Executor, *, limits: Limits | None = None, most: int = 500) 
         What was done; its `to_send` are chains to send now.
     """
     done = Sweep()
+    limits = limits or limits_of_settings()
     for migration_id in executor.call_all(protocol.Candidates(most=most)):
-        try:
-            recover_one(executor, migration_id, done, limits or limits_of_settings())
-        except Exception as error:
-            if classify(error) is Failure.LOST_CONNECTION:
-                raise
-            # Whatever is wrong with one must not keep recovery from those behind it.
-            done.errors.append(error)
-            _log.error(
-                "migration %s was not recovered: %s: %s", migration_id, name_of(error), safe_message(error)
-            )
+        with _apart_from_the_others(f"migration {migration_id}", done):
+            recover_one(executor, migration_id, done, limits)
+    for attempt_id in executor.call_all(protocol.DeadShards()):
+        with _apart_from_the_others(f"the shard of attempt {attempt_id}", done):
+            _recover_shard(executor, attempt_id, done, limits)
     done.stamped = executor.call(protocol.StampGraphs())
     return done
+
+
+@contextmanager
+def _apart_from_the_others(what: str, done: Sweep) -> Iterator[None]:
+    """Whatever is wrong with one must not keep recovery from those behind it."""
+    try:
+        yield
+    except Exception as error:
+        if classify(error) is Failure.LOST_CONNECTION:
+            raise
+        done.errors.append(error)
+        _log.error("%s was not recovered: %s: %s", what, name_of(error), safe_message(error))
 
 
 def recover_one(executor: Executor, migration_id: UUID, done: Sweep, limits: Limits) -> RecoveryDecision:
@@ -138,6 +156,37 @@ def recover_one(executor: Executor, migration_id: UUID, done: Sweep, limits: Lim
     return decision
 
 
+def _recover_shard(executor: Executor, attempt_id: int, done: Sweep, limits: Limits) -> None:
+    """A dead shard, while others of its hop may live: it alone is sent again, under the same dispatch."""
+    with executor.transaction():
+        state = executor.call(protocol.LockAndLoadDeadShard(attempt=attempt_id))
+        if state is None:
+            return
+        decision = decide_recovery(state, limits)
+        failpoints.hit("recovery_decided")
+        if isinstance(decision, LossLimitReached):
+            _fail(executor, state.migration_id, state, decision, done)
+        else:  # also where the migration is settled, or is about to be: the row must not say that somebody runs it
+            executor.call(
+                protocol.RecordLostShard(
+                    attempt=attempt_id,
+                    migration=state.migration_id,
+                    deadline=settings().deadline_seconds
+                    + (decision.pause if isinstance(decision, Redispatch) else 0),
+                )
+            )
+            done.lost += 1
+    failpoints.hit("recovery_committed")
+    if isinstance(decision, LossLimitReached):
+        publish.ended(executor, state.migration_id, lost_id=attempt_id, found_by="recovery")
+        return
+    publish.lost(executor, state.migration_id, attempt_id, "recovery")
+    if isinstance(decision, Redispatch):
+        message = HopMessage(state.migration_id, state.hop_from, state.hop_to, state.dispatch, state.shard)
+        done.shards_to_send.append((message, decision.pause))
+        _log.info("migration %s: shard %d was sent again", state.migration_id, state.shard)
+
+
 def settle_now(executor: Executor, migration_id: UUID) -> None:
     """Do what an operator has just asked for, where nobody executes the migration; nothing else.
 
@@ -161,20 +210,8 @@ def _write(
         case StopAtBoundary():
             executor.call(protocol.Settle(migration=migration_id, attempt_becomes="lost"))
             done.settled += 1
-        case LossLimitReached(running_id=running_id):
-            graph = load_report(executor, migration_id).graph
-            error = lost_too_often(graph, state.hop_name or "?", decision)
-            executor.call(
-                protocol.FailBetweenHops(
-                    migration=migration_id,
-                    dispatch=state.dispatch,
-                    lost=running_id,
-                    type=name_of(error),
-                    message=bounded(str(error), LONGEST_MESSAGE),
-                    args=json_args(error),
-                )
-            )
-            done.failed_by_recovery += 1
+        case LossLimitReached():
+            _fail(executor, migration_id, state, decision, done)
         case Redispatch(pause):
             deadline = pause or s.deadline_seconds
             executor.call(
@@ -190,6 +227,24 @@ def _write(
             done.redelivered += 1
         case Nothing():
             pass
+
+
+def _fail(
+    executor: Executor, migration_id: UUID, state: RecoveryState, reached: LossLimitReached, done: Sweep
+) -> None:
+    graph = load_report(executor, migration_id).graph
+    error = lost_too_often(graph, state.hop_name or "?", reached)
+    executor.call(
+        protocol.FailBetweenHops(
+            migration=migration_id,
+            dispatch=state.dispatch,
+            lost=reached.running_id,
+            type=name_of(error),
+            message=bounded(str(error), LONGEST_MESSAGE),
+            args=json_args(error),
+        )
+    )
+    done.failed_by_recovery += 1
 
 
 Outcome = MigrationReport | dict[str, Any] | Exception

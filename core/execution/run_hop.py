@@ -27,7 +27,7 @@ from graph_migrator.core.decisions import (
 )
 from graph_migrator.core.errors import HopCodeChanged, UnknownGraphType
 from graph_migrator.core.events import publish
-from graph_migrator.core.execution import failpoints
+from graph_migrator.core.execution import failpoints, shards
 from graph_migrator.core.execution.apply_hop import apply_hop
 from graph_migrator.core.execution.fail import ConnectionLost, record_failure
 from graph_migrator.core.execution.limits import limits_of_settings, lost_too_often
@@ -52,33 +52,40 @@ from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store import frames, protocol
 from graph_migrator.core.store.errors import Failure, classify
-from graph_migrator.core.store.locks import GraphLock
+from graph_migrator.core.store.locks import GraphLock, ShardLock
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.core.store.session import Executor, Executors
 
 
 def run_hop(
-    executors: Executors, message: HopMessage, *, worker: Worker | None = None, limits: Limits | None = None
+    executors: Executors,
+    message: HopMessage,
+    *,
+    worker: Worker | None = None,
+    limits: Limits | None = None,
+    may_cut: bool = True,
 ) -> HopOutcome:
-    """Do what a delivered message asks for: run its hop, or whatever else the present state calls for.
+    """Do what a delivered message asks for: run its hop or shard, or whatever else the present state calls for.
 
     Args:
         executors: Lends the session; it comes back without any lock.
         message: What was delivered.
         worker: Who executes, for the audit row.
         limits: How often a hop may go wrong; from the settings by default.
+        may_cut: A hop may be cut into shards here; else it is run whole.
 
     Returns:
         `Applied` when the hop is applied (by this call or before), with the final report after the last
         one; `Ignored` when this message is not the one; `Later` when it should be delivered again;
-        `Failed` when the migration has ended with an error, which is recorded.
+        `Failed` when the migration has ended with an error, which is recorded; `Sharded` where shards, or the chain
+        that follows them, are to be sent.
     """
     worker = worker or Worker()
     limits = limits or limits_of_settings()
     while True:
         try:
             with executors.borrow() as executor:
-                outcome = _deliver(executor, message, worker, limits)
+                outcome = _deliver(executor, message, worker, limits, may_cut=may_cut)
         except ConnectionLost as lost:
             outcome = resolve_lost_commit(executors, lost.attempt, limits)
         except Exception as error:
@@ -90,28 +97,42 @@ def run_hop(
             return outcome
 
 
-def _deliver(executor: Executor, message: HopMessage, worker: Worker, limits: Limits) -> HopOutcome | None:
+def _deliver(
+    executor: Executor, message: HopMessage, worker: Worker, limits: Limits, *, may_cut: bool
+) -> HopOutcome | None:
     """Read once, decide once, and do it. None: the state changed in between, look again."""
     state = executor.call(
         protocol.LockAndLoadHop(
-            migration=message.migration_id, to=message.to_version, dispatch=message.dispatch
+            migration=message.migration_id,
+            to=message.to_version,
+            dispatch=message.dispatch,
+            shard=message.shard,
         )
     )
     if state is None:
         return Ignored(f"there is no migration {message.migration_id}", must_not_occur=True)
-    with GraphLock(executor, state.graph_id, held=state.locked) as lock:
-        failpoints.hit("hop_locked")
+    is_shard = message.shard is not None
+    with (ShardLock if is_shard else GraphLock)(executor, state.graph_id, held=state.locked) as lock:
+        failpoints.hit("shard_locked" if is_shard else "hop_locked")
         hop = _code_for(state, message)
         decision = decide_hop(state, message, hop.fingerprint if hop else None, limits)
         if not isinstance(decision, Run):
-            return _carry_out(executor, message, state, hop, decision)
-        assert hop is not None  # noqa: S101 - its fingerprint was the planned one
-        attempt = _open(executor, message, state, hop, decision.lost_id, worker)
-        if attempt is None:
-            return None
-        publish.started(executor, attempt, worker, decision.lost_id)
-        ending = apply_or_record(executor, attempt, lock, limits)
-    return conclude(executor, attempt, ending)
+            if not (is_shard and isinstance(decision, PassOn | StopAtBoundary)):
+                return _carry_out(executor, message, state, hop, decision)
+            attempt = None
+        else:
+            assert hop is not None  # noqa: S101 - its fingerprint was the planned one
+            if not is_shard and may_cut:
+                sharded = shards.coordinate(executor, message, state, hop)
+                if sharded is not None:
+                    return sharded
+            attempt = _open(executor, message, state, hop, decision.lost_id, worker)
+            if attempt is None:
+                return None
+            publish.started(executor, attempt, worker, decision.lost_id)
+            ending = apply_or_record(executor, attempt, lock, limits)
+    # A shard's executor acts on what it finds only when its own locks are free: until then nobody is the last one.
+    return shards.leave(executor, message) if attempt is None else conclude(executor, attempt, ending)
 
 
 def _code_for(state: HopState, message: HopMessage) -> DirectedHop | None:
@@ -132,6 +153,8 @@ def _carry_out(
         case Ignored() | Later():
             return decision
         case Answer():
+            if message.shard is not None:  # the hop's own message answers
+                return Ignored(f"the migration is {state.status}")
             return _answer(executor, message.migration_id)
         case PassOn():
             return Applied()
@@ -166,7 +189,13 @@ def _settle(executor: Executor, migration_id: UUID, running_id: int | None) -> H
     return Ignored("paused") if settled == MigrationStatus.PAUSED else _answer(executor, migration_id)
 
 
-def _postpone(executor: Executor, message: HopMessage, lost_id: int, seconds: float) -> Ignored:
+def _postpone(executor: Executor, message: HopMessage, lost_id: int, seconds: float) -> Ignored | Later:
+    if message.shard is not None:
+        executor.call(
+            protocol.RecordLostShard(attempt=lost_id, migration=message.migration_id, deadline=seconds)
+        )
+        publish.lost(executor, message.migration_id, lost_id, "executor")
+        return Later(seconds, "its executor was lost again")
     executor.call(
         protocol.RecordRedispatch(migration=message.migration_id, running=lost_id, deadline=seconds)
     )
@@ -229,7 +258,7 @@ def _open(
     if opened is None:
         executor.roll_back()
         return None
-    failpoints.hit("hop_opened")
+    failpoints.hit("hop_opened" if message.shard is None else "shard_opened")
     return Attempt(opened.attempt_id, opened.attempt, message, state, hop)
 
 
@@ -252,6 +281,7 @@ def open_call(
         task=worker.task_id,
         done=state.done or 0,
         deadline=settings().deadline_seconds,
+        shard=message.shard,
     )
 
 
@@ -272,7 +302,7 @@ def apply_or_record(
         return record_failure(executor, attempt, error, limits)
     if done.opened is None:
         lock.mark_released()
-    failpoints.hit("hop_committed")
+    failpoints.hit("hop_committed" if attempt.shard is None else "shard_committed")
     return done
 
 
@@ -282,6 +312,11 @@ def conclude(
     """Publish how it ended, now that the lock is released, and answer."""
     migration_id = attempt.message.migration_id
     match ending:
+        case Done() if attempt.shard is not None:
+            publish.shard_done(executor, attempt, ending)
+            return shards.leave(executor, attempt.message)
+        case Stopped() if attempt.shard is not None:
+            return shards.leave(executor, attempt.message)
         case Done():
             failpoints.hit("hop_left")
             publish.succeeded(executor, attempt, ending, ending.report)

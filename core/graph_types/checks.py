@@ -78,6 +78,7 @@ def _in_a_hop(hop: DirectedHop) -> Iterator[str]:
         yield f"{what}: batch_size= without over= has no meaning"
     elif hop.batch_size < 1:
         yield f"{what}: batch_size= must be 1 or more"
+    yield from _in_the_shards(what, hop)
     if hop.timeout is not None and hop.timeout <= 0:
         yield f"{what}: timeout= must be above 0"
     if not all(isinstance(each, type) and issubclass(each, Exception) for each in hop.retry_on):
@@ -89,6 +90,22 @@ def _in_a_hop(hop: DirectedHop) -> Iterator[str]:
         yield from _in_a_function(what, hop.run, ["ctx", "rows"] if hop.is_batched else ["ctx"])
     if hop.sql is not None:
         yield from _in_sql(what, hop.sql, hop.over)
+
+
+def _in_the_shards(what: str, hop: DirectedHop) -> Iterator[str]:
+    shards: object = hop.shards
+    if shards is None:
+        return
+    if shards != "auto" and (
+        isinstance(shards, bool) or not isinstance(shards, int) or not 2 <= shards <= 1_000
+    ):
+        yield f"{what}: shards= is neither 'auto' nor a number from 2 to 1000"
+    if hop.over is None:
+        yield f"{what}: shards= without over= has no meaning"
+    elif isinstance(hop.over, Rows):
+        yield f"{what}: shards= is for Nodes and Edges; rows of a table of your own are not cut yet"
+    if hop.when is not None:
+        yield f"{what}: a hop with shards= takes no when="
 
 
 def _in_a_function(what: str, function: HopFunction, arguments: list[str]) -> Iterator[str]:

@@ -32,6 +32,7 @@ from graph_migrator.core.graph_types.directed_hop import (
     HopFunction,
     HopOptions,
     Models,
+    Shards,
     When,
 )
 
@@ -99,8 +100,8 @@ class Hop:
     ) -> _F | Callable[[_F], _F]:
         """Declare the way back, as ``@hop.reverse`` or ``@hop.reverse(when=…, check=…)``.
 
-        Batch size, `retry_on` and `timeout` are the hop's. Its `when` and `check` apply to the forward direction
-        only.
+        Batch size, `shards`, `retry_on` and `timeout` are the hop's. Its `when` and `check` apply to the forward
+        direction only.
 
         Args:
             function: Takes what the hop's own function takes.
@@ -123,6 +124,7 @@ class Hop:
             check=check,
             retry_on=there.retry_on,
             timeout=there.timeout,
+            shards=there.shards,
         )
 
         def declare(function: _F) -> _F:
@@ -225,6 +227,7 @@ class GraphType:
         check: Check | None = None,
         retry_on: type[Exception] | tuple[type[Exception], ...] = (),
         timeout: float | None = None,
+        shards: Shards | None = None,
     ) -> Callable[[HopFunction], Hop]:
         """Declare a hop: the decorated function moves a graph from one version to the next.
 
@@ -241,6 +244,12 @@ class GraphType:
             check: Postcondition, in the hop's last transaction.
             retry_on: Errors of the hop that are worth another try.
             timeout: Seconds after which the hop fails.
+            shards: Cut the hop into so many ranges of its rows (`"auto"`: one for each 100,000, 256 at most), which
+                run side by side on as many pool processes as are free. The hop's code then sees one range: it may read
+                the whole graph, whose other rows are of either version, and write nothing but the rows that it is
+                given, and rows that it inserts into or deletes from that very range; the write guard refuses all else.
+                For `Nodes` and `Edges`, and without `when`. `check`, and models of other rows, come at
+                the end, once. A graph with fewer than two batches of rows is not cut.
 
         Raises:
             InvalidGraphType: The function's source is unavailable, so that it has no fingerprint.
@@ -252,6 +261,7 @@ class GraphType:
             check=check,
             retry_on=retry_on if isinstance(retry_on, tuple) else (retry_on,),
             timeout=timeout,
+            shards=shards,
         )
 
         def declare(function: HopFunction) -> Hop:
@@ -276,6 +286,7 @@ class GraphType:
         when: When | None = None,
         check: Check | None = None,
         timeout: float | None = None,
+        shards: Shards | None = None,
         doc: str = "",
     ) -> Hop:
         """Declare a hop that is one SQL statement.
@@ -296,13 +307,14 @@ class GraphType:
             when: Precondition of the way forward.
             check: Postcondition of the way forward.
             timeout: Seconds after which the hop fails, in either direction.
+            shards: Cut the hop, in either direction, into ranges that run side by side; see `hop`.
             doc: One line that describes the hop.
 
         Raises:
             InvalidGraphType: The source of `when` or `check` is unavailable.
         """
         hop = Hop(self, name, from_version, to_version)
-        way_back = HopOptions(over=over, batch_size=batch_size, timeout=timeout)
+        way_back = HopOptions(over=over, batch_size=batch_size, timeout=timeout, shards=shards)
         hop.add(Direction.FORWARD, forward, replace(way_back, when=when, check=check), doc)
         if reverse is not None:
             hop.add(Direction.REVERSE, reverse, way_back, doc)

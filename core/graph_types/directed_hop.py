@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel
 
@@ -31,6 +31,9 @@ Models = Mapping[str, type[BaseModel]]
 BATCH_SIZE: Final = 1_000
 """Rows of the first batch where the author does not say."""
 
+Shards = int | Literal["auto"]
+"""Into how many shards a batched hop is cut; `auto` for one for each 100,000 rows, at most 256."""
+
 BATCH_PARAMETERS: Final = ("graph_id", "first", "last")
 """What the SQL of a batched hop gets about its batch: the graph, and the first and last key in it."""
 
@@ -52,7 +55,8 @@ class HopOptions:
         when: Precondition.
         check: Postcondition.
         retry_on: Errors that are worth another try, beside the database's transient ones.
-        timeout: Seconds after which the hop fails; None for no limit.
+        timeout: Seconds after which the hop fails; None for no limit. Of a hop in shards, each shard has so many.
+        shards: Into how many shards the hop is cut; None where it is not.
     """
 
     over: Selector | None = None
@@ -61,6 +65,7 @@ class HopOptions:
     check: Check | None = None
     retry_on: tuple[type[Exception], ...] = ()
     timeout: float | None = None
+    shards: Shards | None = None
 
     @property
     def is_batched(self) -> bool:
@@ -70,18 +75,21 @@ class HopOptions:
     def fingerprint_of(self, code: HopFunction | str) -> str:
         """The fingerprint of a function or of SQL under these options.
 
-        `batch_size` is left out: it changes how long a batch takes, not what becomes of the rows.
+        `batch_size` is left out: it changes how long a batch takes, not what becomes of the rows. So is the number of
+        shards; that there are shards at all is in it.
 
         Raises:
             OSError: The source of a function is unavailable.
         """
-        effect = {
+        effect: dict[str, object] = {
             "over": self.over,
             "when": self.when,
             "check": self.check,
             "retry_on": frozenset(self.retry_on),
             "timeout": self.timeout,
         }
+        if self.shards is not None:
+            effect["shards"] = True
         return fingerprint(code, effect)
 
 

@@ -195,9 +195,11 @@ SELECT g.slug, l.pid, coalesce(nullif(a.application_name, ''), 'no application_n
 FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
 JOIN graph_migrator.graphs g ON l.classid::bigint = (graph_migrator.lock_key(g.id) >> 32) & 4294967295
     AND l.objid::bigint = graph_migrator.lock_key(g.id) & 4294967295
--- The exclusive lock of a graph with a running attempt is held by that attempt's executor.
-LEFT JOIN graph_migrator.hop_attempts h ON h.migration_id = g.migration_id AND h.status = 'running'
-    AND l.mode = 'ExclusiveLock'
+-- The exclusive lock of a graph with a running attempt is held by that attempt's executor, a shared one by a shard's.
+LEFT JOIN LATERAL (
+    SELECT * FROM graph_migrator.hop_attempts h
+    WHERE h.migration_id = g.migration_id AND h.status = 'running' AND (l.mode = 'ExclusiveLock') = (h.shard IS NULL)
+    ORDER BY h.id DESC LIMIT 1) h ON true
 WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND a.datname = current_database()
   AND a.state LIKE 'idle%'
   AND clock_timestamp() - a.state_change > make_interval(secs => CASE WHEN h.id IS NULL THEN :idle ELSE :quiet END)

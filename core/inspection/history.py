@@ -59,6 +59,9 @@ class Attempt(BaseModel):
     hop_name: str
     from_version: int
     to_version: int
+    shard: int | None = Field(
+        None, description="The shard that it processed; None for an attempt of the whole hop."
+    )
     attempt: int
     dispatch: int
     status: AttemptStatus
@@ -118,6 +121,21 @@ class MigrationStory(BaseModel):
     repairs: tuple[Repair, ...] = ()
 
 
+class ShardState(BaseModel):
+    """One shard of the hop that a migration is at."""
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    done: int
+    total: int = Field(description="Rows that it had when the hop was cut.")
+    is_done: bool
+    attempt_id: int | None = Field(description="Of its running attempt; None where nobody works on it.")
+    worker: str | None
+    pid: int | None
+    rows_per_second: float | None
+
+
 class GraphState(BaseModel):
     """Everything that Postgres knows about one graph's present."""
 
@@ -127,7 +145,13 @@ class GraphState(BaseModel):
     nodes: int | None = Field(description="None where they were not counted.")
     edges: int | None
     migration: MigrationReport | None = Field(description="The one that owns the graph, else the latest.")
-    running: Attempt | None = Field(description="The attempt that has a running row.")
+    running: Attempt | None = Field(
+        description="The attempt that has a running row. Of a hop in shards the latest one, with the rows and the rate "
+        "of all shards together."
+    )
+    shards: tuple[ShardState, ...] = Field(
+        (), description="Of the hop that it is at, where that is in shards."
+    )
     lost_in_a_row: int = Field(
         0, description="How often its hop lost its executor since the last attempt that ended."
     )
@@ -372,7 +396,9 @@ def graph_state(source: Engine | Connection, graph: str, *, count_rows: bool = T
     )[0]
     report = MigrationReport.model_validate(row["report"]) if row["report"] else None
     attempts = _attempts(source, [report.migration_id]) if report and report.migration_id else []
-    running = attempts.pop() if attempts and attempts[-1].status is AttemptStatus.RUNNING else None
+    shards = _shards(source, report.migration_id) if report and report.migration_id else []
+    running = _running(attempts, shards)
+    attempts = [each for each in attempts if each.status is not AttemptStatus.RUNNING]
     lost = list(takewhile(lambda a: a.status is AttemptStatus.LOST, reversed(attempts)))
     return GraphState(
         graph=summary,
@@ -380,6 +406,7 @@ def graph_state(source: Engine | Connection, graph: str, *, count_rows: bool = T
         edges=row["edges"] if count_rows else None,
         migration=report,
         running=running,
+        shards=tuple(shards),
         lost_in_a_row=len(lost),
         last_loss=loss_phrase(lost[0].lost_because, lost[0].lost_how) if lost else None,
         checkpoint_done=row["checkpoint_done"],
@@ -389,6 +416,31 @@ def graph_state(source: Engine | Connection, graph: str, *, count_rows: bool = T
         lock_holders=tuple(lock_holders(source, summary.id)),
         waiting_calls=tuple(waiting_calls(source, summary.id)),
     )
+
+
+def _running(attempts: list[Attempt], shards: list[ShardState]) -> Attempt | None:
+    at_work = [each for each in attempts if each.status is AttemptStatus.RUNNING]
+    if not at_work or at_work[-1].shard is None:
+        return at_work[-1] if at_work else None
+    rate = sum(each.rows_per_second or 0.0 for each in shards if each.worker is not None)
+    together = {
+        "done": sum(each.done for each in shards),
+        "total": sum(each.total for each in shards),
+        "rows_per_second": rate or None,
+    }
+    return at_work[-1].model_copy(update=together)
+
+
+_SHARDS = """
+SELECT s.number, s.done, s.total, s.is_done, a.id AS attempt_id, a.worker, a.pid, a.rows_per_second
+FROM graph_migrator.shards s LEFT JOIN graph_migrator.hop_attempts a
+    ON a.migration_id = s.migration_id AND a.to_version = s.to_version AND a.shard = s.number AND a.status = 'running'
+WHERE s.migration_id = :migration ORDER BY s.to_version, s.number
+"""
+
+
+def _shards(source: Engine | Connection, migration: UUID) -> list[ShardState]:
+    return [ShardState.model_validate(dict(row)) for row in _rows(source, _SHARDS, {"migration": migration})]
 
 
 def history(

@@ -95,7 +95,8 @@ _RECOVERY = """
 SELECT width_bucket(-s.seconds, CAST(:negated AS double precision[])) AS above, count(*), sum(s.seconds)
 FROM graph_migrator.hop_attempts a
 CROSS JOIN LATERAL (SELECT min(b.started_at) AS started_at FROM graph_migrator.hop_attempts b
-                    WHERE b.migration_id = a.migration_id AND b.id > a.id) n
+                    WHERE b.migration_id = a.migration_id AND b.id > a.id
+                      AND b.shard IS NOT DISTINCT FROM a.shard) n
 CROSS JOIN LATERAL (SELECT extract(epoch FROM n.started_at - a.finished_at)::double precision) s (seconds)
 WHERE a.status = 'lost' AND a.id > :after AND a.id <= :up_to AND s.seconds <= 600 GROUP BY 1
 """
@@ -115,7 +116,8 @@ SELECT jsonb_build_object(
                      FILTER (WHERE r.id IS NULL), 0)::double precision,
             count(*) FILTER (WHERE r.id IS NULL AND m.deadline < clock_timestamp()))
         FROM graph_migrator.migrations m
-        LEFT JOIN graph_migrator.hop_attempts r ON r.migration_id = m.id AND r.status = 'running'
+        LEFT JOIN LATERAL (SELECT a.id FROM graph_migrator.hop_attempts a
+                           WHERE a.migration_id = m.id AND a.status = 'running' LIMIT 1) r ON true
         LEFT JOIN LATERAL (SELECT max(a.finished_at) AS finished_at FROM graph_migrator.hop_attempts a
                            WHERE a.migration_id = m.id) l ON true
         WHERE m.status IN ('queued', 'running', 'pausing', 'cancelling')))

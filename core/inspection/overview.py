@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, text
 from graph_migrator.core.errors import UnreachableGraph
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.inspection.quantities import count
+from graph_migrator.core.inspection.running import RUNNING_HOP
 from graph_migrator.core.statuses import MigrationStatus
 
 MAX_LISTED: Final = 1_000
@@ -119,7 +120,7 @@ FROM (SELECT * FROM ({
     )
 }) each ORDER BY place, graph_id LIMIT :limit) m
 JOIN graph_migrator.graphs g ON g.migration_id = m.id
-LEFT JOIN graph_migrator.hop_attempts a ON a.migration_id = m.id AND a.status = 'running'
+{RUNNING_HOP}
 ORDER BY m.place, m.graph_id
 """  # noqa: S608 - own text
 

@@ -20,7 +20,14 @@ from graph_migrator.core import plural
 from graph_migrator.core.decisions import Ignored, Later
 from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.execution import failpoints
-from graph_migrator.core.execution.model import Applied, Dispatch, Failed, HopOutcome, Worker
+from graph_migrator.core.execution.model import (
+    Applied,
+    Dispatch,
+    Failed,
+    HopOutcome,
+    Sharded,
+    Worker,
+)
 from graph_migrator.core.execution.recorded import load_dispatch
 from graph_migrator.core.execution.run_hop import run_hop
 from graph_migrator.core.execution.straight import FreeGraph, Straight, run_straight
@@ -338,6 +345,9 @@ class _Run:
             case Later(seconds):
                 self._let_go(graph)
                 self._send_rest(begun, seconds)
+            case Sharded():
+                self._let_go(graph)
+                self._send_rest(begun, 0)
             case _:
                 # Somebody else has it in hand, or an operator paused it: recovery stands behind it.
                 self._let_go(graph)
@@ -346,7 +356,7 @@ class _Run:
         """Each hop from there on as its message asks for."""
         outcome: HopOutcome = Applied()
         for message in begun.messages()[applied:]:
-            outcome = run_hop(self.executors, message, worker=self.worker)
+            outcome = run_hop(self.executors, message, worker=self.worker, may_cut=False)
             if not isinstance(outcome, Applied) or outcome.report is not None:
                 break
         return outcome

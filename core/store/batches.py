@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -84,7 +85,15 @@ class BatchWalk:
         is_at_end: The last batch was taken.
     """
 
-    def __init__(self, hop: DirectedHop, graph: GraphFacts, *, after: list[Any] | None, done: int) -> None:
+    def __init__(
+        self,
+        hop: DirectedHop,
+        graph: GraphFacts,
+        *,
+        after: list[Any] | None,
+        done: int,
+        shard: Mapping[str, Any] | None = None,
+    ) -> None:
         assert hop.over is not None  # noqa: S101 - that is what makes it batched
         self.hop = hop
         self.graph = graph
@@ -96,17 +105,22 @@ class BatchWalk:
         self._total = 0
         self._most: int | None = None
         self._over: Nodes | Edges | Rows = hop.over
-        self._keyset = Keyset(hop.over, graph)
+        self._shard = shard
+        if shard is not None and after is None and shard["after"] is not None:
+            self.cursor = [shard["after"]]
+        self._keyset = Keyset(hop.over, graph, upto=None if shard is None else shard["upto"])
 
     def count(self, executor: Executor) -> int:
         """How many rows there are to process, those behind the cursor included.
 
         They are counted once, at the start: later the selector may no longer pick the rows that are done.
         """
-        with executor.cursor() as cursor:
-            total = None if self.is_at_start else self._total_before(cursor)
-            if total is None:
-                total = self._keyset.count(cursor)
+        if self._shard is not None:
+            total = int(self._shard["total"])
+        else:
+            with executor.cursor() as cursor:
+                before = None if self.is_at_start else self._total_before(cursor)
+                total = self._keyset.count(cursor) if before is None else before
         self._total, self._most = total, max(2 * total, self.done) + MOST_ADDED
         return total
 
@@ -138,7 +152,7 @@ class BatchWalk:
         self.is_at_end = not taken.is_full and not (
             taken.rows and self._keyset.has_more(_cursor(ctx), self.cursor or [])
         )
-        if self.is_at_end:
+        if self.is_at_end and self._shard is None:
             validate_labels(ctx, self.hop, except_for=self._over)
 
     def take(self, ctx: HopContext, after: Key | None, size: int) -> Taken:

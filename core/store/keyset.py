@@ -23,7 +23,7 @@ class Keyset:
     No statement here is run with parameters of the driver's, so a per cent sign in `where` is just that.
     """
 
-    def __init__(self, over: Nodes | Edges | Rows, graph: GraphFacts) -> None:
+    def __init__(self, over: Nodes | Edges | Rows, graph: GraphFacts, *, upto: str | None = None) -> None:
         self.key = over.key
         self.graph_column = over.graph_id if isinstance(over, Rows) else "graph_id"
         self.graph = sql.SQL("{} = {}::uuid").format(
@@ -48,6 +48,8 @@ class Keyset:
                 if over.where:
                     # On a line of its own: it may end in a comment.
                     conditions.append(sql.SQL("({}\n)").format(sql.SQL(over.where)))
+        if upto is not None:  # of a shard; the cursor bounds it on the other side
+            conditions.append(sql.SQL("id <= {}").format(sql.Literal(upto)))
         self.where = sql.SQL(" AND ").join(conditions)
         self._is_ours = not isinstance(over, Rows)
         self._types: dict[str, ColumnType] = {}
@@ -103,6 +105,17 @@ class Keyset:
         """How many rows there are."""
         cursor.execute(sql.SQL("SELECT count(*) FROM {} WHERE {}").format(self.table, self.where))
         return int(cursor.fetchone()[0])
+
+    def every(self, cursor: Any, rows: int) -> list[str]:
+        """The key of each so-manieth row, in order. Only an index is read, and nothing is kept but these keys."""
+        (key,) = map(sql.Identifier, self.key)
+        cursor.execute(
+            sql.SQL(
+                "SELECT k::text FROM (SELECT {0} AS k, row_number() OVER (ORDER BY {0}) AS n FROM {1} WHERE {2}) x "
+                "WHERE n % {3} = 0 ORDER BY n"
+            ).format(key, self.table, self.where, sql.Literal(rows))
+        )
+        return [found for (found,) in cursor.fetchall()]
 
     def has_more(self, cursor: Any, after: Key) -> bool:
         """Whether there is a row after this key."""

@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 from uuid import UUID
 
 from graph_migrator.core.store.errors import DRIVER_ERRORS, sqlstate
-from graph_migrator.core.store.protocol import ReleaseLock, TakeLock
+from graph_migrator.core.store.protocol import Call, ReleaseLock, ReleaseShardLock, TakeLock, TakeShardLock
 from graph_migrator.core.store.session import Executor
 
 
@@ -44,6 +44,10 @@ class GraphLock:
         """A commit has released it, in the same message."""
         self._held = False
 
+    def _release(self) -> Call[Any]:
+        assert self._graph_id is not None  # noqa: S101 - it was looked at before
+        return ReleaseLock(graph=self._graph_id, stamp=self._stamp)
+
     def __enter__(self) -> Self:
         return self
 
@@ -52,7 +56,7 @@ class GraphLock:
     ) -> None:
         if not self._held or self._graph_id is None or self._executor.is_closed:
             return
-        release = ReleaseLock(graph=self._graph_id, stamp=self._stamp)
+        release = self._release()
         if error is None:
             self._executor.call_and_reset(release)
             return
@@ -61,6 +65,36 @@ class GraphLock:
             self._executor.call_and_reset(release)
             return
         self._executor.close()
+
+
+class ShardLock(GraphLock):
+    """The locks of a shard's executor: its graph's, shared, and the shard's own."""
+
+    def _release(self) -> Call[Any]:
+        return ReleaseShardLock()
+
+
+@contextmanager
+def shard_taken(
+    executor: Executor, graph_id: UUID, migration_id: UUID, to_version: int, shard: int, *, seconds: float
+) -> Iterator[GraphLock | None]:
+    """Wait for the locks of a shard's executor; yields None where that takes too long."""
+    call = TakeShardLock(
+        graph=graph_id, migration=migration_id, to=to_version, shard=shard, wait_ms=int(seconds * 1_000)
+    )
+    held = _take(executor, call)
+    with ShardLock(executor, graph_id, held=True) as lock:  # it may have one of the two
+        yield lock if held else None
+
+
+def _take(executor: Executor, call: Call[None]) -> bool:
+    try:
+        executor.call(call)
+    except DRIVER_ERRORS as error:
+        if sqlstate(error) != "55P03":
+            raise
+        return False
+    return True
 
 
 @contextmanager
@@ -79,23 +113,14 @@ def hold_graph_lock(
     """
     held, deadline = False, time.monotonic() + seconds
     while not held:
-        held = _take(executor, graph_id, max(0.001, min(LONGEST_WAIT, deadline - time.monotonic())))
+        left = max(0.001, min(LONGEST_WAIT, deadline - time.monotonic()))
+        held = _take(executor, TakeLock(graph=graph_id, wait_ms=max(1, int(left * 1_000))))
         if time.monotonic() >= deadline:
             break
         if not held:
             let_writers_pass()
     with GraphLock(executor, graph_id, held=held, stamp=stamp) as lock:
         yield lock if held else None
-
-
-def _take(executor: Executor, graph_id: UUID, seconds: float) -> bool:
-    try:
-        executor.call(TakeLock(graph=graph_id, wait_ms=int(seconds * 1_000)))
-    except DRIVER_ERRORS as error:
-        if sqlstate(error) != "55P03":
-            raise
-        return False
-    return True
 
 
 LONGEST_WAIT: Final = 2.0

@@ -191,7 +191,7 @@ class Executor:
         self._next_is_open = True
         return then.read(json.loads(row["answer"]))
 
-    def commit_with(self, call: Call[None]) -> None:
+    def commit_with(self, call: Call[Any]) -> None:
         """Call a function as the last one in the open transaction, and commit: one message."""
         if not self._owned:
             self.call(call)

@@ -178,18 +178,29 @@ class HopAttempt(_Base):
 
     __tablename__ = "hop_attempts"
     __table_args__ = (
-        UniqueConstraint("migration_id", "to_version", "attempt", name="hop_attempts_number"),
+        UniqueConstraint(
+            "migration_id",
+            "to_version",
+            "shard",
+            "attempt",
+            name="hop_attempts_number",
+            postgresql_nulls_not_distinct=True,
+        ),
         Index(
             "hop_attempts_one_running",
             "migration_id",
+            "shard",
             unique=True,
+            postgresql_nulls_not_distinct=True,
             postgresql_where=text("status = 'running'"),
         ),
         Index(
             "hop_attempts_one_success",
             "migration_id",
             "to_version",
+            "shard",
             unique=True,
+            postgresql_nulls_not_distinct=True,
             postgresql_where=text("status IN ('succeeded', 'skipped')"),
         ),
         Index("hop_attempts_by_graph", "graph_id", "id"),
@@ -212,6 +223,7 @@ class HopAttempt(_Base):
     to_version: Mapped[int]
     hop_name: Mapped[str]
     fingerprint: Mapped[str]
+    shard: Mapped[int | None]
     attempt: Mapped[int]
     dispatch: Mapped[int]
     status: Mapped[str] = mapped_column(server_default=text("'running'"))
@@ -267,6 +279,30 @@ class Checkpoint(_Base):
     cursor: Mapped[list[Any]]
     done: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class Shard(_Base):
+    """One range of the rows of a hop in shards, and how far it has come. Removed when the hop is committed."""
+
+    __tablename__ = "shards"
+    __table_args__ = (
+        Index("shards_in_flight", "migration_id", postgresql_where=text("is_sent AND NOT is_done")),
+    )
+
+    migration_id: Mapped[UUID] = mapped_column(
+        ForeignKey("graph_migrator.migrations.id", name="shards_migration_id_fkey"), primary_key=True
+    )
+    to_version: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    table_name: Mapped[str]
+    after: Mapped[str | None]
+    upto: Mapped[str | None]
+    cursor: Mapped[list[Any] | None]
+    done: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    total: Mapped[int] = mapped_column(BigInteger)
+    is_sent: Mapped[bool] = mapped_column(server_default=text("false"))
+    is_done: Mapped[bool] = mapped_column(server_default=text("false"))
+    digest_before: Mapped[str | None]
 
 
 class HopTotal(_Base):

@@ -26,6 +26,7 @@ from graph_migrator.core.events.types import (
     MigrationFinished,
     MigrationPaused,
     RolloutEvent,
+    ShardDone,
 )
 
 _tracer: Final = trace.get_tracer("graph_migrator")
@@ -47,6 +48,9 @@ class Spans:
             case HopSucceeded():
                 self._set("graph_migrator.rows_changed", event.rows_changed)
                 self._set("graph_migrator.hop.skipped", event.skipped)
+                self._end()
+            case ShardDone():
+                self._set("graph_migrator.rows_changed", event.rows_changed)
                 self._end()
             case HopFailed():
                 self._fail(event)
@@ -132,4 +136,6 @@ def attributes_of(event: Event) -> dict[str, str | int]:
             "graph_migrator.hop.to_version": event.to_version,
             "graph_migrator.attempt.id": event.attempt_id,
         }
+        if event.shard is not None:
+            found["graph_migrator.hop.shard"] = event.shard
     return found

@@ -72,6 +72,11 @@ def print_refusals(refused: list[Refusal]) -> None:
         console().print(escape(line), soft_wrap=True)
 
 
+def named(attempt: Attempt) -> str:
+    """A hop's name, and which shard of it."""
+    return attempt.hop_name + (f", shard {attempt.shard}" if attempt.shard is not None else "")
+
+
 def _why(attempt: Attempt) -> str:
     if attempt.error_type:
         rows = f" {attempt.error_rows}" if attempt.error_rows else ""
@@ -95,7 +100,7 @@ def print_story(story: MigrationStory, to: Console | None = None) -> None:
         + f"  [dim]{report.migration_id}[/]"
     )
     rows = [
-        (moment(a.started_at), f"v{a.from_version}→v{a.to_version}", a.hop_name, f"{a.attempt}.", coloured(a.status),
+        (moment(a.started_at), f"v{a.from_version}→v{a.to_version}", named(a), f"{a.attempt}.", coloured(a.status),
          count(a.rows_changed, 'row') if a.rows_changed else "", duration(a.seconds), a.worker,
          _why(a))
         for a in story.attempts
@@ -115,7 +120,9 @@ def print_story(story: MigrationStory, to: Console | None = None) -> None:
         kind = "" if isinstance(error, GraphMigratorError) else f"{report.error_type}: "  # ours say it all
         where = f" {report.error_rows}" if report.error_rows else ""
         out.print(f"  {coloured(report.status)}: {escape(f'{kind}{error}{where}')}")
-    failed = story.attempts[-1] if story.attempts else None
+    # When one shard fails, the others stop after it.
+    ends = [a for a in story.attempts if a.shard is None or a.status is not AttemptStatus.STOPPED]
+    failed = ends[-1] if ends else None
     if failed is not None and failed.status is AttemptStatus.FAILED:
         if failed.error_line:
             out.print(f"  {escape(failed.error_line)}", soft_wrap=True)

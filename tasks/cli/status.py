@@ -8,7 +8,7 @@ from rich.markup import escape
 from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.diagnosis import Fleet, Reason, explain
-from graph_migrator.core.inspection.history import Attempt, GraphState
+from graph_migrator.core.inspection.history import Attempt, GraphState, ShardState
 from graph_migrator.core.inspection.quantities import count, duration, pace
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store.lock_sessions import lock_sessions
@@ -75,8 +75,21 @@ def _print_state(state: GraphState, reasons: list[Reason]) -> None:
                 out.print(f"  {escape(migration.error_rows)}")
     if state.running is not None:
         out.print("  " + _progress(state.running))
+    if state.shards:
+        _print_shards(state.shards)
     for reason in reasons:
         out.print(f"→ {escape(str(reason))}")
+
+
+def _print_shards(shards: tuple[ShardState, ...]) -> None:
+    out = console()
+    out.print(f"  {sum(each.is_done for each in shards)} of {count(len(shards), 'shard')} done")
+    for each in shards:
+        if each.worker is not None:
+            rows = f"{each.done:,} of {count(each.total, 'row')}"
+            speed = pace(each.rows_per_second, None)
+            where = f"on {each.worker} (pid {each.pid})"
+            out.print("  " + ", ".join(filter(None, (f"shard {each.number}: {rows}", speed, where))))
 
 
 def _progress(attempt: Attempt) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from sqlalchemy import Engine
 
-from graph_migrator import GraphType, HopContext, Node, Nodes, Rows
+from graph_migrator import Edges, GraphType, HopContext, Node, Nodes, Rows
 from tests.rows import properties
 
 
@@ -175,7 +175,39 @@ def price(ctx: HopContext, orders: list[dict[str, Any]]) -> None:
         order["tags"] = [*order["tags"], "priced"]
 
 
-TYPES = (plain, careful, batched, in_sql, with_orders)
+sharded = GraphType("sharded", digest=True)
+"""v1 to v3: nodes in three shards of batches of ten, then edges in two, by SQL."""
+
+
+@sharded.hop(1, 2, over=Nodes("Node"), batch_size=10, shards=3, check=_check, retry_on=Flaky)
+def visit_shard(ctx: HopContext, nodes: list[Node]) -> None:
+    SCRIPT.batches.append([node.id for node in nodes])
+    SCRIPT.play(ctx)
+    for node in nodes:
+        node.properties.setdefault("trail", []).append(ctx.hop)
+
+
+@visit_shard.reverse
+def visit_shard_back(ctx: HopContext, nodes: list[Node]) -> None:
+    SCRIPT.play(ctx)
+    for node in nodes:
+        node.properties["trail"].remove(ctx.hop)
+        if not node.properties["trail"]:
+            del node.properties["trail"]
+
+
+sharded.sql_hop(
+    2,
+    3,
+    name="rename_edges",
+    forward="UPDATE edges SET type = 'MET' WHERE graph_id = :graph_id AND id BETWEEN :first AND :last",
+    reverse="UPDATE edges SET type = 'KNOWS' WHERE graph_id = :graph_id AND id BETWEEN :first AND :last",
+    over=Edges(),
+    batch_size=10,
+    shards=2,
+)
+
+TYPES = (plain, careful, batched, in_sql, with_orders, sharded)
 
 
 def trails(engine: Engine, slug: str) -> set[str]:

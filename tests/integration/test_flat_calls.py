@@ -366,6 +366,7 @@ def test_a_call_reads_the_same_on_a_large_fleet(sites: tuple[Site, Site], name: 
 DEAR = 1_000.0
 """The planner's units: some hundred pages. What follows an index to what is asked for costs a few dozen."""
 WHOLE = {
+    "core/inspection/overview.py _MOVING": "adds up the running attempts of each migration of its page, by an index",
     "core/audit/archive.py": "archives what is old, all of it",
     "core/audit/data.py": "`validate --data` reads every row",
     "core/audit/digests.py": "`audit verify --data` reads every graph",

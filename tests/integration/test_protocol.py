@@ -24,6 +24,8 @@ _TYPES = {
     "double precision": {"float"},
     "jsonb": {"dict", "list", "Any"},
     "text[]": {"list", "tuple"},
+    "integer[]": {"list"},
+    "bigint[]": {"list"},
     "timestamp with time zone[]": {"tuple"},
     "timestamp with time zone": {"datetime"},
 }

@@ -292,19 +292,12 @@ def _recover(s: State, rules: Rules) -> Iterator[tuple[str, State]]:
             yield "recover: poison", found._replace(status="failed")
         elif not any(m.dispatch == s.dispatch for m in s.messages):
             yield "recover: send", _send(found, -1)
-        return
-    # Others work: only those shards whose own lock is free are dead, and only they are sent again.
+    # Whether others work or not: shards that run and whose own lock is free are dead, and only they are sent again.
     found = s
-    dead = [
-        k
-        for k, shard in enumerate(s.shards)
-        if shard.status != "done" and _shard_is_free(s, k) and Message(k, s.dispatch) not in s.messages
-    ]
+    dead = [k for k, shard in enumerate(s.shards) if shard.status == "running" and _shard_is_free(s, k)]
     for k in dead:
         shard = s.shards[k]
-        found = _with_shard(
-            found, k, shard._replace(status="pending", lost=shard.lost + (shard.status == "running"))
-        )
+        found = _with_shard(found, k, shard._replace(status="pending", lost=shard.lost + 1))
     if dead and s.status == "running" and not _coordinator_works(s):
         if _lost_too_often(found):
             yield "recover: poison", found._replace(status="failed")

@@ -150,8 +150,22 @@ def hop(
         "crashed_how": None,
         "mismatches": 0,
         "mismatch_seconds": 0.0,
+        "shards": 0,
+        "shard": None,
     }
     return decide_hop(SimpleNamespace(**facts | found), message, fingerprint, limits)
+
+
+SHARD = HopMessage(MINE, from_version=2, to_version=3, dispatch=7, shard=4)
+
+
+def test_a_message_of_a_shard_is_decided_like_a_hops_but_for_shards_that_are_done_or_gone() -> None:
+    assert hop(SHARD, shards=9, shard={"is_done": False}) == Run(None)
+    assert hop(SHARD, shards=9, shard={"is_done": False}, status="pausing") == StopAtBoundary()
+    assert hop(SHARD, shards=9, shard={"is_done": True}, status="pausing") == PassOn()
+    assert isinstance(hop(SHARD), Ignored)
+    assert hop(SHARD, version=3) == PassOn()
+    assert hop(locked=False, shards=9) == Later(5.0, "the graph's lock is held")
 
 
 RUNNING = {"running_id": 11, "running_to": 3, "running_dispatch": 7, "running_batches": 0}

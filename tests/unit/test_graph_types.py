@@ -20,6 +20,10 @@ class PersonV2(BaseModel):
     first_name: str
 
 
+def _ready(ctx):
+    return True
+
+
 def refusal_of(kind):
     with pytest.raises(InvalidGraphType) as refused:
         kind.validate()
@@ -286,6 +290,12 @@ def test_more_arguments_are_welcome_where_they_have_defaults(kind):
         ({"batch_size": 10}, "batch_size= without over="),
         ({"over": Nodes(), "batch_size": 0}, "batch_size= must be 1 or more"),
         ({"over": Nodes}, "over= is neither"),
+        ({"shards": 2}, "shards= without over="),
+        ({"over": Nodes(), "shards": 1}, "shards= is neither 'auto' nor a number from 2 to 1000"),
+        ({"over": Nodes(), "shards": True}, "shards= is neither"),
+        ({"over": Nodes(), "shards": "all"}, "shards= is neither"),
+        ({"over": Rows("orders", "id"), "shards": 2}, "shards= is for Nodes and Edges"),
+        ({"over": Nodes(), "shards": 2, "when": _ready}, "takes no when="),
         ({"timeout": 0}, "timeout= must be above 0"),
         ({"retry_on": (KeyError, "ValueError")}, "retry_on= must name exception types"),
         ({"retry_on": (KeyboardInterrupt,)}, "retry_on= must name exception types"),

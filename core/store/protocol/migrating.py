@@ -102,6 +102,7 @@ class LockAndLoadHop(Call[HopState | None], function="lock_and_load_hop", prepar
     migration: UUID
     to: int
     dispatch: int
+    shard: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +131,7 @@ class OpenHop(Call[OpenedAttempt | None], function="open_hop", prepared=True):
     task: str | None
     done: int
     deadline: float
+    shard: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,4 +75,22 @@ def sleep_over_it(ctx: HopContext) -> None:
         ctx.execute("SELECT pg_sleep(:seconds)", {"seconds": ctx.graph.config["seconds"]})
 
 
-ALL = [ledger, doomed, sleeper]
+vault = GraphType("vault")
+"""v1 to v3: a hop in two shards of two batches each, then one in one transaction."""
+VAULT_HOPS = ["enter_in_shards", "close_vault"]
+
+
+@vault.hop(1, 2, over=Nodes(), batch_size=2, shards=2)
+def enter_in_shards(ctx: HopContext, nodes: list[Node]) -> None:
+    """The first entry, in two processes at a time."""
+    for node in nodes:
+        node.properties.setdefault("entries", []).append(ctx.hop)
+
+
+@vault.hop(2, 3)
+def close_vault(ctx: HopContext) -> None:
+    """The second entry."""
+    _enter_all(ctx)
+
+
+ALL = [ledger, doomed, sleeper, vault]

@@ -77,8 +77,33 @@ LAST_HOP = (
 FAILING = (Place("fail_before_commit"), Place("fail_committed"))
 RECOVERY = (Place("recovery_decided"), Place("recovery_committed"))
 
+# Of a hop in shards: the cut, each shard, and what closes the hop.
+SHARDS = (
+    Place("shards_cut"),
+    Place("shards_chosen"),
+    Place("shards_sent"),
+    Place("shard_locked"),
+    Place("shard_locked", 2),
+    Place("shard_opened"),
+    Place("shard_opened", 2),
+    Place("batch_before_data"),
+    Place("batch_before_commit"),
+    Place("batch_committed"),
+    Place("shard_before_commit"),
+    Place("shard_committed"),
+    Place("shard_left"),
+    Place("shards_sent", 2),
+    Place("shard_before_commit", 2),
+    Place("shard_committed", 2),
+    Place("shard_left", 2),
+    Place("hop_opened"),
+    Place("hop_before_commit"),
+    Place("hop_committed"),
+    Place("hop_left"),
+)
+
 SUCCEEDING = BEGIN + FIRST_HOP + BATCHES + LAST_HOP
-PLACES = SUCCEEDING + FAILING + RECOVERY
+PLACES = SUCCEEDING + FAILING + RECOVERY + SHARDS
 
 Case = tuple[Place, Death]
 
@@ -86,6 +111,12 @@ Case = tuple[Place, Death]
 def whole(places: tuple[Place, ...]) -> list[Case]:
     """Every case, ordered so that workers that survive one case serve the next."""
     return [(place, death) for death in Death for place in places]
+
+
+def few(places: tuple[Place, ...], seed: int, number: int) -> list[Case]:
+    """So many of the cases of `sample`, drawn by the seed."""
+    cases = sample(places, seed)
+    return [cases[i] for i in sorted(Random(seed).sample(range(len(cases)), number))]
 
 
 def sample(places: tuple[Place, ...], seed: int) -> list[Case]:

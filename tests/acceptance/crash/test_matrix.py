@@ -13,11 +13,11 @@ from celery.result import AsyncResult
 from graph_migrator.core.errors import HopFailed
 from graph_migrator.core.execution import failpoints
 from graph_migrator.core.statuses import MigrationStatus
-from tests.acceptance.crash import matrix
+from tests.acceptance.crash import ledger, matrix
 from tests.acceptance.crash.ledger import BadData
 from tests.acceptance.crash.matrix import Case, Death, Place
 from tests.acceptance.crash.stage import PATIENT, Stage
-from tests.rows import attempts, graph_row
+from tests.rows import attempts, graph_row, properties, rows
 from tests.waiting import until
 
 
@@ -26,13 +26,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ("succeeding", matrix.SUCCEEDING),
         ("failing", matrix.FAILING),
         ("recovery", matrix.RECOVERY),
+        ("shard", matrix.SHARDS),
     ):
         if f"{name}_case" in metafunc.fixturenames:
             if metafunc.config.getoption("--whole-matrix", default=False):
                 cases = matrix.whole(places)
             else:
                 seed = metafunc.config.getoption("--matrix-seed", default=1)
-                cases = matrix.sample(places, seed)
+                cases = matrix.few(places, seed, 4) if name == "shard" else matrix.sample(places, seed)
             ids = [f"{death.value}-{place}" for place, death in cases]
             metafunc.parametrize(f"{name}_case", cases, ids=ids)
 
@@ -74,6 +75,31 @@ def test_a_failing_hop_fails_its_migration_whatever_dies(stage: Stage, failing_c
     else:
         assert ends == ["lost", "failed"] or (death is Death.BACKEND and ends == ["failed", "failed"])
     stage.assert_at_rest(slug, 1, "failed")
+
+
+def test_a_hop_in_shards_survives_any_death(stage: Stage, shard_case: Case) -> None:
+    place, death = shard_case
+    stage.keep(workers_for(death))
+    slug = a_slug()
+    stage.arm(str(place))
+    result = stage.migrate(slug, "vault")
+
+    strike(stage, death)
+
+    assert result.get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
+    written = properties(stage.engine, slug)
+    assert written == {f"n{i:04}": {"entries": ledger.VAULT_HOPS} for i in range(ledger.NODES)}
+    ends = rows(
+        stage.engine,
+        "SELECT a.shard, a.status FROM hop_attempts a JOIN graphs g ON g.id = a.graph_id WHERE g.slug = :slug "
+        "AND a.to_version = 2 ORDER BY a.id",
+        slug=slug,
+    )
+    assert sorted(shard or 0 for shard, status in ends if status == "succeeded") == [0, 1, 2]
+    assert len(ends) <= 4, "what died cost one attempt"
+    assert {status for _, status in ends} <= {"succeeded", "lost", "failed"}
+    assert rows(stage.engine, "SELECT * FROM shards") == []
+    stage.assert_at_rest(slug, 3, "succeeded")
 
 
 def test_recovery_survives_its_own_death(stage: Stage, recovery_case: Case) -> None:

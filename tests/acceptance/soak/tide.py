@@ -1,4 +1,4 @@
-"""A graph type that goes up and down for ever: v1 to v5 and back, every step noted in every node."""
+"""A graph type that goes up and down for ever: v1 to v6 and back, every step noted in every node."""
 
 from __future__ import annotations
 
@@ -63,3 +63,13 @@ def crest(ctx: HopContext) -> None:
 @crest.reverse
 def crest_back(ctx: HopContext) -> None:
     _note(ctx)
+
+
+@tide.hop(5, 6, over=Nodes(), batch_size=2, shards=3)
+def surge(ctx: HopContext, nodes: list[Node]) -> None:
+    _note_in(ctx, nodes)
+
+
+@surge.reverse
+def surge_back(ctx: HopContext, nodes: list[Node]) -> None:
+    _note_in(ctx, nodes)

@@ -20,7 +20,7 @@ def _of_graph(stage: Stage, slug: str) -> list[str]:
     attempts = rows(
         stage.engine,
         "SELECT migration_id, hop_name, from_version, to_version, status FROM hop_attempts "
-        "WHERE graph_id = :id ORDER BY id",
+        "WHERE graph_id = :id AND shard IS NULL ORDER BY id",
         id=graph.id,
     )
     done = [(hop, start, end) for _, hop, start, end, status in attempts if status in DONE]
@@ -52,6 +52,7 @@ def _of_all(stage: Stage) -> list[str]:
     for what, query in {
         "running attempts": "SELECT id FROM hop_attempts WHERE status = 'running'",
         "checkpoints left": "SELECT migration_id FROM checkpoints",
+        "shards left": "SELECT migration_id FROM shards",
         "callers unanswered": "SELECT task_id FROM requests WHERE answered_at IS NULL",
         "changes undated": "SELECT slug FROM graphs WHERE changed_at IS NULL",
     }.items():

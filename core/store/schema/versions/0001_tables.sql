@@ -116,6 +116,7 @@ CREATE TABLE hop_attempts (
     to_version    integer NOT NULL,
     hop_name      text NOT NULL,
     fingerprint   text NOT NULL,
+    shard         integer,
     attempt       integer NOT NULL,
     dispatch      integer NOT NULL,
     status        text NOT NULL DEFAULT 'running',
@@ -140,13 +141,15 @@ CREATE TABLE hop_attempts (
         CHECK (status IN ('running', 'succeeded', 'skipped', 'failed', 'lost', 'stopped')),
     CONSTRAINT hop_attempts_end_is_dated CHECK ((status = 'running') = (finished_at IS NULL)),
     CONSTRAINT hop_attempts_failure_is_explained CHECK ((status = 'failed') = (error_type IS NOT NULL)),
-    CONSTRAINT hop_attempts_number UNIQUE (migration_id, to_version, attempt)
+    CONSTRAINT hop_attempts_number UNIQUE NULLS NOT DISTINCT (migration_id, to_version, shard, attempt)
 );
+COMMENT ON COLUMN hop_attempts.shard IS 'The shard that it processed; NULL for an attempt of the whole hop.';
 COMMENT ON COLUMN hop_attempts.rows_per_second IS 'Rows processed by this attempt; the last half minute counts most.';
 COMMENT ON COLUMN hop_attempts.error_rows IS 'The row or the batch that the error is about. Contains ids only.';
 COMMENT ON COLUMN hop_attempts.error_line IS 'The innermost line of the hop''s own code in the traceback.';
-CREATE UNIQUE INDEX hop_attempts_one_running ON hop_attempts (migration_id) WHERE status = 'running';
-CREATE UNIQUE INDEX hop_attempts_one_success ON hop_attempts (migration_id, to_version)
+CREATE UNIQUE INDEX hop_attempts_one_running ON hop_attempts (migration_id, shard) NULLS NOT DISTINCT
+    WHERE status = 'running';
+CREATE UNIQUE INDEX hop_attempts_one_success ON hop_attempts (migration_id, to_version, shard) NULLS NOT DISTINCT
     WHERE status IN ('succeeded', 'skipped');
 CREATE INDEX hop_attempts_by_graph ON hop_attempts (graph_id, id);
 CREATE INDEX hop_attempts_lost ON hop_attempts (worker, pid) WHERE status = 'lost';

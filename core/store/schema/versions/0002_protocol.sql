@@ -71,18 +71,20 @@ BEGIN
 END $$;
 
 -- How often a hop was interrupted without an error of its own, since its last progress and the last retry. Lost: its
--- worker or its session is gone, as far as is known. Crashed: its process died and the worker lived on.
-CREATE FUNCTION count_losses(p_migration uuid, p_to integer, p_forgiven bigint, OUT lost integer, OUT crashed integer,
-    OUT crashed_how text, OUT tries integer)
+-- worker or its session is gone, as far as is known. Crashed: its process died and the worker lived on. p_shard: of
+-- one shard.
+CREATE FUNCTION count_losses(p_migration uuid, p_to integer, p_forgiven bigint, p_shard integer, OUT lost integer,
+    OUT crashed integer, OUT crashed_how text, OUT tries integer)
 LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     SELECT count(*) FILTER (WHERE a.status = 'lost' AND l.because IS DISTINCT FROM 'process'),
            count(*) FILTER (WHERE l.because = 'process'),
            string_agg(DISTINCT l.how, ', ') FILTER (WHERE l.because = 'process'),
            count(*) FILTER (WHERE a.transient)
     FROM hop_attempts a LEFT JOIN losses l ON l.attempt_id = a.id
-    WHERE a.migration_id = p_migration AND a.to_version = p_to AND a.id > p_forgiven
+    WHERE a.migration_id = p_migration AND a.to_version = p_to AND a.shard IS NOT DISTINCT FROM p_shard
+      AND a.id > p_forgiven
       AND a.id > coalesce((SELECT max(b.id) FROM hop_attempts b WHERE b.migration_id = p_migration
-                           AND b.to_version = p_to AND b.batches > 0), 0)
+                           AND b.to_version = p_to AND b.shard IS NOT DISTINCT FROM p_shard AND b.batches > 0), 0)
 $$;
 
 CREATE FUNCTION has_crashed(p_attempt bigint) RETURNS boolean LANGUAGE sql STABLE
@@ -116,15 +118,16 @@ LANGUAGE sql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off 
         WHERE a.id = p_attempt AND a.status = 'lost' ON CONFLICT DO NOTHING
 $$;
 
--- Everything that a delivered run_hop decides on. Tries the graph's lock where the message is not stale.
-CREATE FUNCTION lock_and_load_hop(p_migration uuid, p_to integer, p_dispatch integer,
+-- Everything that a delivered run_hop decides on. Tries the graph's lock where the message is not stale. With p_shard,
+-- the message is that of a shard (revision 0009): its own attempts and cursor, and the locks of its executor.
+CREATE FUNCTION lock_and_load_hop(p_migration uuid, p_to integer, p_dispatch integer, p_shard integer DEFAULT NULL,
     OUT graph_id uuid, OUT slug text, OUT graph_type text, OUT config jsonb, OUT version integer,
     OUT claim uuid, OUT status text, OUT dispatch integer, OUT from_version integer, OUT to_version integer,
     OUT task_id text, OUT hop jsonb, OUT locked boolean, OUT running_id bigint, OUT running_to integer,
     OUT running_dispatch integer, OUT running_batches integer, OUT running_crashed boolean, OUT next_hop_started boolean,
     OUT lost integer, OUT crashed integer, OUT crashed_how text, OUT tries integer,
     OUT mismatches integer, OUT mismatch_seconds double precision, OUT cursor jsonb, OUT done bigint,
-    OUT error_type text, OUT error_message text, OUT error_args jsonb)
+    OUT error_type text, OUT error_message text, OUT error_args jsonb, OUT shards integer, OUT shard jsonb)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     forgiven bigint;
@@ -136,7 +139,11 @@ BEGIN
         RETURN;
     END IF;
     IF status IN ('queued', 'running', 'pausing', 'cancelling') AND dispatch = p_dispatch THEN
-        locked := pg_try_advisory_lock(lock_key(graph_id));
+        IF p_shard IS NULL THEN
+            locked := pg_try_advisory_lock(lock_key(graph_id));
+        ELSE
+            locked := try_shard_lock(graph_id, p_migration, p_to, p_shard);
+        END IF;
     END IF;
     SELECT m.status, m.dispatch, m.from_version, m.to_version, m.task_id, m.code_mismatches,
            coalesce(extract(epoch FROM clock_timestamp() - m.code_mismatch_since), 0), m.error_type,
@@ -147,12 +154,23 @@ BEGIN
              error_message, error_args, forgiven, slug, graph_type, config, version, claim, hop, cursor, done
         FROM migrations m LEFT JOIN graphs g ON g.id = m.graph_id
         LEFT JOIN checkpoints c ON c.migration_id = m.id AND c.to_version = p_to WHERE m.id = p_migration;
-    -- At most one attempt is running.
-    SELECT max(a.id) FILTER (WHERE a.status = 'running'), max(a.to_version) FILTER (WHERE a.status = 'running'),
-           max(a.dispatch) FILTER (WHERE a.status = 'running'), max(a.batches) FILTER (WHERE a.status = 'running'),
+    SELECT count(*) INTO shards FROM shards s WHERE s.migration_id = p_migration AND s.to_version = p_to;
+    IF p_shard IS NOT NULL THEN
+        SELECT to_jsonb(s), s.cursor, s.done INTO shard, cursor, done FROM shards s
+            WHERE s.migration_id = p_migration AND s.to_version = p_to AND s.number = p_shard;
+    ELSIF shards > 0 THEN
+        SELECT to_jsonb(s) INTO shard FROM shards s
+            WHERE s.migration_id = p_migration AND s.to_version = p_to AND s.number = 1;
+    END IF;
+    -- At most one attempt is running, of the hop or of this shard of it.
+    SELECT max(a.id) FILTER (WHERE a.status = 'running' AND a.shard IS NOT DISTINCT FROM p_shard),
+           max(a.to_version) FILTER (WHERE a.status = 'running' AND a.shard IS NOT DISTINCT FROM p_shard),
+           max(a.dispatch) FILTER (WHERE a.status = 'running' AND a.shard IS NOT DISTINCT FROM p_shard),
+           max(a.batches) FILTER (WHERE a.status = 'running' AND a.shard IS NOT DISTINCT FROM p_shard),
            coalesce(bool_or(a.dispatch = p_dispatch
                             AND (a.to_version - p_to) * sign(lock_and_load_hop.to_version - lock_and_load_hop.from_version) > 0), false),
-           count(*) FILTER (WHERE a.to_version = p_to AND (a.status = 'lost' OR a.transient))
+           count(*) FILTER (WHERE a.to_version = p_to AND a.shard IS NOT DISTINCT FROM p_shard
+                            AND (a.status = 'lost' OR a.transient))
         INTO running_id, running_to, running_dispatch, running_batches, next_hop_started, lost
         FROM hop_attempts a WHERE a.migration_id = p_migration;
     tries := 0;
@@ -160,7 +178,7 @@ BEGIN
     running_crashed := running_id IS NOT NULL AND has_crashed(running_id);
     IF lost > 0 OR running_crashed THEN
         SELECT l.lost, l.crashed, l.crashed_how, l.tries INTO lost, crashed, crashed_how, tries
-            FROM count_losses(p_migration, p_to, forgiven) l;
+            FROM count_losses(p_migration, p_to, forgiven, p_shard) l;
     END IF;
 END $$;
 
@@ -170,7 +188,8 @@ END $$;
 -- goes down before that, the executor's lock and data go down with it.
 CREATE FUNCTION open_hop(p_migration uuid, p_graph uuid, p_status text, p_dispatch integer, p_lost bigint,
     p_from integer, p_to integer, p_hop text, p_fingerprint text, p_worker text, p_pid integer,
-    p_task text, p_done bigint, p_deadline double precision, OUT attempt_id bigint, OUT attempt integer)
+    p_task text, p_done bigint, p_deadline double precision, p_shard integer DEFAULT NULL,
+    OUT attempt_id bigint, OUT attempt integer)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     is_ahead boolean;
@@ -196,12 +215,14 @@ BEGIN
             WHERE a.id = p_lost AND a.status = 'running';
     END IF;
     INSERT INTO hop_attempts AS a (migration_id, graph_id, from_version, to_version, hop_name, fingerprint,
-            attempt, dispatch, worker, pid, task_id, done)
-        SELECT p_migration, p_graph, p_from, p_to, p_hop, p_fingerprint, 1 + count(*), p_dispatch,
+            shard, attempt, dispatch, worker, pid, task_id, done)
+        SELECT p_migration, p_graph, p_from, p_to, p_hop, p_fingerprint, p_shard, 1 + count(*), p_dispatch,
                p_worker, p_pid, p_task, p_done
         FROM hop_attempts b WHERE b.migration_id = p_migration AND b.to_version = p_to
+            AND b.shard IS NOT DISTINCT FROM p_shard
         RETURNING a.id, a.attempt INTO attempt_id, attempt;
     PERFORM set_config('graph_migrator.executor', p_migration::text, false),
+            set_config('graph_migrator.shard', CASE WHEN p_shard IS NULL THEN '' ELSE attempt_id::text END, false),
             set_config('graph_migrator.answer', jsonb_build_object('attempt_id', attempt_id, 'attempt', attempt)::text, false);
 END $$;
 
@@ -209,6 +230,7 @@ END $$;
 CREATE FUNCTION require_executor(p_migration uuid, p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     IF current_setting('graph_migrator.executor', true) IS DISTINCT FROM p_migration::text
+       OR current_setting('graph_migrator.shard', true) <> ''
        OR NOT pg_try_advisory_xact_lock(lock_key(p_graph)) THEN
         RAISE EXCEPTION 'session % is not the executor of migration %', pg_backend_pid(), p_migration
             USING ERRCODE = 'GM001';
@@ -258,6 +280,11 @@ BEGIN
     END IF;
     IF p_checkpoint THEN
         DELETE FROM checkpoints WHERE migration_id = p_migration AND to_version = p_to;
+        IF EXISTS (SELECT FROM shards s WHERE s.migration_id = p_migration AND s.to_version = p_to AND NOT s.is_done) THEN
+            RAISE EXCEPTION 'the hop to v% of migration % has shards that are not done', p_to, p_migration
+                USING ERRCODE = 'GM001';
+        END IF;
+        DELETE FROM shards WHERE migration_id = p_migration AND to_version = p_to;
     END IF;
     IF p_last THEN
         UPDATE migrations SET status = 'succeeded', finished_at = clock_timestamp(),
@@ -392,6 +419,7 @@ BEGIN
         IF NOT FOUND THEN
             RAISE EXCEPTION 'migration % is not failed', p_release USING ERRCODE = 'GM001';
         END IF;
+        DELETE FROM shards WHERE migration_id = p_release;
     END IF;
     INSERT INTO migrations (id, graph_id, graph_type, from_version, to_version, status, task_id, plan,
             requested_by, reason, deadline, started_at)
@@ -408,6 +436,9 @@ BEGIN
     IF half IS NOT NULL THEN
         INSERT INTO checkpoints (migration_id, to_version, cursor, done)
             VALUES (p_migration, (half->>'to_version')::integer, half->'cursor', (half->>'done')::bigint);
+        IF jsonb_typeof(half->'cursor') = 'object' THEN
+            PERFORM restore_shards(p_migration, half->'cursor'->'shards');
+        END IF;
     END IF;
     IF p_request IS NOT NULL THEN
         INSERT INTO requests (task_id, verb, graph_id, target, migration_id, requested_by)
@@ -467,6 +498,9 @@ BEGIN
     IF dispatch IS NULL THEN
         RAISE EXCEPTION 'migration % is not failed', p_migration USING ERRCODE = 'GM001';
     END IF;
+    -- Nothing of the hop is committed: it is cut anew, by the code of today.
+    DELETE FROM shards s WHERE s.migration_id = p_migration
+        AND NOT EXISTS (SELECT FROM checkpoints c WHERE c.migration_id = p_migration);
     -- The caller whose id the chain has is answered again: the result of this run replaces FAILURE.
     UPDATE requests r SET answered_at = NULL, answer_failures = 0, next_answer_at = NULL, unanswered_because = NULL
         FROM migrations m
@@ -558,6 +592,7 @@ BEGIN
             WHERE id = p_migration;
     END IF;
     IF status = 'cancelled' THEN
+        DELETE FROM shards WHERE migration_id = p_migration;
         PERFORM release_claim(p_migration, m.graph_id);
     END IF;
     PERFORM notify_waiters(p_migration);

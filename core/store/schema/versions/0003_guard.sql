@@ -40,6 +40,7 @@ DECLARE
     declared text := current_setting('graph_migrator.versions', true);
     expected integer;
     executes boolean;
+    is_shard boolean := coalesce(current_setting('graph_migrator.shard', true), '') <> '';
 BEGIN
     FOR look IN 1..2 LOOP
         IF look = 2 AND old_snapshot THEN
@@ -60,7 +61,11 @@ BEGIN
                 DETAIL = jsonb_build_object('graph', p_graph, 'reason', 'unknown');
         END IF;
         executes := coalesce(current_setting('graph_migrator.executor', true) = g.migration_id::text, false);
-        IF NOT executes THEN
+        IF is_shard THEN
+            IF look = 1 THEN  -- also of a graph that nobody owns: a shard has one range of one graph
+                PERFORM require_shard(g.migration_id, g.id);
+            END IF;
+        ELSIF NOT executes THEN
             IF g.migration_id IS NOT NULL OR g.owner_read_only THEN
                 PERFORM refuse_read_only(g);
             END IF;
@@ -77,7 +82,9 @@ BEGIN
         END IF;
         EXIT WHEN look = 2;
 
-        IF executes THEN
+        IF is_shard THEN
+            NULL;  -- `require_shard` has taken its locks for this transaction
+        ELSIF executes THEN
             -- The setting alone proves nothing: a lost executor still has it. Nor does the lock alone: the
             -- executor of another graph may hold the same key.
             IF NOT pg_try_advisory_xact_lock(lock_key(g.id)) THEN
@@ -135,6 +142,9 @@ DECLARE
     removed uuid[];
     id uuid;
     admitted graphs;
+    is_shard boolean := coalesce(current_setting('graph_migrator.shard', true), '') <> '';
+    first text;
+    last text;
 BEGIN
     -- Most statements change one graph, and the usual name is `graph_id`: plain scans, whose plans are kept and
     -- do not depend on the number of rows of the first statement.
@@ -156,9 +166,27 @@ BEGIN
         IF NOT several THEN
             IF one IS NOT NULL THEN
                 admitted := admit(one, TG_OP <> 'DELETE', NULL);  -- PERFORM would make it a query
+                IF is_shard THEN
+                    IF TG_RELID NOT IN ('graph_migrator.nodes'::regclass, 'graph_migrator.edges'::regclass) THEN
+                        NULL;  -- it may have no such column, and is refused in any case
+                    ELSIF TG_OP = 'INSERT' THEN
+                        SELECT min(n.id), max(n.id) INTO first, last FROM new_rows n;
+                    ELSIF TG_OP = 'UPDATE' THEN
+                        SELECT min(x.first), max(x.last) INTO first, last FROM (
+                            SELECT min(o.id) AS first, max(o.id) AS last FROM old_rows o
+                            UNION ALL SELECT min(n.id), max(n.id) FROM new_rows n) x;
+                    ELSE
+                        SELECT min(o.id), max(o.id) INTO first, last FROM old_rows o;
+                    END IF;
+                    PERFORM require_range(require_shard(admitted.migration_id, one), TG_RELID, first, last);
+                END IF;
             END IF;
             RETURN NULL;
         END IF;
+    END IF;
+    IF is_shard THEN
+        RAISE EXCEPTION 'a shard writes nothing but rows of its own range, not such a statement on %', TG_RELID::regclass
+            USING ERRCODE = 'integrity_constraint_violation';
     END IF;
 
     IF TG_OP <> 'DELETE' THEN
@@ -280,7 +308,7 @@ BEGIN
         RAISE EXCEPTION 'graph %: migration % is not one of this graph', OLD.slug, owner
             USING ERRCODE = 'integrity_constraint_violation';
     END IF;
-    IF NOT pg_try_advisory_xact_lock(lock_key(OLD.id)) THEN
+    IF current_setting('graph_migrator.shard', true) <> '' OR NOT pg_try_advisory_xact_lock(lock_key(OLD.id)) THEN
         RAISE EXCEPTION 'session % does not hold the lock of graph %', pg_backend_pid(), OLD.slug
             USING ERRCODE = 'GM001';
     END IF;

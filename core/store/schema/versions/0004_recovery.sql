@@ -18,7 +18,7 @@ DECLARE
     left_over integer := p_most;
 BEGIN
     found := ARRAY(SELECT r.id FROM (
-        SELECT a.migration_id AS id, a.graph_id FROM hop_attempts a WHERE a.status = 'running'
+        SELECT a.migration_id AS id, a.graph_id FROM hop_attempts a WHERE a.status = 'running' AND a.shard IS NULL
         UNION SELECT m.id, m.graph_id FROM migrations m WHERE m.status IN ('pausing', 'cancelling')) r
         WHERE is_free(r.graph_id));
     RETURN QUERY SELECT unnest(found);
@@ -54,10 +54,10 @@ BEGIN
         FROM migrations m WHERE m.id = p_migration FOR UPDATE;
     SELECT a.id, a.batches, has_crashed(a.id), a.hop_name, a.to_version
         INTO running_id, running_batches, running_crashed, hop_name, hop_to
-        FROM hop_attempts a WHERE a.migration_id = p_migration AND a.status = 'running';
+        FROM hop_attempts a WHERE a.migration_id = p_migration AND a.status = 'running' AND a.shard IS NULL;
     running_crashed := coalesce(running_crashed, false);
     SELECT l.lost, l.crashed, l.crashed_how INTO lost, crashed, crashed_how
-        FROM count_losses(p_migration, hop_to, forgiven) l;
+        FROM count_losses(p_migration, hop_to, forgiven, NULL) l;
 END $$;
 
 -- Marks a dead executor's attempt and makes room for the next one.
@@ -91,17 +91,26 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
         'error_type', m.error_type, 'error_message', m.error_message, 'error_args', m.error_args,
         'error_rows', (SELECT a.error_rows FROM hop_attempts a WHERE m.status = 'failed' AND a.migration_id = m.id
                        AND a.error_type = m.error_type ORDER BY a.id DESC LIMIT 1),
-        'last_applied', (SELECT a.hop_name FROM hop_attempts a WHERE a.migration_id = m.id
+        'last_applied', (SELECT a.hop_name FROM hop_attempts a WHERE a.migration_id = m.id AND a.shard IS NULL
                          AND a.status IN ('succeeded', 'skipped') ORDER BY a.id DESC LIMIT 1),
         'hops', (SELECT coalesce(jsonb_agg(h.hop ORDER BY h.place), '[]') FROM (
             SELECT min(a.id) AS place, jsonb_build_object(
                 'name', (array_agg(a.hop_name ORDER BY a.id DESC))[1],
                 'from_version', min(a.from_version), 'to_version', a.to_version,
-                'status', (array_agg(a.status ORDER BY a.id DESC))[1], 'attempts', count(*),
+                -- Of the latest attempt; of a hop's shards, the one that says most about the hop.
+                'status', CASE
+                    WHEN count(a.shard) = 0 OR bool_or(a.shard IS NULL AND a.status IN ('succeeded', 'skipped'))
+                        THEN (array_agg(a.status ORDER BY a.id DESC))[1]
+                    WHEN bool_or(a.status = 'running') OR m.status = 'running' THEN 'running'
+                    WHEN m.status = 'failed' AND bool_or(a.status = 'failed') THEN 'failed'
+                    ELSE (array_agg(a.status ORDER BY a.id DESC))[1] END,
+                'attempts', count(*), 'shards', nullif(count(DISTINCT a.shard), 0),
                 'rows_changed', coalesce(sum(a.rows_changed) FILTER (WHERE a.batches > 0
                                          OR a.status IN ('succeeded', 'skipped')), 0),
-                'seconds', round(extract(epoch FROM sum(coalesce(a.finished_at, clock_timestamp())
-                                 - a.started_at))::numeric, 4)) AS hop
+                -- Those of shards overlap.
+                'seconds', round(extract(epoch FROM CASE WHEN count(a.shard) > 0
+                    THEN max(coalesce(a.finished_at, clock_timestamp())) - min(a.started_at)
+                    ELSE sum(coalesce(a.finished_at, clock_timestamp()) - a.started_at) END)::numeric, 4)) AS hop
             FROM hop_attempts a WHERE a.migration_id = m.id GROUP BY a.to_version) h))
     FROM migrations m LEFT JOIN graphs g ON g.id = m.graph_id WHERE m.id = p_migration
 $$;
@@ -234,6 +243,11 @@ DECLARE
     before text;
 BEGIN
     SELECT status INTO before FROM migrations WHERE id = p_migration FOR UPDATE;
+    IF p_partially_migrated IS NOT NULL THEN
+        p_partially_migrated := jsonb_set(p_partially_migrated, '{cursor}', coalesce(
+            shards_as_json(p_migration, (p_partially_migrated->>'to_version')::integer), p_partially_migrated->'cursor'));
+    END IF;
+    DELETE FROM shards WHERE migration_id = p_migration;
     UPDATE hop_attempts SET status = 'lost', finished_at = clock_timestamp()
         WHERE migration_id = p_migration AND status = 'running';
     IF p_terminated_by IS NOT NULL THEN
@@ -560,6 +574,7 @@ BEGIN
         AND r.answered_at IS NOT NULL AND r.created_at < p_before;
     GET DIAGNOSTICS requests = ROW_COUNT;
     DELETE FROM checkpoints c WHERE c.migration_id = ANY (p_migrations);
+    DELETE FROM shards s WHERE s.migration_id = ANY (p_migrations);
     DELETE FROM traces t WHERE t.migration_id = ANY (p_migrations);
     DELETE FROM hop_attempts a WHERE a.migration_id = ANY (p_migrations);
     GET DIAGNOSTICS attempts = ROW_COUNT;

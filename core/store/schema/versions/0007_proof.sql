@@ -29,12 +29,16 @@ SET search_path = graph_migrator, pg_temp SET timezone = 'UTC' SET extra_float_d
     SELECT sha256(convert_to(jsonb_strip_nulls(to_jsonb(a) - 'hash')::text, 'UTF8'))
 $$;
 
--- Links an attempt that finishes to the chain of its graph. The caller holds the graph's lock. Executors' sessions have
+-- Links an attempt that finishes to the chain of its graph. The caller holds the graph's lock, or that of a shard: those
+-- that end together wait here for one another, until they are committed. Executors' sessions have
 -- the settings of the text already; setting them for a call costs more than all the rest.
 CREATE FUNCTION link_attempt() RETURNS trigger LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
 DECLARE
     archived archived_links;
 BEGIN
+    IF NEW.shard IS NOT NULL THEN
+        PERFORM pg_advisory_xact_lock(uuid_hash_extended(NEW.graph_id, 5716853094183207176));
+    END IF;
     SELECT a.link, a.hash INTO NEW.link, NEW.previous FROM hop_attempts a
         WHERE a.graph_id = NEW.graph_id AND a.link IS NOT NULL ORDER BY a.link DESC LIMIT 1;
     SELECT * INTO archived FROM archived_links l

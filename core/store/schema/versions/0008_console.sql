@@ -91,7 +91,7 @@ BEGIN
     END IF;
     INSERT INTO change_events (kind, graph_id, migration_id, change) VALUES ('attempt', NEW.graph_id, NEW.migration_id, jsonb_build_object(
         'attempt_id', NEW.id, 'hop', NEW.hop_name, 'from_version', NEW.from_version, 'to_version', NEW.to_version,
-        'attempt', NEW.attempt, 'status', NEW.status, 'worker', NEW.worker, 'done', NEW.done, 'total', NEW.total,
+        'shard', NEW.shard, 'attempt', NEW.attempt, 'status', NEW.status, 'worker', NEW.worker, 'done', NEW.done, 'total', NEW.total,
         'rows_per_second', NEW.rows_per_second, 'error_type', NEW.error_type, 'error_message', NEW.error_message));
     RETURN NULL;
 END $$;

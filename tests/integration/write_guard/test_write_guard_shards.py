@@ -1,0 +1,197 @@
+"""What a shard's session may write: the rows of its own range, while it holds its locks and its attempt runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import UUID
+
+import pytest
+
+from graph_migrator.core.audit.verify import verify_chains
+from graph_migrator.core.store.connections import make_engine
+from tests.integration.hand_driven import (
+    FENCED,
+    REFUSED,
+    REPEAT,
+    Client,
+    HandDriven,
+    add_graph,
+    at_every_isolation,
+    in_background,
+    sqlstate_of,
+    wait_until_waiting,
+)
+
+OUTSIDE = "23000"
+MINE = "UPDATE nodes SET label = 'w' WHERE graph_id = %s AND id BETWEEN 'n1' AND 'n4'"
+OTHERS = [
+    ("another shard's rows", "UPDATE nodes SET label = 'w' WHERE graph_id = %s AND id = 'n5'"),
+    ("rows of both", "UPDATE nodes SET label = 'w' WHERE graph_id = %s AND id IN ('n4', 'n5')"),
+    ("a row that leaves the range", "UPDATE nodes SET id = 'n9' WHERE graph_id = %s AND id = 'n1'"),
+    ("a row that enters it", "UPDATE nodes SET id = 'n11' WHERE graph_id = %s AND id = 'n7'"),
+    ("a new row of another shard", "INSERT INTO nodes VALUES (%s, 'n6a', 'w')"),
+    ("a deleted one", "DELETE FROM nodes WHERE graph_id = %s AND id = 'n8'"),
+    ("another table", "INSERT INTO edges VALUES (%s, 'e', 'n1', 'n2', 'KNOWS')"),
+]
+
+
+@pytest.fixture
+def graph(app: Client) -> UUID:
+    """The graph `people`, at v1, of n1 … n8."""
+    return add_graph(app, "people", nodes=8)
+
+
+class Shards:
+    """A migration whose hop is cut at n4, and sessions that take its shards."""
+
+    def __init__(self, app: Client, migration: HandDriven) -> None:
+        self.app, self.migration = app, migration
+        migration.begin()
+        app.do(
+            "SELECT cut_shards(%s, 2, 'queued', 1, 'nodes', '[[\"n4\", 4], [null, 4]]', NULL, 30)",
+            str(migration.id),
+        )
+
+    def take(self, client: Client, number: int) -> int:
+        """Lock a shard, open its attempt and name the session, as its executor does."""
+        locked = client.one(
+            "SELECT locked FROM lock_and_load_hop(%s, 2, 1, %s)", str(self.migration.id), number
+        )
+        assert locked
+        attempt = client.one(
+            "SELECT attempt_id FROM open_hop(%s, %s, 'running', 1, NULL, 1, 2, 'hop', 'f', 'test', 1, NULL, 0, 30, %s)",
+            str(self.migration.id), str(self.migration.graph), number,
+        )  # fmt: skip
+        client.commit()
+        return int(attempt)
+
+
+@pytest.fixture
+def shards(app: Client, migration: HandDriven) -> Shards:
+    return Shards(app, migration)
+
+
+@pytest.fixture
+def second(database_url: str) -> Iterator[Client]:
+    client = Client(database_url)
+    yield client
+    client.close()
+
+
+@at_every_isolation
+def test_a_shard_writes_its_own_range_and_nothing_else(
+    shards: Shards, writer: Client, second: Client, graph: UUID
+) -> None:
+    other = add_graph(second, "others")
+    shards.take(writer, 1)
+    shards.take(second, 2)
+    writer.do(MINE, str(graph))
+    writer.do("INSERT INTO nodes VALUES (%s, 'n3a', 'w')", str(graph))
+    writer.do("DELETE FROM nodes WHERE graph_id = %s AND id = 'n3a'", str(graph))
+    found = {}
+    for what, statement in OTHERS:
+        found[what] = sqlstate_of(writer.run, statement, str(graph))
+        writer.rollback()
+    assert found == {what: OUTSIDE for what, _ in OTHERS}
+    attacks = (
+        ("UPDATE nodes SET label = 'w' WHERE graph_id = %s", other, FENCED),  # nobody owns that graph
+        ("UPDATE graphs SET config = '{\"a\": 1}' WHERE id = %s", graph, FENCED),
+        ("UPDATE graphs SET version = 2 WHERE id = %s", graph, FENCED),
+    )
+    for statement, which, code in attacks:
+        assert sqlstate_of(writer.run, statement, str(which)) == code, statement
+        writer.rollback()
+    two = "UPDATE nodes SET label = 'w' WHERE graph_id IN (%s, %s)"
+    assert sqlstate_of(writer.run, two, str(graph), str(other)) == OUTSIDE
+    writer.rollback()
+    labels = shards.app.run("SELECT id, label FROM nodes WHERE graph_id = %s ORDER BY id", str(graph))
+    assert labels == [(f"n{i}", "w" if i <= 4 else "v1") for i in range(1, 9)]
+
+
+@at_every_isolation
+def test_names_without_locks_and_locks_without_names_prove_nothing(
+    shards: Shards, writer: Client, second: Client, graph: UUID
+) -> None:
+    attempt = shards.take(second, 1)
+    writer.do("SELECT become_shard_executor(%s, %s)", str(shards.migration.id), attempt)
+    assert sqlstate_of(writer.run, MINE, str(graph)) == FENCED, "the shard's lock is another session's"
+    writer.rollback()
+    writer.do("SELECT release_shard_lock()")
+    writer.do("SELECT try_shard_lock(%s, %s, 2, 2)", str(graph), str(shards.migration.id))
+    assert sqlstate_of(writer.run, MINE, str(graph)) == REFUSED, "an ordinary writer that holds locks"
+    writer.rollback()
+
+
+@at_every_isolation
+@pytest.mark.parametrize("snapshot", ["fresh", "old"])
+@pytest.mark.parametrize("then", ["found dead", "taken by another", "done", "closed"])
+def test_after_its_shard_was_lost_a_session_writes_nothing(
+    shards: Shards, writer: Client, second: Client, graph: UUID, snapshot: str, then: str
+) -> None:
+    attempt = shards.take(writer, 1)
+    writer.do("SELECT pg_advisory_unlock_all()")  # as only a hop can do that tampers with its session
+    if snapshot == "old":
+        writer.begin()
+    assert shards.app.one("SELECT graph_id IS NOT NULL FROM lock_and_load_dead_shard(%s)", attempt)
+    shards.app.do("SELECT record_lost_shard(%s, %s, 30)", attempt, str(shards.migration.id))
+    if then != "found dead":
+        again = shards.take(second, 1)
+        if then != "taken by another":
+            second.run("SELECT set_config('graph_migrator.transaction', 'open', true)")
+            second.do(
+                "SELECT save_shard_batch(%s, %s, %s, 2, 1, '[\"n4\"]', 4, 4, true, 30)",
+                again, str(shards.migration.id), str(graph),
+            )  # fmt: skip
+            second.do("SELECT release_shard_lock()")
+    if then == "closed":
+        shards.app.do("UPDATE shards SET is_done = true")
+        shards.migration.run_hop("SELECT %s::uuid")
+    code = sqlstate_of(writer.run, MINE, str(graph))
+    writer.rollback()
+    assert code in {FENCED, REPEAT}
+    labels = {label for (label,) in shards.app.run("SELECT label FROM nodes WHERE graph_id = %s", str(graph))}
+    assert labels == {"v1"}
+
+
+def test_attempts_that_end_together_are_linked_one_after_the_other(
+    shards: Shards, writer: Client, second: Client, graph: UUID, database_url: str
+) -> None:
+    taken = [(writer, 1, shards.take(writer, 1)), (second, 2, shards.take(second, 2))]
+
+    def end(client: Client, number: int, attempt: int) -> None:
+        client.run("SELECT set_config('graph_migrator.transaction', 'open', true)")
+        client.run(
+            "SELECT save_shard_batch(%s, %s, %s, 2, %s, '[\"n\"]', 0, 0, true, 30)",
+            attempt, str(shards.migration.id), str(graph), number,
+        )  # fmt: skip
+
+    end(*taken[0])
+    with in_background(lambda: (end(*taken[1]), second.commit())) as other:
+        wait_until_waiting(shards.app, second.pid)
+        writer.commit()
+        other.result()
+    assert shards.app.run("SELECT link, status FROM hop_attempts ORDER BY link") == [
+        (1, "succeeded"),
+        (2, "succeeded"),
+    ]
+    assert verify_chains(make_engine(database_url)).count == 0
+
+
+def test_whoever_takes_the_graphs_lock_exclusively_has_no_shard_beside_it(
+    shards: Shards, writer: Client, second: Client, graph: UUID
+) -> None:
+    lock = "SELECT pg_try_advisory_lock(lock_key(%s))"
+    shards.take(writer, 1)
+    assert not second.one(lock, str(graph))
+    second.commit()
+    writer.do("SELECT release_shard_lock()")
+    assert second.one(lock, str(graph))
+    second.commit()
+    taken = "SELECT locked FROM lock_and_load_hop(%s, 2, 1, 2)"
+    assert not writer.one(taken, str(shards.migration.id))
+    writer.commit()
+
+
+@pytest.fixture
+def isolation() -> str:
+    return "READ COMMITTED"
