@@ -15,10 +15,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from graph_migrator.console import api, pages
+from graph_migrator.console import api, forms, pages
 from graph_migrator.console.authentication import Auth, Authenticator, LoginLimit
 from graph_migrator.console.gate import Gate
 from graph_migrator.console.problems import Problem, as_problem, respond
+from graph_migrator.console.rendering import show_problem
 from graph_migrator.console.services import Services
 from graph_migrator.console.stream import Stream
 from graph_migrator.core.errors import GraphMigratorError
@@ -66,6 +67,7 @@ def create_app(
     app.state.authenticator, app.state.login_limit = authenticator, LoginLimit()
     app.include_router(api.router)
     app.include_router(pages.router, include_in_schema=False)
+    app.include_router(forms.router, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
     app.add_api_route("/healthz", _healthz, include_in_schema=False)
     kinds: tuple[Any, ...] = (
@@ -104,4 +106,4 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     is_known = "who" in request.scope.get("state", {})
     if path.startswith("/api/") or not (is_known or "text/html" in request.headers.get("accept", "")):
         return respond(problem)
-    return pages.show_problem(request, problem)
+    return show_problem(request, problem)

@@ -6,30 +6,23 @@ import csv
 import io
 import shlex
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-from pathlib import Path as FilePath
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
-from uuid import UUID, uuid4
+from urllib.parse import quote, urlencode
+from uuid import UUID
 
-from fastapi import APIRouter, Depends, Path, Query, Request
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
-from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from fastapi import APIRouter, Path, Query, Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 
-from graph_migrator.console import api, reads, verbs
+from graph_migrator.console import reads, verbs
 from graph_migrator.console.api import STATES, Deps, Name, State, Text, Version, Who, place, place_of
-from graph_migrator.console.authentication import COOKIE, Authenticator, LoginLimit
-from graph_migrator.console.problems import Problem
-from graph_migrator.console.verbs import BulkRetry, GraphVerb, PolicyRequest, RolloutBack, RolloutVerb
-from graph_migrator.core.access import tokens
-from graph_migrator.core.access.repeated import find_answer
-from graph_migrator.core.access.tokens import SESSION_HOURS, Identity, Role
+from graph_migrator.console.forms import model_of
+from graph_migrator.console.rendering import show
+from graph_migrator.core.access.tokens import Role
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.attempts import attempt_story
-from graph_migrator.core.inspection.quantities import count, duration, pace, quantity, time_range
-from graph_migrator.core.inspection.requests import find_request, list_requests
+from graph_migrator.core.inspection.requests import list_requests
 from graph_migrator.core.rollouts import inspection as rollouts
 from graph_migrator.core.rollouts.back import ways_back, why_not_back
 from graph_migrator.core.rollouts.start import RolloutRequest
@@ -40,95 +33,9 @@ from graph_migrator.core.rollouts.troubles import is_fleet_held
 PAGE_SIZE: Final = 50
 STORIES: Final = 20
 """Migrations of a graph on one page."""
-_LONGEST_FORM: Final = 65_536
 _MOST_IN_CSV: Final = 100_000
 
 router = APIRouter()
-
-
-def _moment(value: datetime | None) -> str:
-    return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if value is not None else ""
-
-
-def _ago(value: datetime | None) -> str:
-    if value is None:
-        return ""
-    seconds = int((datetime.now(UTC) - value).total_seconds())
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {unit} ago"
-    return f"{max(seconds, 0)} s ago"
-
-
-def _with_code(text: str) -> Markup:
-    """A sentence whose commands, in backticks, are set as code."""
-    parts = text.split("`")
-    return Markup().join(
-        Markup('<code class="command">{}</code>').format(part) if place % 2 else escape(part)
-        for place, part in enumerate(parts)
-    )
-
-
-_templates = Environment(
-    loader=FileSystemLoader(FilePath(__file__).parent / "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_templates.filters.update(
-    moment=_moment,
-    ago=_ago,
-    duration=duration,
-    with_code=_with_code,
-    quote=lambda text: quote(str(text), safe=""),
-)
-_templates.globals.update(
-    count=count, pace=pace, quantity=quantity, time_range=time_range, new_id=lambda: str(uuid4())
-)
-
-
-def show(request: Request, template: str, code: int = 200, **values: Any) -> HTMLResponse:
-    """A page."""
-    root = request.scope.get("root_path", "")
-    authenticator: Authenticator = request.app.state.authenticator
-    who: Identity | None = getattr(request.state, "who", None)
-    text = _templates.get_template(template).render(
-        root=root,
-        path=request.url.path.removeprefix(root),
-        query=dict(request.query_params),
-        now=datetime.now(UTC),
-        who=who,
-        may_act=who is not None and who.may(Role.OPERATOR),
-        has_login=authenticator.has_login,
-        said=_said(request) if who is not None and "request" in request.query_params else None,
-        **values,
-    )
-    return HTMLResponse(text, code)
-
-
-def show_problem(request: Request, problem: Mapping[str, Any]) -> Response:
-    """An error as a page."""
-    return show(request, "problem.html", problem["status"], problem=problem)
-
-
-def _said(request: Request) -> str | None:
-    """What became of the request whose id stands in the address."""
-    try:
-        request_id = UUID(request.query_params["request"])
-    except ValueError:
-        return None
-    services = api.services_of(request)
-    found = find_request(services.engine, str(request_id))
-    if found is not None:
-        return f"{found.verb} of {found.subject}: {found.outcome}"
-    answer = find_answer(services.engine, request_id)
-    if answer is None:
-        return "It was sent. No worker has begun it yet."
-    return str(answer.get("message") or ", ".join(f"{k}: {v}" for k, v in answer.items() if v))
-
-
-# ── reads ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 @router.get("/")
@@ -215,7 +122,7 @@ def get_plan(
         "where": where,
     }
     fields = {name: value for name, value in chosen.items() if value}
-    plan = verbs.plan_rollout(services, _options(RolloutRequest, fields)) if graph_type else None
+    plan = verbs.plan_rollout(services, model_of(RolloutRequest, fields)) if graph_type else None
     return show(
         request, "plan.html", plan=plan, fields=fields, chosen=chosen, types=sorted(graph_types()),
         command=_rollout_command(fields),
@@ -363,179 +270,3 @@ def _csv_line(cells: Any) -> str:
     out = io.StringIO()
     csv.writer(out).writerow(cells)
     return out.getvalue()
-
-
-# ── verbs ───────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def _form(request: Request) -> dict[str, str]:
-    """The fields of a form.
-
-    Raises:
-        Problem: It is too long, or no form.
-    """
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _LONGEST_FORM:
-            raise Problem(413, "Too long", "This form is longer than any of ours. Nothing was changed.")
-    try:
-        return dict(parse_qsl(body.decode(), keep_blank_values=False, max_num_fields=100))
-    except ValueError:
-        raise Problem(400, "InvalidRequest", "This is not a form. Nothing was changed.") from None
-
-
-Form = Annotated[dict[str, str], Depends(_form)]
-
-
-def _id_of(form: dict[str, str]) -> UUID:
-    """The form's own id: sent twice, it acts once."""
-    try:
-        return UUID(form.pop("request_id", "")) if "request_id" in form else uuid4()
-    except ValueError:
-        raise Problem(400, "InvalidRequest", "request_id is no UUID. Nothing was changed.") from None
-
-
-def _back(request: Request, path: str, request_id: UUID) -> Response:
-    return RedirectResponse(f"{request.scope.get('root_path', '')}{path}?request={request_id}", 303)
-
-
-def _options(model: Any, form: Mapping[str, Any]) -> Any:
-    try:
-        return model.model_validate(form)
-    except ValueError as error:
-        raise Problem(400, "InvalidRequest", f"{_first_reason(error)}. Nothing was changed.") from None
-
-
-def _first_reason(error: Any) -> str:
-    first = error.errors(include_input=False, include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-
-
-@router.post("/graphs/{graph}/{verb}")
-def post_graph_verb(
-    request: Request, services: Deps, who: Who, form: Form, graph: Name, verb: Annotated[str, Path()]
-) -> Response:
-    """Carry out a verb on a graph."""
-    if verb not in verbs.GRAPH_VERBS:
-        raise Problem(404, "Not found", f"There is no verb {verb!r} on graphs.")
-    request_id = _id_of(form)
-    verbs.graph_verb(services, who, request_id, graph, verb, _options(GraphVerb, form))
-    return _back(request, f"/graphs/{quote(graph)}", request_id)
-
-
-@router.post("/plan")
-def post_plan(request: Request, services: Deps, who: Who, form: Form) -> Response:
-    """Start the rollout that was planned."""
-    request_id = _id_of(form)
-    started = verbs.start_rollout(services, who, request_id, _options(RolloutRequest, form))
-    return RedirectResponse(f"{request.scope.get('root_path', '')}/rollouts/{started.rollout_id}", 303)
-
-
-@router.post("/rollouts/{rollout}/back")
-def post_back(request: Request, services: Deps, who: Who, form: Form, rollout: Name) -> Response:
-    """Start the rollout that moves back what this one has moved."""
-    request_id = _id_of(form)
-    started = verbs.back_rollout(services, who, request_id, rollout, _options(RolloutBack, form))
-    return RedirectResponse(f"{request.scope.get('root_path', '')}/rollouts/{started.rollout_id}", 303)
-
-
-@router.post("/rollouts/{rollout}/{verb}")
-def post_rollout_verb(
-    request: Request, services: Deps, who: Who, form: Form, rollout: Name, verb: Annotated[str, Path()]
-) -> Response:
-    """Carry out a verb on a rollout."""
-    if verb not in verbs.ROLLOUT_VERBS:
-        raise Problem(404, "Not found", f"There is no verb {verb!r} on rollouts.")
-    request_id = _id_of(form)
-    fields: dict[str, Any] = {**form, **({"graphs": form["graphs"].split()} if "graphs" in form else {})}
-    verbs.rollout_verb(services, who, request_id, rollout, verb, _options(RolloutVerb, fields))
-    return _back(request, f"/rollouts/{quote(rollout)}", request_id)
-
-
-@router.post("/types/{graph_type}/policy")
-def post_policy(request: Request, services: Deps, who: Who, form: Form, graph_type: Name) -> Response:
-    """Let the graphs of a type move by themselves, or not."""
-    request_id = _id_of(form)
-    verbs.change_policy(services, who, request_id, graph_type, _options(PolicyRequest, form))
-    return _back(request, "/types", request_id)
-
-
-@router.post("/hold")
-def post_hold(request: Request, services: Deps, who: Who, form: Form) -> Response:
-    """Hold all rollouts."""
-    request_id = _id_of(form)
-    verbs.hold_all(services, who, request_id, form.get("reason"), on=True)
-    return _back(request, "/", request_id)
-
-
-@router.post("/unhold")
-def post_unhold(request: Request, services: Deps, who: Who, form: Form) -> Response:
-    """End the hold of all rollouts."""
-    request_id = _id_of(form)
-    verbs.hold_all(services, who, request_id, form.get("reason"), on=False)
-    return _back(request, "/", request_id)
-
-
-@router.post("/failures/retry")
-def post_retry_many(request: Request, services: Deps, who: Who, form: Form) -> Response:
-    """Retry the failed graphs that a filter selects."""
-    request_id = _id_of(form)
-    verbs.retry_many(services, who, request_id, _options(BulkRetry, form))
-    return _back(request, "/graphs", request_id)
-
-
-@router.post("/doctor")
-def post_doctor(request: Request, services: Deps) -> Response:
-    """Check again."""
-    services.findings.forget()
-    services.findings.look(wait_seconds=10)
-    return RedirectResponse(f"{request.scope.get('root_path', '')}/doctor", 303)
-
-
-# ── login ───────────────────────────────────────────────────────────────────────────────────────────
-
-
-@router.get("/login")
-def get_login(request: Request) -> Response:
-    """The form to log in."""
-    return show(request, "login.html", wrong=False, to=_next(request.query_params.get("next", "/")))
-
-
-@router.post("/login")
-def post_login(request: Request, services: Deps, form: Form) -> Response:
-    """Log in with a token."""
-    limit: LoginLimit = request.app.state.login_limit
-    address = request.client.host if request.client else "?"
-    to = _next(form.get("next", "/"))
-    limit.check(address)
-    opened = tokens.open_session(services.engine, form.get("token", "").strip())
-    if opened is None:
-        limit.failed(address)
-        return show(request, "login.html", 401, wrong=True, to=to)
-    root = request.scope.get("root_path", "")
-    answer = RedirectResponse(root + to, 303)
-    is_local = request.url.hostname in {"localhost", "127.0.0.1", "::1"}
-    answer.set_cookie(
-        COOKIE, opened[1], max_age=SESSION_HOURS * 3600, path=root or "/", httponly=True, samesite="strict",
-        secure=request.url.scheme == "https" or not is_local,
-    )  # fmt: skip
-    return answer
-
-
-@router.post("/logout")
-def post_logout(request: Request, services: Deps) -> Response:
-    """Log out."""
-    if session := request.cookies.get(COOKIE):
-        tokens.end_session(services.engine, session)
-    root = request.scope.get("root_path", "")
-    answer = RedirectResponse(f"{root}/login", 303)
-    answer.delete_cookie(COOKIE, path=root or "/")
-    return answer
-
-
-def _next(to: str) -> str:
-    """Where to go after the login; never to another site."""
-    parts = urlsplit(to)
-    is_ours = to.startswith("/") and not to.startswith("//") and "\\" not in to and not parts.netloc
-    return to if is_ours and to.isprintable() else "/"

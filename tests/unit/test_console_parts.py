@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from graph_migrator.console.api import place_of
 from graph_migrator.console.authentication import LoginLimit
-from graph_migrator.console.pages import _csv_line, _next, _plain
+from graph_migrator.console.forms import _next
+from graph_migrator.console.pages import _csv_line, _plain
 from graph_migrator.console.problems import Problem, as_problem, status_of
 from graph_migrator.core import errors
 from graph_migrator.core.errors import GraphMigratorError, MigrationInFlight, UnknownGraph
