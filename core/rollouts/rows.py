@@ -241,9 +241,10 @@ class PostgresRows:
         rows = query(
             self.cursor,
             "SELECT m.graph_id, g.version, g.partially_migrated IS NOT NULL AS partially_migrated, m.number, "
-            "m.row_count, s.kind FROM rollout_members m LEFT JOIN graphs g ON g.id = m.graph_id "
-            "JOIN rollout_stages s ON s.rollout_id = m.rollout_id AND s.number = m.stage "
-            "WHERE m.rollout_id = %s AND m.status = 'pending' AND m.stage <= %s ORDER BY m.stage, m.position LIMIT %s",
+            "m.row_count, s.kind FROM (SELECT * FROM rollout_members w WHERE w.rollout_id = %s "
+            "AND w.status = 'pending' AND w.stage <= %s ORDER BY w.stage, w.position LIMIT %s) m "
+            "LEFT JOIN graphs g ON g.id = m.graph_id "
+            "JOIN rollout_stages s ON s.rollout_id = m.rollout_id AND s.number = m.stage ORDER BY m.stage, m.position",
             self.id, self.row.stage, count if self._allowed is None else min(count, self._allowed),
         )  # fmt: skip
         known = self.kind.oldest, self.kind.newest
