@@ -175,6 +175,7 @@ class Platform:
             "hop_attempts",
             "losses",
             "checkpoints",
+            "shards",
             "requests",
         )
         guarded = ("graphs", "nodes", "edges", "migrations", "hop_attempts", "losses")
