@@ -204,6 +204,7 @@ def test_wire_names_and_the_queue_are_those_of_the_contract() -> None:
     assert ours == {
         "tasks.migrate_graph",
         "tasks.run_hop",
+        "tasks.run_shard",
         "tasks.migrate_member",
         "tasks.migrate_pack",
         "tasks.retry_migration",

@@ -220,7 +220,7 @@ def test_a_lost_session_is_replaced(
     add_graph(engine, "g", "plain")
     begun = begin(executors)
     waiter = wait("g")
-    until(lambda: listeners(engine) == 1, "it listens")
+    until(lambda: waiter.looks and listeners(engine) == 1, "it has looked, and listens")
     with engine.begin() as connection:
         connection.execute(
             text(
