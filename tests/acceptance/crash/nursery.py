@@ -124,7 +124,10 @@ def _raise_workers() -> None:
 
 def _record_ends(running: dict[int, Path], options: int = os.WNOHANG) -> None:
     for pid, file in list(running.items()):
-        ended, status = os.waitpid(pid, options)
+        try:
+            ended, status = os.waitpid(pid, options)
+        except ChildProcessError:  # the handler of SIGCHLD came in between, and has recorded it
+            continue
         if ended:
             del running[pid]
             part = file.with_suffix(".part")
