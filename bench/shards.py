@@ -13,42 +13,32 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from bench.bulk import GRAPH, _set_based, make_template
 from bench.chain import Contender, _start, _stop
 from bench.database import connect, environment, server
 from bench.results import at_least, at_most
-from bench.types import BATCH, RENAME
-from graph_migrator import GraphType, HopContext, Node, Nodes
+from bench.types import BATCH, RENAME, rename
+from graph_migrator import GraphType, Nodes
 from graph_migrator.core.embedded import Postgres, Redis
 
 SQL = RENAME + " AND id BETWEEN :first AND :last"
 
 
-def _by_python(shards: int | None) -> GraphType:
+def _by_python(shards: Literal["auto"] | None = None) -> GraphType:
     kind = GraphType("bench-large")
-
-    @kind.hop(1, 2, over=Nodes(), batch_size=BATCH, shards="auto" if shards else None)
-    def rename(ctx: HopContext, nodes: list[Node]) -> None:
-        for node in nodes:
-            properties = node.properties
-            name = properties.pop("name")
-            properties["full_name"] = name
-            properties["initial"] = name[:1]
-
+    kind.hop(1, 2, over=Nodes(), batch_size=BATCH, shards=shards)(rename.forward.run)
     return kind
 
 
-def _by_sql(shards: int | None) -> GraphType:
+def _by_sql(shards: Literal["auto"] | None = None) -> GraphType:
     kind = GraphType("bench-large")
-    kind.sql_hop(
-        1, 2, name="rename", forward=SQL, over=Nodes(), batch_size=BATCH, shards="auto" if shards else None
-    )
+    kind.sql_hop(1, 2, name="rename", forward=SQL, over=Nodes(), batch_size=BATCH, shards=shards)
     return kind
 
 
-python, python_shards, sql, sql_shards = _by_python(None), _by_python(2), _by_sql(None), _by_sql(2)
+python, python_shards, sql, sql_shards = _by_python(), _by_python("auto"), _by_sql(), _by_sql("auto")
 CONTENDERS = (
     ("set", 0),
     ("python", 1),

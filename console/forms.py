@@ -54,7 +54,11 @@ def _id_of(form: dict[str, str]) -> UUID:
 
 
 def _back(request: Request, path: str, request_id: UUID) -> Response:
-    return RedirectResponse(f"{request.scope.get('root_path', '')}{path}?request={request_id}", 303)
+    return _redirect(request, f"{path}?request={request_id}")
+
+
+def _redirect(request: Request, path: str) -> Response:
+    return RedirectResponse(f"{request.scope.get('root_path', '')}{path}", 303)
 
 
 def model_of(model: Any, form: Mapping[str, Any]) -> Any:
@@ -91,7 +95,7 @@ def post_plan(request: Request, services: Deps, who: Who, form: Form) -> Respons
     """Start the rollout that was planned."""
     request_id = _id_of(form)
     started = verbs.start_rollout(services, who, request_id, model_of(RolloutRequest, form))
-    return RedirectResponse(f"{request.scope.get('root_path', '')}/rollouts/{started.rollout_id}", 303)
+    return _redirect(request, f"/rollouts/{started.rollout_id}")
 
 
 @router.post("/rollouts/{rollout}/back")
@@ -99,7 +103,7 @@ def post_back(request: Request, services: Deps, who: Who, form: Form, rollout: N
     """Start the rollout that moves back what this one has moved."""
     request_id = _id_of(form)
     started = verbs.back_rollout(services, who, request_id, rollout, model_of(RolloutBack, form))
-    return RedirectResponse(f"{request.scope.get('root_path', '')}/rollouts/{started.rollout_id}", 303)
+    return _redirect(request, f"/rollouts/{started.rollout_id}")
 
 
 @router.post("/rollouts/{rollout}/{verb}")
@@ -152,7 +156,7 @@ def post_doctor(request: Request, services: Deps) -> Response:
     """Check again."""
     services.findings.forget()
     services.findings.look(wait_seconds=10)
-    return RedirectResponse(f"{request.scope.get('root_path', '')}/doctor", 303)
+    return _redirect(request, "/doctor")
 
 
 # ── login ───────────────────────────────────────────────────────────────────────────────────────────

@@ -276,11 +276,11 @@ class _Batches:
         migration = self._attempt.message.migration_id
         status = self._executor.call(opening_of_batch(self._attempt))
         if self._attempt.shard is not None:
-            if (
-                status != MigrationStatus.RUNNING
-            ):  # asked for, or another shard has failed it: whoever leaves last acts
-                self._executor.call(StopShard(attempt=self._attempt.id))
-            return status != MigrationStatus.RUNNING
+            if status == MigrationStatus.RUNNING:
+                return False
+            # Asked for, or another shard has failed it: whoever leaves last acts.
+            self._executor.call(StopShard(attempt=self._attempt.id))
+            return True
         if status not in {MigrationStatus.PAUSING, MigrationStatus.CANCELLING}:
             return False
         return self._executor.call(Settle(migration=migration, attempt_becomes="stopped")) is not None

@@ -113,7 +113,7 @@ def hold_graph_lock(
     """
     held, deadline = False, time.monotonic() + seconds
     while not held:
-        left = max(0.001, min(LONGEST_WAIT, deadline - time.monotonic()))
+        left = min(LONGEST_WAIT, deadline - time.monotonic())
         held = _take(executor, TakeLock(graph=graph_id, wait_ms=max(1, int(left * 1_000))))
         if time.monotonic() >= deadline:
             break

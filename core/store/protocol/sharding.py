@@ -7,7 +7,9 @@ from typing import Any
 from uuid import UUID
 
 from graph_migrator.core.decision_inputs import DeadShardState
+from graph_migrator.core.store.protocol.batching import OpenBatch
 from graph_migrator.core.store.protocol.call import Call
+from graph_migrator.core.store.protocol.migrating import FailAttempt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +49,8 @@ class NextShards(Call[ShardsToSend], function="next_shards"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenShardBatch(Call[str], function="open_shard_batch"):
-    """Open the transaction of a shard's batch with its fences. Returns the migration's status."""
-
-    attempt: int
-    migration: UUID
-    graph: UUID
+class OpenShardBatch(OpenBatch, function="open_shard_batch"):
+    """`OpenBatch` of a shard, with its fences."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,21 +80,8 @@ class StopShard(Call[None], function="stop_shard"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FailShard(Call[bool], function="fail_shard"):
-    """Record a shard's attempt that raised. False where somebody else has settled it: then nothing is written."""
-
-    attempt: int
-    migration: UUID
-    graph: UUID
-    transient: bool
-    final: bool
-    type: str
-    message: str
-    args: list[Any] | None
-    traceback: str
-    deadline: float
-    rows: str | None = None
-    line: str | None = None
+class FailShard(FailAttempt, function="fail_shard"):
+    """`FailAttempt` of a shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
