@@ -54,7 +54,9 @@ class StageState(_Model):
 class TimeLeft(_Model):
     """How long the rest takes, without bakes, gates and holds."""
 
-    low_seconds: float = Field(description="One in ten resampled rollouts is faster.")
+    low_seconds: float = Field(
+        description="One in ten rollouts whose graphs are like the settled ones is faster."
+    )
     high_seconds: float = Field(description="One in ten is slower.")
     graphs: int = Field(description="On how many settled graphs it rests.")
 
@@ -385,6 +387,23 @@ def evidence(reason: HoldReason, hold: dict[str, Any], now: Any) -> str:
             return reason.phrase
 
 
+# How long each took a place: a chain from its dispatch to its end, a graph of a pack for its part of the pack's time. A
+# small graph that went alone, as canaries do, says how long its hops take, which is its part of a pack that runs; as
+# many places as wait for one process are taken for so long.
+_SETTLED = """
+SELECT m.row_count,
+       CASE WHEN m.pack_id IS NOT NULL THEN extract(epoch FROM p.ended_at - p.sent_at) / p.done
+            WHEN m.row_count <= %(pack_rows)s THEN %(places_a_process)s * coalesce((
+                SELECT sum(extract(epoch FROM a.finished_at - a.started_at)) FROM hop_attempts a
+                WHERE a.migration_id = m.migration_id), 0)
+            ELSE extract(epoch FROM m.settled_at - m.sent_at) END::float8 AS seconds
+FROM (SELECT * FROM rollout_members s WHERE s.rollout_id = %(rollout)s AND s.status IN ('succeeded', 'failed')
+      ORDER BY s.settled_at DESC LIMIT %(most)s) m LEFT JOIN packs p ON p.id = m.pack_id
+WHERE m.sent_at IS NOT NULL AND (m.pack_id IS NULL OR p.done > 0 AND p.ended_at IS NOT NULL)
+"""
+_MOST_SETTLED = 1_000
+
+
 def time_left(cursor: Any, row: Any) -> Estimate | None:
     """How long the rest of a rollout takes, from its own settled graphs.
 
@@ -392,16 +411,21 @@ def time_left(cursor: Any, row: Any) -> Estimate | None:
         cursor: A driver's cursor.
         row: The rollout, with its `sizes`, `strategy`, `max_in_flight` and the sum of `pending`.
     """
+    strategy = row.strategy
+    processes = sum(each.processes for each in live_workers(cursor, settings().queue)) or row.max_in_flight
     settled = query(
         cursor,
-        "SELECT row_count, extract(epoch FROM settled_at - sent_at)::float8 AS seconds FROM rollout_members "
-        "WHERE rollout_id = %s AND status IN ('succeeded', 'failed') AND sent_at IS NOT NULL "
-        "ORDER BY settled_at DESC LIMIT 1000",
-        row.id,
+        _SETTLED,
+        {
+            "rollout": row.id,
+            "pack_rows": strategy["pack_rows"] if strategy["packs"] else -1,
+            "places_a_process": max(1.0, row.max_in_flight / processes),
+            "most": _MOST_SETTLED,
+        },
     )
     # Not counted among what waits: that may be a million graphs.
     sizes = {int(size): count for size, count in (row.sizes or {}).items()}
-    left = left_by_size(sizes, int(row.pending), smallest_first=row.strategy["order"] == "size")
+    left = left_by_size(sizes, int(row.pending), smallest_first=strategy["order"] == "size")
     return estimate([(size_class(each.row_count), each.seconds) for each in settled], left, row.max_in_flight)
 
 

@@ -19,6 +19,7 @@ from graph_migrator.core.rollouts.operations import Operator
 from graph_migrator.core.rollouts.packs import PackReport, Surroundings, _locked, _take, run_pack
 from graph_migrator.core.rollouts.statuses import PACK_EDGES, PackStatus, RolloutStatus, pairs
 from graph_migrator.core.rollouts.turn import SendingPack
+from graph_migrator.core.rollouts.workers import WorkerState, announce
 from graph_migrator.core.store.session import Executors
 from tests.integration.fleet_inline import PACKED, Fleet, add_tenants, counted_right, mended, tenants
 from tests.rows import add_graph, rows
@@ -94,6 +95,49 @@ def test_packs_grow_with_what_was_measured(engine: Engine, fleet: Fleet) -> None
     (second,) = fleet.turn()
     assert isinstance(second, SendingPack)
     assert second.size == 80  # four times the first one
+
+
+def test_canaries_say_how_long_their_hops_take_in_packs(engine: Engine, fleet: Fleet) -> None:
+    add_tenants(engine, 105)
+    fleet.start(PACKED.model_copy(update={"canaries": 5, "gate": "manual"}))
+    fleet.run()
+    with engine.begin() as connection:  # a chain waits for its messages, and for the turn that takes it in
+        connection.exec_driver_sql("UPDATE rollout_members SET sent_at = sent_at - interval '1 hour'")
+        connection.exec_driver_sql("ALTER TABLE hop_attempts DISABLE TRIGGER USER")
+        connection.exec_driver_sql("UPDATE hop_attempts SET finished_at = started_at + interval '2 s'")
+    first = left(fleet)
+    assert first == (100 * 4.0 / 4, 100 * 4.0 / 4)  # two hops a graph, four places
+
+    announce_worker(engine, processes=2)  # two of the four places wait
+    assert left(fleet) == (100 * 4.0 / 2, 100 * 4.0 / 2)
+
+    fleet.do(operations.set_knob, "tenant", "packs", "false", ADA)
+    low, high = left(fleet)
+    assert 100 * 3_600 / 4 < low <= high < 100 * 3_700 / 4  # the rest goes as the canaries went
+
+
+def test_the_time_left_is_that_of_packs_not_of_each_of_their_graphs(engine: Engine, fleet: Fleet) -> None:
+    add_tenants(engine, 120)
+    fleet.start(ONE)
+    fleet.run_pack(the_pack(fleet))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE packs SET sent_at = ended_at - interval '20 s'")
+    fleet.turn()
+    assert fleet.show().rollout.counts.pending == 20
+    assert left(fleet) == (20 * 1.0, 20 * 1.0)  # twenty graphs in twenty seconds
+
+
+def left(fleet: Fleet) -> tuple[float, float]:
+    found = fleet.show().time_left
+    assert found is not None
+    return round(found.low_seconds, 3), round(found.high_seconds, 3)
+
+
+def announce_worker(engine: Engine, processes: int) -> None:
+    with Executors(engine).borrow() as executor:
+        announce(
+            executor, WorkerState(name="w", queue="migrations", types={}, pool="prefork", processes=processes)
+        )
 
 
 def test_small_graphs_go_in_packs_and_large_ones_as_chains(engine: Engine, fleet: Fleet) -> None:

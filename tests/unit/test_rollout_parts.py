@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from datetime import UTC, datetime
+from statistics import fmean
 from uuid import UUID
 
 import pytest
@@ -209,6 +211,16 @@ def test_a_range_is_a_range_and_can_be_repeated(settled: list[tuple[int, float]]
     assert found is not None
     assert 0 < found.low <= found.high
     assert estimate(settled, {0: count, 3: count}, 3) == found
+
+
+def test_the_range_is_that_of_resampling() -> None:
+    chance = random.Random(7)
+    settled = [chance.expovariate(1) for _ in range(60)]
+    found = estimate([(1, seconds) for seconds in settled], {1: 600}, 4)
+    assert found is not None
+    draws = sorted(600 * fmean(chance.choices(settled, k=60)) / 4 for _ in range(2_000))
+    assert found.low == pytest.approx(draws[200], rel=0.03)
+    assert found.high == pytest.approx(draws[1_800], rel=0.03)
 
 
 def test_size_classes_differ_by_ten() -> None:
