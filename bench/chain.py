@@ -193,9 +193,11 @@ def _sync_procrastinate(url: str) -> Callable[[str], None]:
 def _start(contender: Contender) -> None:
     if contender.command is None:
         return
-    for _ in range(contender.processes):
+    for number in range(contender.processes):
+        # Workers of one node name would be counted as one.
+        command = [*contender.command, *(["-n", f"{number}@%h"] if "celery" in contender.command else [])]
         process = subprocess.Popen(
-            contender.command, env=os.environ | contender.environment, text=True,
+            command, env=os.environ | contender.environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         contender.running.append(process)

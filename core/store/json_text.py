@@ -20,10 +20,11 @@ import orjson
 # jsonb's own text, but in a json column's.
 _RISKY: Final = re.compile(r"[0-9.]{17}|\.[0-9]+0(?![0-9])|[0-9][eE][+\-0-9]")
 
-# The same for many rows at once, too careful: digits become 0, then two substrings are looked for.
-_ZEROS: Final = bytes.maketrans(b"123456789", b"000000000")
-_LONG: Final = b"0" * 16
-_FRACTION: Final = b"0.0"
+# The same for jsonb's text, at a third of the price: with 0 for each digit and point, a long number is a substring;
+# and a pattern that begins with a literal is searched fast.
+_ZEROS: Final = bytes.maketrans(b"123456789.", b"0000000000")
+_LONG: Final = b"0" * 17
+_ENDS_IN_ZERO: Final = re.compile(r"\.[0-9]+0(?=[],}\n]|\Z)")
 
 _INT64: Final = range(-(2**63), 2**64)
 _LONGEST_INT: Final = 4_000  # Python refuses to convert longer ones by default
@@ -50,9 +51,11 @@ def loads(text: str) -> Any:
 
 def loads_many(texts: Sequence[str]) -> list[Any]:
     """Read what ``jsonb::text`` gave for many rows."""
-    digits = "\n".join(texts).encode().translate(_ZEROS)
-    if _LONG in digits or _FRACTION in digits:
+    together = "\n".join(texts)
+    if _LONG in together.encode().translate(_ZEROS):
         return [loads(text) for text in texts]
+    if _ENDS_IN_ZERO.search(together):
+        return [_read_exactly(text) if _ENDS_IN_ZERO.search(text) else orjson.loads(text) for text in texts]
     return [orjson.loads(text) for text in texts]
 
 

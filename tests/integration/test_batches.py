@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import gc
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
@@ -226,6 +227,27 @@ def test_batches_adapt_to_the_time_they_take() -> None:
 
 
 # ── SQL ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_batch_leaves_the_collection_of_cycles_as_it_was(engine: Engine, on: bool) -> None:
+    kind, during = GraphType("collected"), []
+
+    @kind.hop(1, 2, over=Nodes(), batch_size=10)
+    def fails_in_its_second_batch(ctx: HopContext, nodes: list[Node]) -> None:
+        during.append(gc.isenabled())
+        if len(during) == 2:
+            raise ValueError("second")
+
+    registry.register(kind)
+    graph = make_graph(engine, kind.name, 30)
+    (gc.enable if on else gc.disable)()
+    try:
+        with pytest.raises(ValueError, match="second"):
+            run_graph_migration(engine, graph, 2)
+        assert (during[:2], gc.isenabled()) == ([False, False], on)
+    finally:
+        gc.enable()
 
 
 def test_sql_batches_with_their_models(engine: Engine, executors: Executors) -> None:
