@@ -98,6 +98,8 @@ class HopState:
     """How many shards the hop was cut into; 0 where it was not."""
     shard: dict[str, Any] | None = None
     """The row of the shard that the message names; of a hop that was cut, its first one."""
+    undo: int | None = None
+    """The swap of a rebuild hop that this hop takes back by the old values, which were kept."""
 
     @property
     def hop_name(self) -> str:

@@ -53,7 +53,7 @@ SET search_path = graph_migrator, pg_catalog;
 -- ── the worker: rows of migrations are made and followed, never deleted ────────────────────────────
 
 GRANT SELECT ON ALL TABLES IN SCHEMA graph_migrator TO graph_migrator_worker;
-GRANT INSERT, UPDATE, DELETE ON nodes, edges, checkpoints, shards TO graph_migrator_worker;
+GRANT INSERT, UPDATE, DELETE ON nodes, edges, checkpoints, shards, rebuilds, rebuilt_rows, rebuild_changes TO graph_migrator_worker;
 GRANT INSERT, UPDATE ON migrations, hop_attempts, requests, hop_totals, traces TO graph_migrator_worker;
 GRANT INSERT, UPDATE ON graphs TO graph_migrator_worker;
 GRANT UPDATE ON metrics_state, sweep_lease TO graph_migrator_worker;

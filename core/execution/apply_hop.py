@@ -17,26 +17,32 @@ from graph_migrator.core.execution.locate import locating, opening_of_batch
 from graph_migrator.core.execution.model import Attempt, Done, EnoughSeen, Following, Stopped
 from graph_migrator.core.execution.time_limit import TimeLimit
 from graph_migrator.core.graph_types.context import HopContext
-from graph_migrator.core.graph_types.definition import DirectedHop
+from graph_migrator.core.graph_types.definition import DirectedHop, Direction
 from graph_migrator.core.graph_types.hop_session import OWN_TRANSACTION
+from graph_migrator.core.graph_types.selectors import Nodes
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store.batches import BatchWalk
 from graph_migrator.core.store.errors import DRIVER_ERRORS, ENDED, sqlstate
 from graph_migrator.core.store.protocol import (
+    Call,
     DigestBefore,
     FinishAndOpen,
     FinishHop,
     GraphDigest,
+    OpenRebuild,
     RecordDigests,
     ReleaseLock,
     ResumeExecutor,
     SaveBatch,
     SaveProgress,
+    SaveRebuildBatch,
     SaveShardBatch,
     Settle,
     StopShard,
+    SwapRebuild,
+    UndoRebuild,
 )
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.core.store.session import Executor
@@ -55,6 +61,8 @@ def apply_hop(executor: Executor, attempt: Attempt, *, most_batches: int | None 
         Exception: What the hop raised; it was rolled back.
     """
     with TimeLimit(executor, attempt) as limit, locating(executor, attempt):
+        if attempt.facts.undo is not None:
+            return _undo(executor, attempt)
         if attempt.is_closing:
             return _close(executor, attempt, limit)
         if attempt.hop.is_batched:
@@ -196,6 +204,28 @@ def _close(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done:
     return Done(ctx.rows_changed, False, report)
 
 
+def _undo(executor: Executor, attempt: Attempt) -> Done:
+    """Take a rebuild hop back: its old values, without the code of the way back."""
+    digest = attempt.hop.digest
+    with executor.transaction():
+        failpoints.hit("undo_before_data")
+        before = executor.call(GraphDigest(graph=attempt.graph.id)) if digest else None
+        rows = executor.call(
+            UndoRebuild(
+                attempt=attempt.id,
+                migration=attempt.message.migration_id,
+                graph=attempt.graph.id,
+                rebuild=attempt.facts.undo or 0,
+            )
+        )
+        assert rows is not None  # noqa: S101 - it was found under the lock that is still held
+        if digest:
+            after = executor.call(GraphDigest(graph=attempt.graph.id))
+            executor.call(RecordDigests(attempt=attempt.id, before=before, after=after))
+        report, _ = _commit(executor, attempt, skipped=False, rows=rows, done=rows)
+    return Done(rows, False, report)
+
+
 def _run_whole(hop: DirectedHop, ctx: HopContext) -> None:
     if hop.sql is not None:
         ctx.execute(hop.sql)
@@ -228,13 +258,16 @@ class _Batches:
 
     def __init__(self, executor: Executor, attempt: Attempt, limit: TimeLimit) -> None:
         self._executor, self._attempt, self._limit = executor, attempt, limit
+        self._rebuild = executor.call(_rebuilding(attempt)) if attempt.hop.rebuild else None
         self.walk = BatchWalk(
             attempt.hop,
             attempt.graph,
-            after=attempt.facts.cursor,
-            done=attempt.facts.done or 0,
+            after=attempt.facts.cursor if self._rebuild is None else self._rebuild.cursor,
+            done=(attempt.facts.done or 0) if self._rebuild is None else self._rebuild.done,
             shard=attempt.facts.shard,
+            rebuild=None if self._rebuild is None else self._rebuild.id,
         )
+        self._is_staged = self._rebuild is not None and self._rebuild.is_staged
         self.total = 0
         self.committed = 0
         self._rows = 0
@@ -258,9 +291,11 @@ class _Batches:
         with self._executor.transaction() as connection:
             stopping = self._asked_to_stop()
             if not stopping:
-                apply = self._apply if self._attempt.shard is None else self._apply_of_shard
                 with _context(connection, self._attempt, None) as ctx:
-                    done = apply(ctx)
+                    if self._attempt.shard is not None:
+                        done = self._apply_of_shard(ctx)
+                    else:
+                        done = self._swap(ctx) if self._is_staged else self._apply(ctx)
         if stopping:
             raise Stopped
         if done is None:
@@ -294,32 +329,67 @@ class _Batches:
             skipped = walk.is_at_start and hop.when is not None and not hop.when(ctx)
             if not skipped:
                 walk.advance(ctx)
-            if walk.is_at_end:
+            if walk.is_at_end and self._rebuild is None:
                 _check(hop, ctx)
             ctx.flush()
-        if hop.digest and (skipped or walk.is_at_end):
-            after = self._executor.call(GraphDigest(graph=self._attempt.graph.id))
-            self._executor.call(RecordDigests(attempt=self._attempt.id, after=after))
+        if skipped or (walk.is_at_end and self._rebuild is None):
+            self._record_digest_after()
         if skipped:
             return Done(0, True, *_commit(self._executor, self._attempt, skipped=True, rows=0))
         rows = ctx.rows_changed
-        if walk.is_at_end:
+        if walk.is_at_end and self._rebuild is None:
             ended = _commit(self._executor, self._attempt, skipped=False, rows=rows, done=walk.done)
             return Done(self._rows + rows, False, *ended)
         with _own_transaction(self._executor, hop):
-            self._rate = self._executor.call(
-                SaveBatch(
-                    attempt=self._attempt.id,
-                    migration=self._attempt.message.migration_id,
-                    to=self._attempt.message.to_version,
-                    cursor=walk.cursor,
-                    done=walk.done,
-                    rows=rows,
-                    deadline=settings().deadline_seconds,
-                )
-            )
+            self._rate = self._executor.call(self._saving(rows))
         failpoints.hit("batch_before_commit")
+        self._is_staged = walk.is_at_end
         return None
+
+    def _saving(self, rows: int) -> Call[float | None]:
+        message, walk = self._attempt.message, self.walk
+        if self._rebuild is None:
+            return SaveBatch(
+                attempt=self._attempt.id,
+                migration=message.migration_id,
+                to=message.to_version,
+                cursor=walk.cursor,
+                done=walk.done,
+                rows=rows,
+                deadline=settings().deadline_seconds,
+            )
+        return SaveRebuildBatch(
+            attempt=self._attempt.id,
+            migration=message.migration_id,
+            rebuild=self._rebuild.id,
+            cursor=walk.cursor,
+            done=walk.done,
+            rows=rows,
+            ends=walk.is_at_end,
+            deadline=settings().deadline_seconds,
+        )
+
+    def _swap(self, ctx: HopContext) -> Done:
+        """The last transaction of a rebuild hop: the staged values become the graph's."""
+        hop, attempt = self._attempt.hop, self._attempt
+        assert self._rebuild is not None  # noqa: S101 - its rows are staged
+        failpoints.hit("rebuild_before_swap")
+        rows = self._executor.call(
+            SwapRebuild(
+                attempt=attempt.id,
+                migration=attempt.message.migration_id,
+                graph=attempt.graph.id,
+                rebuild=self._rebuild.id,
+                undo_seconds=hop.undo_for if hop.direction is Direction.FORWARD else 0,
+            )
+        )
+        failpoints.hit("rebuild_swapped")
+        with self._limit.around_code(), _no_ending(self._executor, hop):
+            _check(hop, ctx)
+            ctx.flush()
+        self._record_digest_after()
+        ended = _commit(self._executor, attempt, skipped=False, rows=rows, done=self.walk.done)
+        return Done(rows, False, *ended)
 
     def _apply_of_shard(self, ctx: HopContext) -> Done | None:
         hop, walk = self._attempt.hop, self.walk
@@ -361,6 +431,24 @@ class _Batches:
         )
         self._executor.call(RecordDigests(attempt=attempt.id, before=self._executor.call(call)))
         self._lacks_digest = False
+
+    def _record_digest_after(self) -> None:
+        if self._attempt.hop.digest:
+            after = self._executor.call(GraphDigest(graph=self._attempt.graph.id))
+            self._executor.call(RecordDigests(attempt=self._attempt.id, after=after))
+
+
+def _rebuilding(attempt: Attempt) -> OpenRebuild:
+    message = attempt.message
+    return OpenRebuild(
+        attempt=attempt.id,
+        migration=message.migration_id,
+        graph=attempt.graph.id,
+        from_=message.from_version,
+        to=message.to_version,
+        table_name="nodes" if isinstance(attempt.hop.over, Nodes) else "edges",
+        fingerprint=attempt.hop.fingerprint,
+    )
 
 
 def _check(hop: DirectedHop, ctx: HopContext) -> None:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from graph_migrator.core.decision_inputs import RecoveryState
@@ -43,6 +43,9 @@ from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.core.store.session import Executor, Executors
 
 _log = logging.getLogger("graph_migrator.recovery")
+
+REMOVED_ROWS: Final = 5_000
+"""Rows of rebuild hops that a sweep removes at most, once nobody needs them."""
 
 
 @dataclass
@@ -112,6 +115,7 @@ def sweep(executor: Executor, *, limits: Limits | None = None, most: int = 500) 
         with _apart_from_the_others(f"the shard of attempt {attempt_id}", done):
             _recover_shard(executor, attempt_id, done, limits)
     done.stamped = executor.call(protocol.StampGraphs())
+    executor.call(protocol.SweepRebuilds(most=REMOVED_ROWS))
     return done
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from graph_migrator.core.graph_types.directed_hop import (
     BATCH_PARAMETERS,
     BATCH_SIZE,
+    UNDO_FOR,
     DirectedHop,
     Direction,
     HopFunction,
@@ -79,6 +80,7 @@ def _in_a_hop(hop: DirectedHop) -> Iterator[str]:
     elif hop.batch_size < 1:
         yield f"{what}: batch_size= must be 1 or more"
     yield from _in_the_shards(what, hop)
+    yield from _in_the_rebuild(what, hop)
     if hop.timeout is not None and hop.timeout <= 0:
         yield f"{what}: timeout= must be above 0"
     if not all(isinstance(each, type) and issubclass(each, Exception) for each in hop.retry_on):
@@ -106,6 +108,21 @@ def _in_the_shards(what: str, hop: DirectedHop) -> Iterator[str]:
         yield f"{what}: shards= is for Nodes and Edges; rows of a table of your own are not cut yet"
     if hop.when is not None:
         yield f"{what}: a hop with shards= takes no when="
+
+
+def _in_the_rebuild(what: str, hop: DirectedHop) -> Iterator[str]:
+    if not hop.rebuild:
+        if hop.undo_for != UNDO_FOR:
+            yield f"{what}: undo_for= without rebuild= has no meaning"
+        return
+    if hop.over is None:
+        yield f"{what}: rebuild= without over= has no meaning; a hop in one transaction is one commit as it is"
+    elif isinstance(hop.over, Rows):
+        yield f"{what}: rebuild= is for Nodes and Edges; rows of a table of your own are not staged"
+    if hop.shards is not None:
+        yield f"{what}: a hop with rebuild= takes no shards="
+    if hop.undo_for < 0:
+        yield f"{what}: undo_for= must be 0 or more"
 
 
 def _in_a_function(what: str, function: HopFunction, arguments: list[str]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -26,6 +27,7 @@ from graph_migrator.core.errors import InvalidGraphType
 from graph_migrator.core.graph_types.checks import problems_of
 from graph_migrator.core.graph_types.directed_hop import (
     BATCH_SIZE,
+    UNDO_FOR,
     Check,
     DirectedHop,
     Direction,
@@ -100,8 +102,8 @@ class Hop:
     ) -> _F | Callable[[_F], _F]:
         """Declare the way back, as ``@hop.reverse`` or ``@hop.reverse(when=…, check=…)``.
 
-        Batch size, `shards`, `retry_on` and `timeout` are the hop's. Its `when` and `check` apply to the forward
-        direction only.
+        Batch size, `shards`, `rebuild`, `retry_on` and `timeout` are the hop's. Its `when` and `check` apply to the
+        forward direction only.
 
         Args:
             function: Takes what the hop's own function takes.
@@ -125,6 +127,7 @@ class Hop:
             retry_on=there.retry_on,
             timeout=there.timeout,
             shards=there.shards,
+            rebuild=there.rebuild,
         )
 
         def declare(function: _F) -> _F:
@@ -228,6 +231,8 @@ class GraphType:
         retry_on: type[Exception] | tuple[type[Exception], ...] = (),
         timeout: float | None = None,
         shards: Shards | None = None,
+        rebuild: bool = False,
+        undo_for: float | timedelta = UNDO_FOR,
     ) -> Callable[[HopFunction], Hop]:
         """Declare a hop: the decorated function moves a graph from one version to the next.
 
@@ -250,6 +255,12 @@ class GraphType:
                 given, and rows that it inserts into or deletes from that very range; the write guard refuses all else.
                 For `Nodes` and `Edges`, and without `when`. `check`, and models of other rows, come at
                 the end, once. A graph with fewer than two batches of rows is not cut.
+            rebuild: Readers see the old version whole until the hop's last commit, and then the new one. Batches stage
+                what the function changes in the rows that it is given; that is all that it may write: the write guard
+                refuses the rest. Whatever it reads is the old version, also where a row is staged already. `when` sees
+                the old version, `check` the new one; neither writes. For `Nodes` and `Edges`, and without `shards`.
+            undo_for: Seconds, or a timedelta, for which the old values are kept. Until then, and until the graph is
+                changed, going back takes one commit, which restores them, also where the hop has no reverse.
 
         Raises:
             InvalidGraphType: The function's source is unavailable, so that it has no fingerprint.
@@ -262,6 +273,8 @@ class GraphType:
             retry_on=retry_on if isinstance(retry_on, tuple) else (retry_on,),
             timeout=timeout,
             shards=shards,
+            rebuild=rebuild,
+            undo_for=undo_for.total_seconds() if isinstance(undo_for, timedelta) else undo_for,
         )
 
         def declare(function: HopFunction) -> Hop:

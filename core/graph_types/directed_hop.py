@@ -34,6 +34,9 @@ BATCH_SIZE: Final = 1_000
 Shards = int | Literal["auto"]
 """Into how many shards a batched hop is cut; `auto` for one for each 100,000 rows, at most 256."""
 
+UNDO_FOR: Final = 86_400.0
+"""Seconds for which a rebuild hop's old values are kept where the author does not say."""
+
 BATCH_PARAMETERS: Final = ("graph_id", "first", "last")
 """What the SQL of a batched hop gets about its batch: the graph, and the first and last key in it."""
 
@@ -57,6 +60,8 @@ class HopOptions:
         retry_on: Errors that are worth another try, beside the database's transient ones.
         timeout: Seconds after which the hop fails; None for no limit. Of a hop in shards, each shard has so many.
         shards: Into how many shards the hop is cut; None where it is not.
+        rebuild: What the hop changes is staged beside the graph, and swapped in by its last commit.
+        undo_for: Seconds for which the old values are kept after that; 0 for not at all.
     """
 
     over: Selector | None = None
@@ -66,6 +71,8 @@ class HopOptions:
     retry_on: tuple[type[Exception], ...] = ()
     timeout: float | None = None
     shards: Shards | None = None
+    rebuild: bool = False
+    undo_for: float = UNDO_FOR
 
     @property
     def is_batched(self) -> bool:
@@ -76,7 +83,7 @@ class HopOptions:
         """The fingerprint of a function or of SQL under these options.
 
         `batch_size` is left out: it changes how long a batch takes, not what becomes of the rows. So is the number of
-        shards; that there are shards at all is in it.
+        shards; that there are shards at all is in it. So is `undo_for`; `rebuild` is in it.
 
         Raises:
             OSError: The source of a function is unavailable.
@@ -90,6 +97,8 @@ class HopOptions:
         }
         if self.shards is not None:
             effect["shards"] = True
+        if self.rebuild:
+            effect["rebuild"] = True
         return fingerprint(code, effect)
 
 

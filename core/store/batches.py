@@ -94,6 +94,7 @@ class BatchWalk:
         after: list[Any] | None,
         done: int,
         shard: Mapping[str, Any] | None = None,
+        rebuild: int | None = None,
     ) -> None:
         assert hop.over is not None  # noqa: S101 - that is what makes it batched
         self.hop = hop
@@ -107,6 +108,7 @@ class BatchWalk:
         self._most: int | None = None
         self._over: Nodes | Edges | Rows = hop.over
         self._shard = shard
+        self._rebuild = rebuild
         if shard is not None and after is None and shard["after"] is not None:
             self.cursor = [shard["after"]]
         self._keyset = Keyset(hop.over, graph, upto=None if shard is None else shard["upto"])
@@ -198,7 +200,11 @@ class BatchWalk:
         self.hop.run(ctx, batch.rows)
         ctx.flush()
         validate_rows(ctx, self.hop, batch.settle())
-        ctx.rows_changed += batch.write_back(cursor)
+        if self._rebuild is None:
+            ctx.rows_changed += batch.write_back(cursor)
+        else:
+            assert isinstance(batch, GraphRows)  # noqa: S101 - a type with others is refused when it is loaded
+            ctx.rows_changed += batch.stage(cursor, self._rebuild)
         return Taken(rows, batch.last, is_full=batch.is_cut or rows == size)
 
     def _batch(self) -> GraphRows | OwnRows:

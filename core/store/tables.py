@@ -70,6 +70,7 @@ class Graph(_Base):
         ForeignKey("graph_migrator.migrations.id", name="graphs_claim_is_a_migration", use_alter=True)
     )
     partially_migrated: Mapped[_Json | None]
+    undo_id: Mapped[int | None] = mapped_column(BigInteger)
     config: Mapped[_Json] = mapped_column(server_default=text("'{}'::jsonb"))
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
@@ -242,6 +243,7 @@ class HopAttempt(_Base):
     error_rows: Mapped[str | None]
     error_line: Mapped[str | None]
     traceback: Mapped[str | None]
+    undid: Mapped[UUID | None]
     started_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
     finished_at: Mapped[datetime | None]
     link: Mapped[int | None]
@@ -303,6 +305,64 @@ class Shard(_Base):
     is_sent: Mapped[bool] = mapped_column(server_default=text("false"))
     is_done: Mapped[bool] = mapped_column(server_default=text("false"))
     digest_before: Mapped[str | None]
+
+
+class Rebuild(_Base):
+    """What a rebuild hop has staged, or what was kept of its swap."""
+
+    __tablename__ = "rebuilds"
+    __table_args__ = (
+        Index(
+            "rebuilds_one_open",
+            "migration_id",
+            "to_version",
+            unique=True,
+            postgresql_where=text("status IN ('staging', 'staged')"),
+        ),
+        Index("rebuilds_by_graph", "graph_id"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    migration_id: Mapped[UUID]
+    graph_id: Mapped[UUID]
+    from_version: Mapped[int]
+    to_version: Mapped[int]
+    table_name: Mapped[str]
+    fingerprint: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default=text("'staging'"))
+    cursor: Mapped[list[Any] | None]
+    done: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    rows: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    below: Mapped[int | None] = mapped_column(BigInteger)
+    swapped_at: Mapped[datetime | None]
+    undo_until: Mapped[datetime | None]
+
+
+class RebuiltRow(_Base):
+    """The old and the new values of a row that a rebuild hop has changed; NULL where both are the same."""
+
+    __tablename__ = "rebuilt_rows"
+
+    rebuild_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    old_kind: Mapped[str | None]
+    old_source: Mapped[str | None]
+    old_target: Mapped[str | None]
+    old_properties: Mapped[_Json | None]
+    new_kind: Mapped[str | None]
+    new_source: Mapped[str | None]
+    new_target: Mapped[str | None]
+    new_properties: Mapped[_Json | None]
+
+
+class RebuildChange(_Base):
+    """A graph was changed after a swap, which is not taken back then."""
+
+    __tablename__ = "rebuild_changes"
+    __table_args__ = (Index("rebuild_changes_by_rebuild", "rebuild_id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    rebuild_id: Mapped[int] = mapped_column(BigInteger)
 
 
 class HopTotal(_Base):

@@ -21,6 +21,7 @@ BOUNDARIES = frozenset(
         "hop_opened", "hop_before_data", "hop_after_data", "hop_before_commit", "hop_committed",
         "batch_before_data", "batch_before_commit", "batch_committed",
         "shards_cut", "shards_chosen", "shard_opened", "shard_before_commit", "shard_committed", "shard_left",
+        "rebuild_before_swap", "rebuild_swapped", "undo_before_data",
     }
 )  # fmt: skip
 """Where the executor dies: around each batch and each commit."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, NoReturn
 
 from sqlalchemy import Engine
 
-from graph_migrator import Edges, GraphType, HopContext, Node, Nodes, Rows
+from graph_migrator import Edge, Edges, GraphType, HopContext, Node, Nodes, Rows
 from tests.rows import properties
 
 
@@ -207,7 +208,49 @@ sharded.sql_hop(
     shards=2,
 )
 
-TYPES = (plain, careful, batched, in_sql, with_orders, sharded)
+rebuilt = GraphType("rebuilt", digest=True)
+"""v1 to v4: nodes in a rebuild hop of batches of ten, edges in one without a reverse, then one in one transaction."""
+
+
+@rebuilt.hop(1, 2, over=Nodes("Node"), batch_size=10, rebuild=True, when=_when, check=_check, retry_on=Flaky)
+def rebuild_nodes(ctx: HopContext, nodes: list[Node]) -> None:
+    SCRIPT.batches.append([node.id for node in nodes])
+    SCRIPT.play(ctx)
+    for node in nodes:
+        node.label = "Rebuilt"
+        node.properties.setdefault("trail", []).append(ctx.hop)
+
+
+@rebuild_nodes.reverse(over=Nodes("Rebuilt"))
+def rebuild_nodes_back(ctx: HopContext, nodes: list[Node]) -> None:
+    SCRIPT.play(ctx)
+    for node in nodes:
+        node.label = "Node"
+        del node.properties["trail"]
+
+
+@rebuilt.hop(2, 3, over=Edges(), batch_size=10, rebuild=True, undo_for=timedelta(hours=1))
+def turn_edges(ctx: HopContext, edges: list[Edge]) -> None:
+    SCRIPT.play(ctx)
+    for edge in edges:
+        edge.source, edge.target = edge.target, edge.source
+
+
+@rebuilt.hop(3, 4)
+def plain_after(ctx: HopContext) -> None:
+    whole(ctx)
+
+
+@plain_after.reverse
+def plain_before(ctx: HopContext) -> None:
+    ctx.execute(
+        "UPDATE nodes SET properties = jsonb_set(properties, '{trail}', (properties->'trail') - :hop) "
+        "WHERE graph_id = :graph_id",
+        {"hop": "plain_after"},
+    )
+
+
+TYPES = (plain, careful, batched, in_sql, with_orders, sharded, rebuilt)
 
 
 def trails(engine: Engine, slug: str) -> set[str]:

@@ -152,6 +152,7 @@ def hop(
         "mismatch_seconds": 0.0,
         "shards": 0,
         "shard": None,
+        "undo": None,
     }
     return decide_hop(SimpleNamespace(**facts | found), message, fingerprint, limits)
 

@@ -102,8 +102,31 @@ SHARDS = (
     Place("hop_left"),
 )
 
+# Of a rebuild hop: each batch, the swap, and the way back by the rows that it has kept.
+REBUILD = (
+    Place("hop_opened"),
+    Place("batch_before_data"),
+    Place("batch_before_commit"),
+    Place("batch_committed"),
+    Place("batch_before_commit", 2),
+    Place("batch_committed", 3),
+    Place("batch_committed", 4),
+    Place("rebuild_before_swap"),
+    Place("rebuild_swapped"),
+    Place("hop_before_commit"),
+    Place("hop_committed"),
+    Place("hop_left"),
+)
+UNDO = (
+    Place("hop_opened"),
+    Place("undo_before_data"),
+    Place("hop_before_commit"),
+    Place("hop_committed"),
+    Place("hop_left"),
+)
+
 SUCCEEDING = BEGIN + FIRST_HOP + BATCHES + LAST_HOP
-PLACES = SUCCEEDING + FAILING + RECOVERY + SHARDS
+PLACES = SUCCEEDING + FAILING + RECOVERY + SHARDS + REBUILD + UNDO
 
 Case = tuple[Place, Death]
 

@@ -5,13 +5,22 @@
 
 from __future__ import annotations
 
+import io
+import json
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Event
 
 import pytest
 from celery.result import AsyncResult
+from sqlalchemy import Engine
 
+from graph_migrator import migrate_graph
 from graph_migrator.core.errors import HopFailed
 from graph_migrator.core.execution import failpoints
+from graph_migrator.core.interchange import export_graph
 from graph_migrator.core.statuses import MigrationStatus
 from tests.acceptance.crash import ledger, matrix
 from tests.acceptance.crash.ledger import BadData
@@ -20,6 +29,8 @@ from tests.acceptance.crash.stage import PATIENT, Stage
 from tests.rows import attempts, graph_row, properties, rows
 from tests.waiting import until
 
+FEW = {"shard", "rebuild", "undo"}
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name, places in (
@@ -27,13 +38,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ("failing", matrix.FAILING),
         ("recovery", matrix.RECOVERY),
         ("shard", matrix.SHARDS),
+        ("rebuild", matrix.REBUILD),
+        ("undo", matrix.UNDO),
     ):
         if f"{name}_case" in metafunc.fixturenames:
             if metafunc.config.getoption("--whole-matrix", default=False):
                 cases = matrix.whole(places)
             else:
                 seed = metafunc.config.getoption("--matrix-seed", default=1)
-                cases = matrix.few(places, seed, 4) if name == "shard" else matrix.sample(places, seed)
+                cases = matrix.few(places, seed, 4) if name in FEW else matrix.sample(places, seed)
             ids = [f"{death.value}-{place}" for place, death in cases]
             metafunc.parametrize(f"{name}_case", cases, ids=ids)
 
@@ -100,6 +113,77 @@ def test_a_hop_in_shards_survives_any_death(stage: Stage, shard_case: Case) -> N
     assert {status for _, status in ends} <= {"succeeded", "lost", "failed"}
     assert rows(stage.engine, "SELECT * FROM shards") == []
     stage.assert_at_rest(slug, 3, "succeeded")
+
+
+def test_readers_of_a_rebuild_hop_see_one_version_whole_whatever_dies(
+    stage: Stage, rebuild_case: Case
+) -> None:
+    place, death = rebuild_case
+    stage.keep(workers_for(death))
+    slug = a_slug()
+    stage.arm(str(place))
+    result = stage.migrate(slug, "atlas")
+    with reading(stage.engine, slug) as seen:
+        strike(stage, death)
+        assert result.get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
+    assert seen == {(1, "[]"), (2, f'["{ledger.ATLAS_HOP}"]')}
+    ends = [status for _, status in attempts(stage.engine, slug)]
+    assert len(ends) <= 2, "what died cost one attempt"
+    assert set(ends) <= {"succeeded", "lost", "failed"}
+    stage.assert_at_rest(slug, 2, "succeeded")
+
+
+def test_an_undo_survives_any_death(stage: Stage, undo_case: Case) -> None:
+    place, death = undo_case
+    stage.keep(workers_for(death))
+    slug = a_slug()
+    stage.migrate(slug, "atlas").get(timeout=PATIENT)
+    stage.arm(str(place))
+    result = migrate_graph.delay(slug, 1)
+    with reading(stage.engine, slug) as seen:
+        strike(stage, death)
+        assert result.get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
+    assert seen == {(1, "[]"), (2, f'["{ledger.ATLAS_HOP}"]')}
+    (undid,) = rows(
+        stage.engine,
+        "SELECT a.undid = (SELECT migration_id FROM hop_attempts b WHERE b.graph_id = g.id ORDER BY id LIMIT 1) "
+        "FROM hop_attempts a JOIN graphs g ON g.id = a.graph_id "
+        "WHERE g.slug = :slug AND a.to_version = 1 AND a.status = 'succeeded'",
+        slug=slug,
+    )
+    assert undid == (True,)
+
+
+@contextmanager
+def reading(engine: Engine, slug: str) -> Iterator[set[tuple[int, str]]]:
+    """Exports a graph in a loop. Yields what was seen, at the end also of what is there then: of each export, the
+    version and the entries of its nodes, one after another where they differ.
+    """
+    seen: set[tuple[int, str]] = set()
+    ended = Event()
+
+    def read() -> None:
+        stream = io.BytesIO()
+        report = export_graph(engine, slug, stream, format="jsonl")
+        lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+        entries = {
+            json.dumps(line["properties"].get("entries", [])) for line in lines if "properties" in line
+        }
+        seen.add((report.version, "; ".join(sorted(entries))))
+
+    def keep_reading() -> None:
+        while not ended.is_set():
+            read()
+
+    read()
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(keep_reading)
+        try:
+            yield seen
+        finally:
+            ended.set()
+    reader.result()
+    read()
 
 
 def test_recovery_survives_its_own_death(stage: Stage, recovery_case: Case) -> None:

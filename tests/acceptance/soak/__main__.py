@@ -24,7 +24,7 @@ from tests.acceptance.soak.verdict import violations
 from tests.rows import add_graph, rows
 from tests.waiting import until
 
-GRAPHS, TOP = 20, 6
+GRAPHS, TOP = 20, 7
 SETTLING_SECONDS = 180
 # The killer may hit one hop any number of times; that is no fault of the hop's.
 ENVIRONMENT = {

@@ -1,4 +1,4 @@
-"""A graph type that goes up and down for ever: v1 to v6 and back, every step noted in every node."""
+"""A graph type that goes up and down for ever: v1 to v7 and back, every step noted in every node."""
 
 from __future__ import annotations
 
@@ -72,4 +72,14 @@ def surge(ctx: HopContext, nodes: list[Node]) -> None:
 
 @surge.reverse
 def surge_back(ctx: HopContext, nodes: list[Node]) -> None:
+    _note_in(ctx, nodes)
+
+
+@tide.hop(6, 7, over=Nodes(), batch_size=3, rebuild=True)
+def break_ashore(ctx: HopContext, nodes: list[Node]) -> None:
+    _note_in(ctx, nodes)
+
+
+@break_ashore.reverse
+def break_back(ctx: HopContext, nodes: list[Node]) -> None:
     _note_in(ctx, nodes)

@@ -19,12 +19,17 @@ def _of_graph(stage: Stage, slug: str) -> list[str]:
     graph = graph_row(stage.engine, slug)
     attempts = rows(
         stage.engine,
-        "SELECT migration_id, hop_name, from_version, to_version, status FROM hop_attempts "
+        "SELECT migration_id, hop_name, from_version, to_version, status, undid IS NOT NULL FROM hop_attempts "
         "WHERE graph_id = :id AND shard IS NULL ORDER BY id",
         id=graph.id,
     )
-    done = [(hop, start, end) for _, hop, start, end, status in attempts if status in DONE]
-    steps = [f"{hop} v{start}→v{end}" for hop, start, end in done]
+    done = [(hop, start, end) for _, hop, start, end, status, _ in attempts if status in DONE]
+    steps: list[str] = []
+    for _, hop, start, end, status, is_undo in attempts:
+        if status in DONE and is_undo:
+            steps.pop()
+        elif status in DONE:
+            steps.append(f"{hop} v{start}→v{end}")
     wrong = [
         f"node {node} was written by {value.get('steps', [])[-8:]}, committed were {steps[-8:]}"
         for node, value in properties(stage.engine, slug).items()
@@ -53,6 +58,7 @@ def _of_all(stage: Stage) -> list[str]:
         "running attempts": "SELECT id FROM hop_attempts WHERE status = 'running'",
         "checkpoints left": "SELECT migration_id FROM checkpoints",
         "shards left": "SELECT migration_id FROM shards",
+        "rows staged": "SELECT migration_id FROM rebuilds WHERE status IN ('staging', 'staged')",
         "callers unanswered": "SELECT task_id FROM requests WHERE answered_at IS NULL",
         "changes undated": "SELECT slug FROM graphs WHERE changed_at IS NULL",
     }.items():

@@ -8,6 +8,7 @@ CREATE TABLE graphs (
     owner_read_only boolean NOT NULL DEFAULT false,
     migration_id    uuid,
     partially_migrated       jsonb,
+    undo_id         bigint,
     config          jsonb NOT NULL DEFAULT '{}',
     created_at      timestamptz NOT NULL DEFAULT now(),
     updated_at      timestamptz NOT NULL DEFAULT now(),
@@ -22,6 +23,7 @@ CREATE TABLE graphs (
 COMMENT ON COLUMN graphs.migration_id IS 'The claim: the migration that owns this graph.';
 COMMENT ON COLUMN graphs.changed_at IS
     'When the version last changed. NULL from the last commit of a migration until it is stamped after that commit.';
+COMMENT ON COLUMN graphs.undo_id IS 'The latest swap of a rebuild hop whose old values were kept (revision 0010).';
 -- Partial on purpose: a full unique index would make the claim a key update and block foreign-key checks.
 CREATE UNIQUE INDEX graphs_one_claim_per_migration ON graphs (migration_id) WHERE migration_id IS NOT NULL;
 CREATE INDEX graphs_to_stamp ON graphs (id) WHERE changed_at IS NULL;
@@ -135,6 +137,7 @@ CREATE TABLE hop_attempts (
     error_rows    text,
     error_line    text,
     traceback     text,
+    undid         uuid,
     started_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at   timestamptz,
     CONSTRAINT hop_attempts_status_is_known
@@ -145,6 +148,7 @@ CREATE TABLE hop_attempts (
 );
 COMMENT ON COLUMN hop_attempts.shard IS 'The shard that it processed; NULL for an attempt of the whole hop.';
 COMMENT ON COLUMN hop_attempts.rows_per_second IS 'Rows processed by this attempt; the last half minute counts most.';
+COMMENT ON COLUMN hop_attempts.undid IS 'The migration whose swap it took back, from the old values that were kept.';
 COMMENT ON COLUMN hop_attempts.error_rows IS 'The row or the batch that the error is about. Contains ids only.';
 COMMENT ON COLUMN hop_attempts.error_line IS 'The innermost line of the hop''s own code in the traceback.';
 CREATE UNIQUE INDEX hop_attempts_one_running ON hop_attempts (migration_id, shard) NULLS NOT DISTINCT

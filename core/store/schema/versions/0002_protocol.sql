@@ -127,10 +127,12 @@ CREATE FUNCTION lock_and_load_hop(p_migration uuid, p_to integer, p_dispatch int
     OUT running_dispatch integer, OUT running_batches integer, OUT running_crashed boolean, OUT next_hop_started boolean,
     OUT lost integer, OUT crashed integer, OUT crashed_how text, OUT tries integer,
     OUT mismatches integer, OUT mismatch_seconds double precision, OUT cursor jsonb, OUT done bigint,
-    OUT error_type text, OUT error_message text, OUT error_args jsonb, OUT shards integer, OUT shard jsonb)
+    OUT error_type text, OUT error_message text, OUT error_args jsonb, OUT shards integer, OUT shard jsonb,
+    OUT undo bigint)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     forgiven bigint;
+    latest bigint;
 BEGIN
     locked := false;
     SELECT m.graph_id, m.status, m.dispatch INTO graph_id, status, dispatch
@@ -148,12 +150,15 @@ BEGIN
     SELECT m.status, m.dispatch, m.from_version, m.to_version, m.task_id, m.code_mismatches,
            coalesce(extract(epoch FROM clock_timestamp() - m.code_mismatch_since), 0), m.error_type,
            m.error_message, m.error_args, m.retries_reset_after_id, g.slug, m.graph_type, g.config, g.version,
-           g.migration_id, jsonb_path_query_first(m.plan, '$[*] ? (@.to_version == $v)',
+           g.undo_id, g.migration_id, jsonb_path_query_first(m.plan, '$[*] ? (@.to_version == $v)',
                                                   jsonb_build_object('v', p_to)), c.cursor, c.done
         INTO status, dispatch, from_version, to_version, task_id, mismatches, mismatch_seconds, error_type,
-             error_message, error_args, forgiven, slug, graph_type, config, version, claim, hop, cursor, done
+             error_message, error_args, forgiven, slug, graph_type, config, version, latest, claim, hop, cursor, done
         FROM migrations m LEFT JOIN graphs g ON g.id = m.graph_id
         LEFT JOIN checkpoints c ON c.migration_id = m.id AND c.to_version = p_to WHERE m.id = p_migration;
+    IF latest IS NOT NULL AND p_to < version THEN
+        undo := undoable(latest, version, p_to);
+    END IF;
     SELECT count(*) INTO shards FROM shards s WHERE s.migration_id = p_migration AND s.to_version = p_to;
     IF p_shard IS NOT NULL THEN
         SELECT to_jsonb(s), s.cursor, s.done INTO shard, cursor, done FROM shards s
@@ -285,6 +290,12 @@ BEGIN
                 USING ERRCODE = 'GM001';
         END IF;
         DELETE FROM shards WHERE migration_id = p_migration AND to_version = p_to;
+        IF p_status = 'succeeded' AND EXISTS (SELECT FROM rebuilds r WHERE r.migration_id = p_migration
+                AND r.to_version = p_to AND r.status IN ('staging', 'staged')) THEN
+            RAISE EXCEPTION 'the hop to v% of migration % has staged rows that are not swapped in', p_to, p_migration
+                USING ERRCODE = 'GM001';
+        END IF;
+        PERFORM set_config('graph_migrator.rebuild', '', true);
     END IF;
     IF p_last THEN
         UPDATE migrations SET status = 'succeeded', finished_at = clock_timestamp(),
@@ -501,6 +512,9 @@ BEGIN
     -- Nothing of the hop is committed: it is cut anew, by the code of today.
     DELETE FROM shards s WHERE s.migration_id = p_migration
         AND NOT EXISTS (SELECT FROM checkpoints c WHERE c.migration_id = p_migration);
+    UPDATE rebuilds r SET status = 'discarded'
+        WHERE r.migration_id = p_migration AND r.status IN ('staging', 'staged') AND NOT p_plan @> jsonb_build_array(
+            jsonb_build_object('to_version', r.to_version, 'fingerprint', r.fingerprint));
     -- The caller whose id the chain has is answered again: the result of this run replaces FAILURE.
     UPDATE requests r SET answered_at = NULL, answer_failures = 0, next_answer_at = NULL, unanswered_because = NULL
         FROM migrations m

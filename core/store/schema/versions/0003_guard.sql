@@ -41,6 +41,7 @@ DECLARE
     expected integer;
     executes boolean;
     is_shard boolean := coalesce(current_setting('graph_migrator.shard', true), '') <> '';
+    rebuild text := coalesce(current_setting('graph_migrator.rebuild', true), '');
 BEGIN
     FOR look IN 1..2 LOOP
         IF look = 2 AND old_snapshot THEN
@@ -109,6 +110,14 @@ BEGIN
        AND strpos(coalesce(current_setting('graph_migrator.moved_here', true), ''), g.id::text) = 0 THEN
         RAISE EXCEPTION 'graph % came to version % after this transaction began', g.slug, g.version
             USING ERRCODE = 'serialization_failure', HINT = 'Repeat the transaction.';
+    END IF;
+    IF executes AND rebuild = 'staging' THEN
+        RAISE EXCEPTION 'a rebuild hop writes nothing but the rows that it is given; graph % stays as it is until they are '
+                        'swapped in', g.slug
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    IF g.undo_id IS NOT NULL AND rebuild <> 'exchange' THEN
+        PERFORM note_change(g.undo_id);
     END IF;
     RETURN g;
 END $$;
@@ -262,6 +271,7 @@ BEGIN
            OR strpos(coalesce(current_setting('graph_migrator.moved_here', true), ''), NEW.id::text) = 0 THEN
             NEW.changed_at := least(NEW.changed_at, now());
         END IF;
+        NEW.undo_id := NULL;
         RETURN NEW;
     ELSIF TG_OP = 'DELETE' THEN
         IF OLD.migration_id IS NOT NULL OR OLD.owner_read_only THEN
@@ -270,9 +280,9 @@ BEGIN
         RETURN OLD;
     END IF;
 
-    IF (OLD.id, OLD.graph_type, OLD.version, OLD.migration_id, OLD.partially_migrated, OLD.changed_at)
+    IF (OLD.id, OLD.graph_type, OLD.version, OLD.migration_id, OLD.partially_migrated, OLD.changed_at, OLD.undo_id)
        IS NOT DISTINCT FROM
-       (NEW.id, NEW.graph_type, NEW.version, NEW.migration_id, NEW.partially_migrated, NEW.changed_at)
+       (NEW.id, NEW.graph_type, NEW.version, NEW.migration_id, NEW.partially_migrated, NEW.changed_at, NEW.undo_id)
        AND (OLD.migration_id IS NULL
             OR (OLD.slug, OLD.config, OLD.created_at) = (NEW.slug, NEW.config, NEW.created_at)) THEN
         IF OLD.owner_read_only <> NEW.owner_read_only THEN
@@ -285,10 +295,11 @@ BEGIN
     IF owner IS NULL THEN
         -- No migration owns it: its last change may be dated, and the record of a force-released graph changed.
         IF (OLD.id, OLD.graph_type, OLD.version) <> (NEW.id, NEW.graph_type, NEW.version)
+           OR OLD.undo_id IS DISTINCT FROM NEW.undo_id
            OR (OLD.changed_at IS DISTINCT FROM NEW.changed_at AND OLD.changed_at IS NOT NULL)
            OR (OLD.partially_migrated IS DISTINCT FROM NEW.partially_migrated AND NOT EXISTS (
                SELECT FROM migrations m WHERE m.id::text = token AND m.graph_id = OLD.id)) THEN
-            RAISE EXCEPTION 'graph %: only migrations change id, type, version, changed_at and partially_migrated', OLD.slug
+            RAISE EXCEPTION 'graph %: only migrations change id, type, version, changed_at, partially_migrated and undo_id', OLD.slug
                 USING ERRCODE = 'integrity_constraint_violation';
         END IF;
     ELSIF token IS DISTINCT FROM owner::text THEN
@@ -299,6 +310,10 @@ BEGIN
             USING ERRCODE = 'integrity_constraint_violation';
     ELSIF current_setting('graph_migrator.repairing', true) = owner::text THEN
         RAISE EXCEPTION 'graph %: a repair corrects data; it changes neither id, type, version nor claim', OLD.slug
+            USING ERRCODE = 'integrity_constraint_violation';
+    ELSIF current_setting('graph_migrator.rebuild', true) = 'staging'
+          AND (OLD.slug, OLD.config, OLD.created_at) <> (NEW.slug, NEW.config, NEW.created_at) THEN
+        RAISE EXCEPTION 'graph %: a rebuild hop writes nothing but the rows that it is given', OLD.slug
             USING ERRCODE = 'integrity_constraint_violation';
     ELSIF OLD.migration_id <> NEW.migration_id THEN
         RAISE EXCEPTION 'graph %: a claim is released, not passed on', OLD.slug

@@ -195,9 +195,9 @@ LANGUAGE sql IMMUTABLE AS $$
                 ELSE p_rows / p_seconds + (p_before - p_rows / p_seconds) * exp(-least(p_seconds, 3000) / 30) END
 $$;
 
--- Saves the hop's cursor and progress, in the transaction of the batch's data.
-CREATE FUNCTION save_batch(p_attempt bigint, p_migration uuid, p_to integer, p_cursor jsonb, p_done bigint,
-    p_rows bigint, p_deadline double precision, OUT rate double precision)
+-- What every batch records, in the transaction of its data: the attempt's progress, and the migration's deadline.
+CREATE FUNCTION note_batch(p_attempt bigint, p_migration uuid, p_done bigint, p_rows bigint, p_deadline double precision,
+    OUT rate double precision)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     UPDATE hop_attempts a SET batches = a.batches + 1, done = p_done, rows_changed = a.rows_changed + p_rows,
@@ -209,12 +209,20 @@ BEGIN
             USING ERRCODE = 'GM001';
     END IF;
     PERFORM require_transaction(p_attempt);
+    UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), redeliveries = 0
+        WHERE id = p_migration;
+END $$;
+
+-- Saves the hop's cursor and progress, in the transaction of the batch's data.
+CREATE FUNCTION save_batch(p_attempt bigint, p_migration uuid, p_to integer, p_cursor jsonb, p_done bigint,
+    p_rows bigint, p_deadline double precision, OUT rate double precision)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+    rate := note_batch(p_attempt, p_migration, p_done, p_rows, p_deadline);
     INSERT INTO checkpoints AS c (migration_id, to_version, cursor, done)
         VALUES (p_migration, p_to, p_cursor, p_done)
         ON CONFLICT (migration_id, to_version) DO UPDATE
             SET cursor = excluded.cursor, done = excluded.done, updated_at = clock_timestamp();
-    UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), redeliveries = 0
-        WHERE id = p_migration;
 END $$;
 
 -- Progress of a hop that is one transaction: written beside it, so that others can see it.
@@ -440,6 +448,9 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(lock_key(id)) THEN
         RAISE EXCEPTION 'the lock of graph % is held', slug USING ERRCODE = 'lock_not_available';
     END IF;
+    -- They were made of what the repair is about to change.
+    UPDATE rebuilds r SET status = 'discarded'
+        WHERE r.migration_id = open_repair.migration_id AND r.status IN ('staging', 'staged');
     request := 'repair-' || gen_random_uuid();
     INSERT INTO requests (task_id, verb, graph_id, migration_id, requested_by, outcome, answered_at)
         VALUES (request, 'repair', id, migration_id, p_by,
