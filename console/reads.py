@@ -243,7 +243,8 @@ def plan(services: Services, name: str, target: int | None) -> tuple[PlannedHop,
         UnknownGraph, UnknownGraphType, UnknownTarget, UnreachableGraph, IrreversibleHop: There is no way.
     """
     found = reading.find_graph(services.engine, name)
-    return _hops(make_plan(found.slug, type_named(found.graph_type), found.version, target))
+    kind = type_named(found.graph_type)
+    return _hops(make_plan(found.slug, kind, found.version, target, undoable_to=found.undoable_to))
 
 
 def plan_ahead(state: GraphState) -> tuple[PlannedHop, ...]:
@@ -251,7 +252,13 @@ def plan_ahead(state: GraphState) -> tuple[PlannedHop, ...]:
     summary = state.graph
     try:
         return _hops(
-            make_plan(summary.slug, type_named(summary.graph_type), summary.version, summary.to_version)
+            make_plan(
+                summary.slug,
+                type_named(summary.graph_type),
+                summary.version,
+                summary.to_version,
+                undoable_to=summary.undoable_to,
+            )
         )
     except GraphMigratorError:
         return ()

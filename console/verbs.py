@@ -198,7 +198,8 @@ def _migrate(
     if find_request(services.engine, str(request_id)) is None:
         # Refused now where a worker would refuse.
         reading.require_free(services.engine, found)
-        make_plan(found.slug, type_named(found.graph_type), found.version, options.to)
+        kind = type_named(found.graph_type)
+        make_plan(found.slug, kind, found.version, options.to, undoable_to=found.undoable_to)
         caller = Caller(str(request_id), who.name, options.reason)
         services.broker.migrate(services.executors, found, options.to, caller)
     message = "sent; a worker begins it, or refuses it in the state that the graph has then"

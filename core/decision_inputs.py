@@ -39,6 +39,8 @@ class BeginState:
     request_outcome: dict[str, Any] | None
     locked: bool
     """Whether this session holds the graph's lock now. A graph that a live migration owns is not locked."""
+    undoable_to: int | None = None
+    """To which version it can go back by old values that were kept, without its hops' code; None where it cannot."""
 
     @property
     def graph(self) -> UUID:

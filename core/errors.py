@@ -39,6 +39,7 @@
     │   ├── HopCrashedRepeatedly
     │   ├── HopInterruptedRepeatedly
     │   ├── HopCodeChanged
+    │   ├── OldValuesGone           a rebuild hop without a reverse cannot be undone any more
     │   ├── PartiallyMigrated       cancelled inside a batched hop
     │   ├── MigrationCancelled
     │   └── MigrationReleased
@@ -702,6 +703,25 @@ class HopCodeChanged(MigrationError):
             f"{self.graph}: hop {self.hop!r} was planned as {self.planned[:12]}, this worker has "
             f"{self.found[:12] or 'no such hop'}. Finish the deploy, then `graph-migrator retry {self.graph}` "
             "plans anew with the code that is there then."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class OldValuesGone(MigrationError):
+    """A rebuild hop without a reverse was to be undone, and the graph was repaired after the call that went back."""
+
+    graph: str
+    hop: str
+    from_version: int
+    to_version: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.graph}: hop {self.hop!r} (v{self.from_version}→v{self.to_version}) has no reverse, and its old "
+            f"values are not restored, because the graph was changed since. The graph is whole at v{self.to_version}. "
+            f"Give the hop a reverse (@{self.hop}.reverse) and `graph-migrator retry {self.graph}`, or end the "
+            f"migration: `graph-migrator release {self.graph}`."
         )
 
 

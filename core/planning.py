@@ -64,7 +64,14 @@ class Plan:
         return [step.to_json() for step in self.steps]
 
 
-def make_plan(graph: str, graph_type: GraphType, version: int, target: int | None = None) -> Plan:
+def make_plan(
+    graph: str,
+    graph_type: GraphType,
+    version: int,
+    target: int | None = None,
+    *,
+    undoable_to: int | None = None,
+) -> Plan:
     """Plan the way of a graph to a version of its type.
 
     Args:
@@ -72,6 +79,8 @@ def make_plan(graph: str, graph_type: GraphType, version: int, target: int | Non
         graph_type: The graph's type as this process knows it.
         version: The version that the graph has.
         target: The version to reach; None for the newest. One below `version` takes the reverse hops.
+        undoable_to: To which version the graph can go back by old values that were kept: rebuild hops on that way need
+            no reverse.
 
     Raises:
         InvalidRequest: The target is no version number.
@@ -91,7 +100,7 @@ def make_plan(graph: str, graph_type: GraphType, version: int, target: int | Non
         raise UnknownTarget(graph, graph_type.name, goal, oldest, newest)
     step = 1 if goal > version else -1
     if step < 0:
-        _require_reverses(graph, graph_type, version, goal)
+        _require_reverses(graph, graph_type, version, goal, version if undoable_to is None else undoable_to)
     versions = range(version, goal, step)
     return Plan(graph_type.name, version, goal, tuple(_step(graph_type, v, v + step) for v in versions))
 
@@ -115,9 +124,10 @@ def continue_plan(old: Sequence[Step], new: Plan) -> tuple[Step, ...]:
     return applied + new.steps
 
 
-def _require_reverses(graph: str, graph_type: GraphType, version: int, goal: int) -> None:
+def _require_reverses(graph: str, graph_type: GraphType, version: int, goal: int, undoable_to: int) -> None:
     for hop in reversed(graph_type.hops):
-        if goal <= hop.from_version < version and not hop.is_reversible:
+        is_undone = hop.forward.rebuild and hop.from_version >= undoable_to
+        if goal <= hop.from_version < version and not (hop.is_reversible or is_undone):
             raise IrreversibleHop(graph, hop.name, hop.from_version, hop.to_version)
 
 

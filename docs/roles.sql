@@ -81,8 +81,8 @@ GRANT EXECUTE ON FUNCTION move_to_front(uuid, uuid) TO graph_migrator_applicatio
 -- ── the reader ────────────────────────────────────────────────────────────────────────────────────
 
 GRANT SELECT ON ALL TABLES IN SCHEMA graph_migrator TO graph_migrator_reader;
-GRANT EXECUTE ON FUNCTION report(uuid), lock_key(uuid), graph_id_of(text), shards_together(uuid, integer)
-    TO graph_migrator_reader;
+GRANT EXECUTE ON FUNCTION report(uuid), lock_key(uuid), graph_id_of(text), shards_together(uuid, integer),
+    undoable_down_to(uuid), undoable(bigint, integer, integer) TO graph_migrator_reader;
 
 -- ── the console: verbs through functions that run as the owner; of tables only its own and rollouts' ──
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import Connection
 
-from graph_migrator.core.errors import CheckFailed
+from graph_migrator.core.errors import CheckFailed, OldValuesGone
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.brake import Brake
@@ -63,6 +63,9 @@ def apply_hop(executor: Executor, attempt: Attempt, *, most_batches: int | None 
     with TimeLimit(executor, attempt) as limit, locating(executor, attempt):
         if attempt.facts.undo is not None:
             return _undo(executor, attempt)
+        if attempt.hop.run is None and attempt.hop.sql is None:
+            hop, message = attempt.hop, attempt.message
+            raise OldValuesGone(attempt.graph.slug, hop.name, message.to_version, message.from_version)
         if attempt.is_closing:
             return _close(executor, attempt, limit)
         if attempt.hop.is_batched:

@@ -173,7 +173,7 @@ def _begin(
         case ResumeFailed():
             return _go_on(executor, state, kind, goal, caller)
         case Begin(releases):
-            plan = make_plan(state.slug, kind, state.version, goal)
+            plan = make_plan(state.slug, kind, state.version, goal, undoable_to=state.undoable_to)
             if not plan.steps and state.partially_migrated is None:
                 return _release_failed(executor, state, releases)
             return _start(executor, state, lock, plan, target, caller, releases)
@@ -181,7 +181,7 @@ def _begin(
 
 def _go_on(executor: Executor, state: BeginState, kind: GraphType, goal: int, caller: Caller) -> Dispatch:
     """The failed migration has the same target: it goes on where it stopped."""
-    plan = make_plan(state.slug, kind, state.version, goal)
+    plan = make_plan(state.slug, kind, state.version, goal, undoable_to=state.undoable_to)
     require_same_code(state, plan.steps)
     steps = continue_plan(list(state.steps), plan)
     again = retry_migration(executor, state, steps, caller, verb="migrate")

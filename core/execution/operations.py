@@ -192,7 +192,8 @@ def _retry_failed(
             state.slug, Verb.RETRY, state.status or "not migrating", [MigrationStatus.FAILED],
             str(state.claim) if state.claim else None,
         )  # fmt: skip
-    plan = make_plan(state.slug, graph_type(state.graph_type), state.version, target)
+    kind = graph_type(state.graph_type)
+    plan = make_plan(state.slug, kind, state.version, target, undoable_to=state.undoable_to)
     if not accept_new_code:
         require_same_code(state, plan.steps)
     steps = continue_plan(list(state.steps), plan)

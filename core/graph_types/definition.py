@@ -79,6 +79,21 @@ class Hop:
         return Direction.REVERSE in self.directions
 
     @property
+    def undo(self) -> DirectedHop:
+        """The way back of a rebuild hop without a reverse: it has no code, only the old values that were kept."""
+        return replace(
+            self.forward,
+            from_version=self.to_version,
+            to_version=self.from_version,
+            direction=Direction.REVERSE,
+            run=None,
+            when=None,
+            check=None,
+            node_models={},
+            edge_models={},
+        )
+
+    @property
     def description(self) -> str:
         """One line for people."""
         return self.forward.description
@@ -368,6 +383,8 @@ class GraphType:
     def directed(self, from_version: int, to_version: int) -> DirectedHop:
         """The hop between two neighbouring versions, from the first to the second.
 
+        The way back of a rebuild hop without a reverse is its `undo`.
+
         Raises:
             LookupError: There is no such hop, or it has no reverse.
         """
@@ -377,6 +394,8 @@ class GraphType:
             if (hop.from_version, hop.to_version) == (low, high):
                 if direction in hop.directions:
                     return hop.directions[direction]
+                if hop.forward.rebuild:
+                    return hop.undo
                 raise LookupError(f"{self.name}: hop {hop.name!r} (v{low}→v{high}) has no reverse")
         raise LookupError(f"{self.name}: there is no hop between v{from_version} and v{to_version}")
 

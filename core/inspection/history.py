@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, RowMapping, text
 
 from graph_migrator.core.errors import GraphPartiallyMigrated, MigrationInFlight, UnknownGraph
 from graph_migrator.core.inspection.metrics import current_counts
+from graph_migrator.core.inspection.quantities import count
 from graph_migrator.core.inspection.waiting_calls import WaitingCall, waiting_calls
 from graph_migrator.core.pace import seconds_left
 from graph_migrator.core.recorded_errors import own_error
@@ -45,6 +46,10 @@ class GraphSummary(BaseModel):
     status: MigrationStatus | None = Field(description="Of that migration.")
     to_version: int | None = Field(description="Where that migration goes.")
     changed_at: datetime | None = Field(description="When the version last changed.")
+    undoable_to: int | None = Field(
+        None,
+        description="To which version going back restores old values that were kept; None where it cannot.",
+    )
     hop: str | None = Field(None, description="Where its migration failed: the hop.")
     error: str | None = Field(None, description="Where its migration failed: the error's type and message.")
 
@@ -77,6 +82,9 @@ class Attempt(BaseModel):
         None, description="The row or batch that the error is about, by ids alone."
     )
     error_line: str | None = Field(None, description="The last line of the hop's own code that it passed.")
+    undid: UUID | None = Field(
+        None, description="The migration whose rebuild hop it took back, by the old values that were kept."
+    )
     lost_because: str | None = Field(
         None,
         description="Of a lost attempt: `process` (its process died, its worker lived on), `session`, `operator`; "
@@ -136,6 +144,30 @@ class ShardState(BaseModel):
     rows_per_second: float | None
 
 
+class RebuildState(BaseModel):
+    """What a rebuild hop has staged beside the graph, or what was kept of the graph's latest swap."""
+
+    model_config = ConfigDict(frozen=True)
+
+    from_version: int
+    to_version: int
+    status: str = Field(description="`staging`, `staged` (all rows; the swap is left) or `kept`.")
+    done: int = Field(description="Rows processed.")
+    rows: int = Field(description="Rows changed.")
+    undo_until: datetime | None = Field(description="Of kept rows: when they are removed.")
+
+    def phrase(self, undoable_to: int | None) -> str:
+        """A sentence for people; `undoable_to` is the graph's."""
+        if self.undo_until is None:
+            staged = f"{count(self.rows, 'row')} staged beside the graph"
+            return f"{staged}, which is whole at v{self.from_version} until they are swapped in."
+        until = f"until {self.undo_until:%Y-%m-%d %H:%M:%S %Z}"
+        if undoable_to is not None and undoable_to <= self.from_version:
+            return f"Going back to v{self.from_version} is one commit {until}."
+        kept = f"The old values of v{self.from_version} are kept {until}, but the graph was changed since"
+        return f"{kept}: going back runs the hop's reverse."
+
+
 class GraphState(BaseModel):
     """Everything that Postgres knows about one graph's present."""
 
@@ -157,6 +189,9 @@ class GraphState(BaseModel):
     )
     last_loss: str | None = Field(None, description="How that happened the last time, in words.")
     checkpoint_done: int | None = Field(description="Rows done of a batched hop that stands half-way.")
+    rebuild: RebuildState | None = Field(
+        None, description="What a rebuild hop has staged, or what was kept of the latest one."
+    )
     deadline_in: float | None = Field(
         description="Seconds until recovery redelivers the message, where nothing runs."
     )
@@ -338,6 +373,8 @@ _COLUMNS = f"""
 SELECT g.id, g.slug, g.graph_type, g.version, {_READ_ONLY} AS read_only,
        g.partially_migrated IS NOT NULL AS partially_migrated,
        g.migration_id, m.status, m.to_version, g.changed_at,
+       CASE WHEN g.undo_id IS NOT NULL
+            THEN nullif(graph_migrator.undoable_down_to(g.id), g.version) END AS undoable_to,
        CASE WHEN m.status = 'failed' THEN (SELECT a.hop_name FROM graph_migrator.hop_attempts a
            WHERE a.graph_id = g.id AND a.migration_id = m.id ORDER BY a.id DESC LIMIT 1) END AS hop,
        CASE WHEN m.status = 'failed' THEN concat_ws(': ', m.error_type, m.error_message) END AS error
@@ -410,6 +447,7 @@ def graph_state(source: Engine | Connection, graph: str, *, count_rows: bool = T
         lost_in_a_row=len(lost),
         last_loss=loss_phrase(lost[0].lost_because, lost[0].lost_how) if lost else None,
         checkpoint_done=row["checkpoint_done"],
+        rebuild=_rebuild(source, summary),
         deadline_in=row["deadline_in"],
         requeued=row["requeued"] or 0,
         requeued_seconds=row["requeued_seconds"],
@@ -429,6 +467,19 @@ def _running(attempts: list[Attempt], shards: list[ShardState]) -> Attempt | Non
         "rows_per_second": rate or None,
     }
     return at_work[-1].model_copy(update=together)
+
+
+_REBUILD = """
+SELECT r.from_version, r.to_version, r.status, r.done, r.rows, r.undo_until FROM graph_migrator.rebuilds r
+WHERE r.graph_id = :graph AND (r.migration_id = :claim AND r.status IN ('staging', 'staged')
+    OR r.status = 'kept' AND r.id = (SELECT g.undo_id FROM graph_migrator.graphs g WHERE g.id = :graph))
+ORDER BY r.id DESC LIMIT 1
+"""
+
+
+def _rebuild(source: Engine | Connection, graph: GraphSummary) -> RebuildState | None:
+    found = _rows(source, _REBUILD, {"graph": graph.id, "claim": graph.migration_id})
+    return RebuildState.model_validate(dict(found[0])) if found else None
 
 
 _SHARDS = """

@@ -25,7 +25,8 @@ from graph_migrator.tasks.runtime import engine
 def plan(graph: str, target: int | None, as_json: bool) -> None:
     """List the hops from where GRAPH is to a version. Nothing is run."""
     found = reading.find_graph(engine(), graph)
-    made = make_plan(found.slug, type_named(found.graph_type), found.version, target)
+    kind = type_named(found.graph_type)
+    made = make_plan(found.slug, kind, found.version, target, undoable_to=found.undoable_to)
     if as_json:
         print_json([step.to_json() for step in made.steps])
         return

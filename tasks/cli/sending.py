@@ -32,7 +32,7 @@ def refuse_target(found: GraphSummary, target: int | None) -> None:
     if kind is None:
         return
     try:
-        make_plan(found.slug, kind, found.version, target)
+        make_plan(found.slug, kind, found.version, target, undoable_to=found.undoable_to)
     except UnknownTarget:
         click.echo("Where a worker with newer code is expected: --wait-for-deploy sends it.", err=True)
         raise

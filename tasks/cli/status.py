@@ -77,6 +77,8 @@ def _print_state(state: GraphState, reasons: list[Reason]) -> None:
         out.print("  " + _progress(state.running))
     if state.shards:
         _print_shards(state.shards)
+    if state.rebuild is not None:
+        out.print(f"  {state.rebuild.phrase(graph.undoable_to)}")
     for reason in reasons:
         out.print(f"→ {escape(str(reason))}")
 

@@ -94,7 +94,7 @@ def close_vault(ctx: HopContext) -> None:
 
 
 atlas = GraphType("atlas")
-"""v1 to v2: a rebuild hop of batches of two; what its reverse writes shows that it ran."""
+"""v1 to v2: a rebuild hop of batches of two. Its way back is by old values alone."""
 ATLAS_HOP = "draw_anew"
 
 
@@ -103,13 +103,6 @@ def draw_anew(ctx: HopContext, nodes: list[Node]) -> None:
     """The only entry; readers see it in all nodes or in none."""
     for node in nodes:
         node.properties.setdefault("entries", []).append(ctx.hop)
-
-
-@draw_anew.reverse
-def blot_out(ctx: HopContext, nodes: list[Node]) -> None:
-    """The second entry: nobody should come here while the old rows are kept."""
-    for node in nodes:
-        node.properties["entries"].append("blot_out")
 
 
 ALL = [ledger, doomed, sleeper, vault, atlas]

@@ -43,7 +43,8 @@ CREATE FUNCTION lock_and_load(p_graph text, p_request text, p_wait_ms integer, p
     OUT graph_id uuid, OUT slug text, OUT graph_type text, OUT version integer, OUT claim uuid,
     OUT partially_migrated jsonb, OUT status text, OUT dispatch integer, OUT from_version integer,
     OUT to_version integer, OUT plan jsonb, OUT started boolean, OUT checkpoint jsonb,
-    OUT request_known boolean, OUT request_migration uuid, OUT request_outcome jsonb, OUT locked boolean)
+    OUT request_known boolean, OUT request_migration uuid, OUT request_outcome jsonb, OUT locked boolean,
+    OUT undoable_to integer)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     locked := false;
@@ -61,9 +62,10 @@ BEGIN
     END IF;
     SELECT g.slug, g.graph_type, g.version, g.migration_id, g.partially_migrated, m.status, m.dispatch,
            m.from_version, m.to_version, m.plan, m.started_at IS NOT NULL,
-           (SELECT to_jsonb(c) FROM checkpoints c WHERE c.migration_id = m.id LIMIT 1)
+           (SELECT to_jsonb(c) FROM checkpoints c WHERE c.migration_id = m.id LIMIT 1),
+           CASE WHEN g.undo_id IS NOT NULL THEN undoable_down_to(g.id) END
         INTO slug, graph_type, version, claim, partially_migrated, status, dispatch,
-             from_version, to_version, plan, started, checkpoint
+             from_version, to_version, plan, started, checkpoint, undoable_to
         FROM graphs g LEFT JOIN migrations m ON m.id = g.migration_id WHERE g.id = lock_and_load.graph_id;
     SELECT true, r.migration_id, r.outcome INTO request_known, request_migration, request_outcome
         FROM requests r WHERE r.task_id = p_request;
