@@ -65,16 +65,18 @@ class Moving(BaseModel):
 
 _FAILED = """
 WITH failed AS (
-    SELECT g.slug, m.graph_type, m.error_type, m.error_message, m.finished_at, g.id AS graph_id, m.id
+    SELECT g.slug, m.graph_type, m.error_type, m.error_message, m.finished_at, m.id
     FROM graph_migrator.migrations m JOIN graph_migrator.graphs g ON g.migration_id = m.id
     WHERE m.status = 'failed' ORDER BY m.graph_id LIMIT :most
+), grouped AS (
+    SELECT graph_type, error_type, count(*) AS graphs, min(finished_at) AS since, min(slug) AS example,
+           (array_agg(error_message ORDER BY slug))[1] AS message, (array_agg(id ORDER BY slug))[1] AS id,
+           sum(count(*)) OVER () AS seen
+    FROM failed GROUP BY graph_type, error_type
 )
-SELECT graph_type, error_type, count(*) AS graphs, min(finished_at) AS since, min(slug) AS example,
-       (array_agg(error_message ORDER BY slug))[1] AS message, sum(count(*)) OVER () AS seen,
-       (array_agg((SELECT a.hop_name FROM graph_migrator.hop_attempts a
-                   WHERE a.graph_id = failed.graph_id AND a.migration_id = failed.id ORDER BY a.id DESC LIMIT 1)
-                  ORDER BY slug))[1] AS hop
-FROM failed GROUP BY graph_type, error_type ORDER BY since
+SELECT *, (SELECT a.hop_name FROM graph_migrator.hop_attempts a WHERE a.migration_id = grouped.id
+           ORDER BY a.id DESC LIMIT 1) AS hop
+FROM grouped ORDER BY since
 """
 _PARTIAL = """
 SELECT slug, updated_at FROM graph_migrator.graphs WHERE partially_migrated IS NOT NULL ORDER BY slug LIMIT :most

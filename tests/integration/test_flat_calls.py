@@ -393,7 +393,6 @@ WHOLE = {
     "core/audit/verify.py": "`audit verify` reads every attempt",
     "tasks/cli/baseline.py": "a baseline of all graphs of a type",
     "core/inspection/attempts.py _SAME": "looks at a thousand failed graphs at most",
-    "core/inspection/overview.py _FAILED": "groups a page of failed graphs at most",
     "core/inspection/metrics.py _COUNTS": "counted by the sweep, as rarely as it takes long",
     "core/inspection/metrics.py _HOPS": "a piece of the history, from an attempt to another one",
     "core/inspection/history.py _SUMMARY": "what all lists begin with; each filter is among the calls above",
