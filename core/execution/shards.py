@@ -7,6 +7,7 @@ the graph's lock shared and its shard's own; when it has left both, it looks at 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from graph_migrator.core.decision_inputs import HopState
@@ -18,10 +19,9 @@ from graph_migrator.core.execution.recorded import load_dispatch
 from graph_migrator.core.execution.recovery import settle_now
 from graph_migrator.core.graph_types.context import GraphFacts
 from graph_migrator.core.graph_types.definition import DirectedHop
-from graph_migrator.core.graph_types.selectors import Nodes
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
-from graph_migrator.core.store.keyset import Keyset
+from graph_migrator.core.store.keyset import Key, Keyset
 from graph_migrator.core.store.protocol import CutShards, GraphDigest, NextShards, ShardsToSend
 from graph_migrator.core.store.session import Executor
 
@@ -42,10 +42,10 @@ def coordinate(
     if not state.shards and (hop.shards is None or state.cursor is not None):
         return None
     if not state.shards:
-        ranges = cut(executor, _graph_of(state), hop)
-        if len(ranges) < 2:
+        found_cut = cut(executor, _graph_of(state), hop)
+        if found_cut is None:
             return None
-        if not executor.call(_cutting(executor, message, state, hop, ranges)):
+        if not executor.call(_cutting(executor, message, state, hop, found_cut)):
             return Ignored("the migration has changed meanwhile")
         failpoints.hit("shards_cut")
     found = _next(executor, message, anew=True)
@@ -73,21 +73,37 @@ def leave(executor: Executor, message: HopMessage) -> Sharded | Ignored:
         return Ignored("the migration has ended or gone on meanwhile")
 
 
-def cut(executor: Executor, graph: GraphFacts, hop: DirectedHop) -> list[tuple[str | None, int]]:
-    """Ranges of equal rows, each as its last key (None: to the end) and its rows; one where the graph is small."""
+@dataclass(frozen=True)
+class Cut:
+    """The rows of a hop in ranges.
+
+    Attributes:
+        table: The table's name, with its schema.
+        key: The columns of its key.
+        ranges: Two or more of equal rows, each as its last key (None: to the end) and its rows.
+    """
+
+    table: str
+    key: tuple[str, ...]
+    ranges: list[tuple[Key | None, int]]
+
+
+def cut(executor: Executor, graph: GraphFacts, hop: DirectedHop) -> Cut | None:
+    """Cut the rows of a hop; None where the graph is small, or its key is of types that the guard cannot compare."""
     assert hop.over is not None  # noqa: S101 - a hop with shards has a selector
     keyset = Keyset(hop.over, graph)
     with executor.cursor() as cursor:
         total = keyset.count(cursor)
         wanted = min(max(2, total // SHARD_ROWS), MOST_SHARDS) if hop.shards == "auto" else hop.shards or 1
         number = min(wanted, total // hop.batch_size)
-        if number < 2:
-            return [(None, total)]
+        table = keyset.cut_table(cursor) if number >= 2 else None
+        if table is None:
+            return None
         rows = -(-total // number)
         lasts = keyset.every(cursor, rows)
     if len(lasts) * rows == total:  # the last row ends a range, and the last range has no end
         lasts.pop()
-    return [*((last, rows) for last in lasts), (None, total - rows * len(lasts))]
+    return Cut(table, keyset.key, [*((last, rows) for last in lasts), (None, total - rows * len(lasts))])
 
 
 def _cutting(
@@ -95,15 +111,16 @@ def _cutting(
     message: HopMessage,
     state: HopState,
     hop: DirectedHop,
-    ranges: list[tuple[str | None, int]],
+    found: Cut,
 ) -> CutShards:
     return CutShards(
         migration=message.migration_id,
         to=message.to_version,
         status=state.status,
         dispatch=message.dispatch,
-        table_name="nodes" if isinstance(hop.over, Nodes) else "edges",
-        shards=[list(each) for each in ranges],
+        table_name=found.table,
+        key=list(found.key),
+        shards=[list(each) for each in found.ranges],
         digest=executor.call(GraphDigest(graph=state.graph_id)) if hop.digest else None,
         deadline=settings().deadline_seconds,
     )

@@ -104,8 +104,6 @@ def _in_the_shards(what: str, hop: DirectedHop) -> Iterator[str]:
         yield f"{what}: shards= is neither 'auto' nor a number from 2 to 1000"
     if hop.over is None:
         yield f"{what}: shards= without over= has no meaning"
-    elif isinstance(hop.over, Rows):
-        yield f"{what}: shards= is for Nodes and Edges; rows of a table of your own are not cut yet"
     if hop.when is not None:
         yield f"{what}: a hop with shards= takes no when="
 

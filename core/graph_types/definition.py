@@ -268,8 +268,9 @@ class GraphType:
                 run side by side on as many pool processes as are free. The hop's code then sees one range: it may read
                 the whole graph, whose other rows are of either version, and write nothing but the rows that it is
                 given, and rows that it inserts into or deletes from that very range; the write guard refuses all else.
-                For `Nodes` and `Edges`, and without `when`. `check`, and models of other rows, come at
-                the end, once. A graph with fewer than two batches of rows is not cut.
+                Not with `when`. `check`, and models of other rows, come at the end, once. A graph with fewer than two
+                batches of rows is not cut, nor are `Rows` whose key is not of Postgres's own types and enums; of a
+                table without the write guard nobody refuses rows of another range.
             rebuild: Readers see the old version whole until the hop's last commit, and then the new one. Batches stage
                 what the function changes in the rows that it is given; that is all that it may write: the write guard
                 refuses the rest. Whatever it reads is the old version, also where a row is staged already. `when` sees

@@ -110,7 +110,7 @@ class BatchWalk:
         self._shard = shard
         self._rebuild = rebuild
         if shard is not None and after is None and shard["after"] is not None:
-            self.cursor = [shard["after"]]
+            self.cursor = shard["after"]
         self._keyset = Keyset(hop.over, graph, upto=None if shard is None else shard["upto"])
 
     def count(self, executor: Executor) -> int:

@@ -23,7 +23,7 @@ class Keyset:
     No statement here is run with parameters of the driver's, so a per cent sign in `where` is just that.
     """
 
-    def __init__(self, over: Nodes | Edges | Rows, graph: GraphFacts, *, upto: str | None = None) -> None:
+    def __init__(self, over: Nodes | Edges | Rows, graph: GraphFacts, *, upto: Key | None = None) -> None:
         self.key = over.key
         self.graph_column = over.graph_id if isinstance(over, Rows) else "graph_id"
         self.graph = sql.SQL("{} = {}::uuid").format(
@@ -48,9 +48,8 @@ class Keyset:
                 if over.where:
                     # On a line of its own: it may end in a comment.
                     conditions.append(sql.SQL("({}\n)").format(sql.SQL(over.where)))
-        if upto is not None:  # of a shard; the cursor bounds it on the other side
-            conditions.append(sql.SQL("id <= {}").format(sql.Literal(upto)))
         self.where = sql.SQL(" AND ").join(conditions)
+        self._upto = upto  # of a shard; the cursor bounds it on the other side
         self._is_ours = not isinstance(over, Rows)
         self._types: dict[str, ColumnType] = {}
 
@@ -81,12 +80,15 @@ class Keyset:
 
     def page(self, cursor: Any, columns: sql.Composable, after: Key | None, limit: int) -> sql.Composable:
         """The next rows after a key, in order."""
-        beyond = sql.SQL("") if after is None else sql.SQL(" AND ") + self.beyond(cursor, after)
-        return sql.SQL("SELECT {} FROM {} WHERE {}{} ORDER BY {} LIMIT {}").format(
+        conditions: list[sql.Composable] = [self.where]
+        if after is not None:
+            conditions.append(self.beyond(cursor, after))
+        if self._upto is not None:
+            conditions.append(self._compared(cursor, "<=", self._upto))
+        return sql.SQL("SELECT {} FROM {} WHERE {} ORDER BY {} LIMIT {}").format(
             columns,
             self.table,
-            self.where,
-            beyond,
+            sql.SQL(" AND ").join(conditions),
             sql.SQL(", ").join(map(sql.Identifier, self.key)),
             sql.Literal(limit),
         )
@@ -106,16 +108,28 @@ class Keyset:
         cursor.execute(sql.SQL("SELECT count(*) FROM {} WHERE {}").format(self.table, self.where))
         return int(cursor.fetchone()[0])
 
-    def every(self, cursor: Any, rows: int) -> list[str]:
+    def every(self, cursor: Any, rows: int) -> list[Key]:
         """The key of each so-manieth row, in order. Only an index is read, and nothing is kept but these keys."""
-        (key,) = map(sql.Identifier, self.key)
+        key = sql.SQL(", ").join(map(sql.Identifier, self.key))
         cursor.execute(
             sql.SQL(
-                "SELECT k::text FROM (SELECT {0} AS k, row_number() OVER (ORDER BY {0}) AS n FROM {1} WHERE {2}) x "
-                "WHERE n % {3} = 0 ORDER BY n"
-            ).format(key, self.table, self.where, sql.Literal(rows))
+                "SELECT {0} FROM (SELECT {1}, row_number() OVER (ORDER BY {1}) AS graph_migrator_n "
+                "FROM {2} WHERE {3}) x "
+                "WHERE graph_migrator_n % {4} = 0 ORDER BY graph_migrator_n"
+            ).format(self.key_texts(), key, self.table, self.where, sql.Literal(rows))
         )
-        return [found for (found,) in cursor.fetchall()]
+        return [list(found) for found in cursor.fetchall()]
+
+    def cut_table(self, cursor: Any) -> str | None:
+        """The table's name with its schema; None where a key's type is not one of Postgres's own.
+
+        The write guard compares a shard's keys by the operators of ``pg_catalog``.
+        """
+        cursor.execute(
+            sql.SQL(_CUT_TABLE).format(sql.Literal(self.table.as_string(cursor)), sql.Literal(list(self.key)))
+        )
+        name, is_comparable = cursor.fetchone()
+        return str(name) if is_comparable else None
 
     def has_more(self, cursor: Any, after: Key) -> bool:
         """Whether there is a row after this key."""
@@ -160,6 +174,12 @@ class ColumnType:
         self.is_json = base in {"json", "jsonb"}
 
 
+_CUT_TABLE = """
+SELECT format('%I.%I', n.nspname, c.relname), bool_and(t.typnamespace = 'pg_catalog'::regnamespace OR t.typtype = 'e')
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = ANY ({1}) AND NOT a.attisdropped
+JOIN pg_type t ON t.oid = a.atttypid WHERE c.oid = to_regclass({0}) GROUP BY n.nspname, c.relname
+"""
 _OURS = {"id": ColumnType("text", "text")}
 _COLUMNS = """
 SELECT a.attname, format_type(a.atttypid, a.atttypmod),

@@ -297,8 +297,9 @@ class Shard(_Base):
     to_version: Mapped[int] = mapped_column(primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     table_name: Mapped[str]
-    after: Mapped[str | None]
-    upto: Mapped[str | None]
+    key: Mapped[list[Any]]
+    after: Mapped[list[Any] | None]
+    upto: Mapped[list[Any] | None]
     cursor: Mapped[list[Any] | None]
     done: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     total: Mapped[int] = mapped_column(BigInteger)

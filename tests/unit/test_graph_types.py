@@ -294,7 +294,6 @@ def test_more_arguments_are_welcome_where_they_have_defaults(kind):
         ({"over": Nodes(), "shards": 1}, "shards= is neither 'auto' nor a number from 2 to 1000"),
         ({"over": Nodes(), "shards": True}, "shards= is neither"),
         ({"over": Nodes(), "shards": "all"}, "shards= is neither"),
-        ({"over": Rows("orders", "id"), "shards": 2}, "shards= is for Nodes and Edges"),
         ({"over": Nodes(), "shards": 2, "when": _ready}, "takes no when="),
         ({"rebuild": True}, "rebuild= without over="),
         ({"over": Rows("orders", "id"), "rebuild": True}, "rebuild= is for Nodes and Edges"),

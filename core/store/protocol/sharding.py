@@ -14,13 +14,14 @@ from graph_migrator.core.store.protocol.migrating import FailAttempt
 
 @dataclass(frozen=True, kw_only=True)
 class CutShards(Call[bool], function="cut_shards"):
-    """Record shards, each as its last id and its rows. False where the migration has changed since it was read."""
+    """Record shards, each as its last key and its rows. False where the migration has changed since it was read."""
 
     migration: UUID
     to: int
     status: str
     dispatch: int
     table_name: str
+    key: list[str]
     shards: list[Any]
     digest: str | None
     deadline: float

@@ -152,9 +152,24 @@ DECLARE
     id uuid;
     admitted graphs;
     is_shard boolean := coalesce(current_setting('graph_migrator.shard', true), '') <> '';
+    condition text;
+    is_outside boolean := false;
     first text;
     last text;
 BEGIN
+    IF is_shard AND TG_RELID NOT IN ('graph_migrator.nodes'::regclass, 'graph_migrator.edges'::regclass) THEN
+        condition := admit_shard(TG_RELID, TG_ARGV[0], TG_OP <> 'DELETE');
+        IF TG_OP <> 'INSERT' THEN
+            EXECUTE format('SELECT EXISTS (SELECT FROM old_rows WHERE (%s) IS NOT TRUE)', condition) INTO is_outside;
+        END IF;
+        IF TG_OP <> 'DELETE' AND NOT is_outside THEN
+            EXECUTE format('SELECT EXISTS (SELECT FROM new_rows WHERE (%s) IS NOT TRUE)', condition) INTO is_outside;
+        END IF;
+        IF is_outside THEN
+            PERFORM refuse_range(TG_RELID);
+        END IF;
+        RETURN NULL;
+    END IF;
     -- Most statements change one graph, and the usual name is `graph_id`: plain scans, whose plans are kept and
     -- do not depend on the number of rows of the first statement.
     IF TG_ARGV[0] = 'graph_id' THEN
@@ -176,9 +191,7 @@ BEGIN
             IF one IS NOT NULL THEN
                 admitted := admit(one, TG_OP <> 'DELETE', NULL);  -- PERFORM would make it a query
                 IF is_shard THEN
-                    IF TG_RELID NOT IN ('graph_migrator.nodes'::regclass, 'graph_migrator.edges'::regclass) THEN
-                        NULL;  -- it may have no such column, and is refused in any case
-                    ELSIF TG_OP = 'INSERT' THEN
+                    IF TG_OP = 'INSERT' THEN
                         SELECT min(n.id), max(n.id) INTO first, last FROM new_rows n;
                     ELSIF TG_OP = 'UPDATE' THEN
                         SELECT min(x.first), max(x.last) INTO first, last FROM (
@@ -187,7 +200,7 @@ BEGIN
                     ELSE
                         SELECT min(o.id), max(o.id) INTO first, last FROM old_rows o;
                     END IF;
-                    PERFORM require_range(require_shard(admitted.migration_id, one), TG_RELID, first, last);
+                    PERFORM require_range(admitted, TG_RELID, first, last);
                 END IF;
             END IF;
             RETURN NULL;

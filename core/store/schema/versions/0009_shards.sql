@@ -1,4 +1,4 @@
--- Sharded hops: docs/decisions/0014-sharded-hops.md. A shard is a range of the ids of the processed table, with a cursor,
+-- Sharded hops: docs/decisions/0014-sharded-hops.md. A shard is a range of the keys of the processed table, with a cursor,
 -- attempts and an advisory lock of its own. Rows are there from the cut of a hop until the hop is committed.
 
 CREATE TABLE shards (
@@ -6,20 +6,21 @@ CREATE TABLE shards (
     to_version   integer NOT NULL,
     number       integer NOT NULL,
     table_name   text NOT NULL,
-    after        text,
-    upto         text,
+    key          jsonb NOT NULL,
+    after        jsonb,
+    upto         jsonb,
     cursor       jsonb,
     done         bigint NOT NULL DEFAULT 0,
     total        bigint NOT NULL,
     is_sent      boolean NOT NULL DEFAULT false,
     is_done      boolean NOT NULL DEFAULT false,
     digest_before text,
-    PRIMARY KEY (migration_id, to_version, number),
-    CONSTRAINT shards_table_is_known CHECK (table_name IN ('nodes', 'edges'))
+    PRIMARY KEY (migration_id, to_version, number)
 );
-COMMENT ON COLUMN shards.table_name IS 'The table whose rows the hop processes.';
-COMMENT ON COLUMN shards.after IS 'Its rows have larger ids; NULL for the first shard.';
-COMMENT ON COLUMN shards.upto IS 'Its rows have this id at most; NULL for the last shard.';
+COMMENT ON COLUMN shards.table_name IS 'The table whose rows the hop processes, with its schema.';
+COMMENT ON COLUMN shards.key IS 'The columns of its key, in order.';
+COMMENT ON COLUMN shards.after IS 'Its rows have larger keys, each column as text; NULL for the first shard.';
+COMMENT ON COLUMN shards.upto IS 'Its rows have this key at most; NULL for the last shard.';
 COMMENT ON COLUMN shards.cursor IS 'The key of the last row that has the new shape; NULL before the first batch.';
 COMMENT ON COLUMN shards.total IS 'Rows that it had when the hop was cut.';
 COMMENT ON COLUMN shards.is_sent IS 'Its message was sent in this dispatch; with is_done false it counts against the limits.';
@@ -92,24 +93,66 @@ BEGIN
         USING ERRCODE = 'GM001';
 END $$;
 
--- Refuses rows that do not belong to the shard; p_first and p_last are the smallest and the largest id written.
-CREATE FUNCTION require_range(s shards, p_table regclass, p_first text, p_last text) RETURNS void LANGUAGE plpgsql AS $$
+-- Refuses nodes or edges of an admitted graph that do not belong to this session's shard; p_first and p_last are the
+-- smallest and the largest id written.
+CREATE FUNCTION require_range(g graphs, p_table regclass, p_first text, p_last text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    s shards := require_shard(g.migration_id, g.id);
 BEGIN
-    IF p_table <> ('graph_migrator.' || s.table_name)::regclass THEN
-        RAISE EXCEPTION 'shard % of the hop to v% writes rows of %; a shard writes nothing but rows of its own range of %',
-                s.number, s.to_version, p_table, s.table_name
-            USING ERRCODE = 'integrity_constraint_violation';
-    ELSIF p_first <= s.after OR p_last > s.upto THEN
-        RAISE EXCEPTION 'shard % of the hop to v% writes %, which are not all of its range: after %, up to %',
-                s.number, s.to_version, s.table_name, coalesce(s.after, 'the start'), coalesce(s.upto, 'the end')
-            USING ERRCODE = 'integrity_constraint_violation';
+    IF p_table <> s.table_name::regclass OR p_first <= s.after ->> 0 OR p_last > s.upto ->> 0 THEN
+        PERFORM refuse_range(p_table);
     END IF;
 END $$;
 
--- Cuts a hop, under the graph's exclusive lock, in a transaction of its own. p_shards: for each, [upto, total].
+-- Admits this session's shard to a table of a user's own, or raises. Returns the condition, in SQL, that the rows of the
+-- shard fulfil; no row of any other table does.
+CREATE FUNCTION admit_shard(p_table regclass, p_column text, p_written boolean) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    g graphs := admit((SELECT a.graph_id FROM hop_attempts a WHERE a.id = current_setting('graph_migrator.shard')::bigint),
+                      p_written, NULL);
+    s shards := require_shard(g.migration_id, g.id);
+    columns text := (SELECT string_agg(quote_ident(k.name), ', ' ORDER BY k.n) FROM jsonb_array_elements_text(s.key) WITH ORDINALITY k (name, n));
+BEGIN
+    IF p_table <> s.table_name::regclass THEN
+        RETURN 'false';
+    END IF;
+    RETURN concat_ws(' AND ', format('%I = %L::uuid', p_column, g.id),
+        'ROW(' || columns || ') > ROW(' || key_as_sql(p_table, s.key, s.after) || ')',
+        'ROW(' || columns || ') <= ROW(' || key_as_sql(p_table, s.key, s.upto) || ')');
+END $$;
+
+-- The values of a key in SQL, each cast to its column's type; NULL where there is no key.
+CREATE FUNCTION key_as_sql(p_table regclass, p_columns jsonb, p_key jsonb) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT string_agg(format('%L::%s', p_key ->> (k.n - 1)::integer, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY k.n)
+    FROM jsonb_array_elements_text(p_columns) WITH ORDINALITY k (name, n) JOIN pg_attribute a ON a.attrelid = p_table AND a.attname = k.name
+    WHERE p_key IS NOT NULL
+$$;
+
+-- Says which rows this session's shard may write.
+CREATE FUNCTION refuse_range(p_table regclass) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    s shards;
+BEGIN
+    SELECT x.* INTO s FROM hop_attempts a
+        JOIN shards x ON x.migration_id = a.migration_id AND x.to_version = a.to_version AND x.number = a.shard
+        WHERE a.id = current_setting('graph_migrator.shard')::bigint;
+    IF p_table <> s.table_name::regclass THEN
+        RAISE EXCEPTION 'shard % of the hop to v% writes rows of %; a shard writes nothing but rows of its own range of %',
+                s.number, s.to_version, p_table, s.table_name
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RAISE EXCEPTION 'shard % of the hop to v% writes rows of %, which are not all of its range: after %, up to %',
+            s.number, s.to_version, s.table_name,
+            coalesce((SELECT string_agg(e, '/') FROM jsonb_array_elements_text(s.after) e), 'the start'),
+            coalesce((SELECT string_agg(e, '/') FROM jsonb_array_elements_text(s.upto) e), 'the end')
+        USING ERRCODE = 'integrity_constraint_violation';
+END $$;
+
+-- Cuts a hop, under the graph's exclusive lock, in a transaction of its own. p_shards: for each, [upto, total], where
+-- upto is a key, each of its columns as text.
 -- False where the migration is not as it was looked at: nothing is written then, look again.
 CREATE FUNCTION cut_shards(p_migration uuid, p_to integer, p_status text, p_dispatch integer, p_table_name text,
-    p_shards jsonb, p_digest text, p_deadline double precision) RETURNS boolean
+    p_key jsonb, p_shards jsonb, p_digest text, p_deadline double precision) RETURNS boolean
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     UPDATE migrations m SET status = 'running', started_at = coalesce(m.started_at, clock_timestamp()),
@@ -119,9 +162,9 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    INSERT INTO shards (migration_id, to_version, number, table_name, after, upto, total, digest_before)
-        SELECT p_migration, p_to, x.number, p_table_name, lag(x.shard->>0) OVER (ORDER BY x.number), x.shard->>0,
-               (x.shard->>1)::bigint, CASE WHEN x.number = 1 THEN p_digest END
+    INSERT INTO shards (migration_id, to_version, number, table_name, key, after, upto, total, digest_before)
+        SELECT p_migration, p_to, x.number, p_table_name, p_key, lag(nullif(x.shard->0, 'null')) OVER (ORDER BY x.number),
+               nullif(x.shard->0, 'null'), (x.shard->>1)::bigint, CASE WHEN x.number = 1 THEN p_digest END
         FROM jsonb_array_elements(p_shards) WITH ORDINALITY AS x (shard, number);
     RETURN true;
 END $$;
@@ -317,8 +360,9 @@ SET search_path = graph_migrator, pg_temp AS $$
 $$;
 CREATE FUNCTION restore_shards(p_migration uuid, p_shards jsonb) RETURNS void LANGUAGE sql
 SET search_path = graph_migrator, pg_temp AS $$
-    INSERT INTO shards (migration_id, to_version, number, table_name, after, upto, cursor, done, total, is_done, digest_before)
-        SELECT p_migration, s.to_version, s.number, s.table_name, s.after, s.upto, s.cursor, s.done, s.total, s.is_done,
+    INSERT INTO shards (migration_id, to_version, number, table_name, key, after, upto, cursor, done, total, is_done,
+                        digest_before)
+        SELECT p_migration, s.to_version, s.number, s.table_name, s.key, s.after, s.upto, s.cursor, s.done, s.total, s.is_done,
                s.digest_before
         FROM jsonb_populate_recordset(NULL::shards, p_shards) s
 $$;
