@@ -7,7 +7,6 @@ and `core.execution.apply_hop.commit_migration`. The Celery chain, `run_graph_mi
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from dataclasses import replace
 from typing import overload
@@ -56,7 +55,7 @@ from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store import protocol
 from graph_migrator.core.store.errors import sqlstate
 from graph_migrator.core.store.lock_sessions import lock_holders
-from graph_migrator.core.store.locks import LONGEST_WAIT, GraphLock, let_writers_pass, one_try
+from graph_migrator.core.store.locks import GraphLock, Wait, one_try
 from graph_migrator.core.store.session import Executor
 
 
@@ -270,28 +269,26 @@ def lock_and_load(
 ) -> BeginState | Later:
     """Read everything under the graph's lock; wait for writers in flight, but not for ever.
 
-    The wait is cut into pieces of at most two seconds: a writer may hold rows that another waits for, and
-    a queued exclusive lock keeps new writers out while it waits. With `turns` it is one short piece; see
+    A writer may hold rows that another waits for, so the wait is one of pieces. With `turns` it is one short piece; see
     `begin_migration`.
     """
     turn = next_turn(turns)
-    deadline = time.monotonic() + turn.seconds
+    wait = Wait(turn.seconds)
     while True:
-        wait_ms = max(1, int(min(LONGEST_WAIT, deadline - time.monotonic()) * 1_000))
         try:
             with one_try(executor):
                 state = executor.call(
                     protocol.LockAndLoad(
                         graph=graph,
                         request=task_id,
-                        wait_ms=wait_ms,
+                        wait_ms=wait.piece_ms(),
                         session=not executor.in_callers_transaction,
                     )
                 )
         except Exception as error:
             if sqlstate(error) not in {"55P03", "40P01"}:
                 raise
-            if time.monotonic() >= deadline:
+            if wait.is_over():
                 if not turn.is_last:
                     return Later(turn.pause, "open write transactions")
                 limit, holders = settings().writer_drain_seconds, lock_holders(executor.connection, graph)
@@ -301,7 +298,7 @@ def lock_and_load(
                 return state
             # The live migration that kept `lock_and_load` from locking has ended since: no lock protected what it read.
             continue
-        let_writers_pass()
+        wait.let_writers_pass()
 
 
 def _is_owned(state: BeginState) -> bool:

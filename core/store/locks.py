@@ -103,33 +103,46 @@ def hold_graph_lock(
 ) -> Iterator[GraphLock | None]:
     """Wait for a graph's exclusive lock, at session level; yields None where that takes too long.
 
-    The wait is cut into pieces, since a queued exclusive lock keeps new writers out.
-
     Args:
         executor: A session of our own.
         graph_id: The graph.
         seconds: How long to wait.
         stamp: Date the change that was committed under the lock, when it is released.
     """
-    held, deadline = False, time.monotonic() + seconds
+    held, wait = False, Wait(seconds)
     while not held:
-        left = min(LONGEST_WAIT, deadline - time.monotonic())
-        held = _take(executor, TakeLock(graph=graph_id, wait_ms=max(1, int(left * 1_000))))
-        if time.monotonic() >= deadline:
+        held = _take(executor, TakeLock(graph=graph_id, wait_ms=wait.piece_ms()))
+        if held or wait.is_over():
             break
-        if not held:
-            let_writers_pass()
+        wait.let_writers_pass()
     with GraphLock(executor, graph_id, held=held, stamp=stamp) as lock:
         yield lock if held else None
 
 
-LONGEST_WAIT: Final = 2.0
+LONGEST_PIECE: Final = 2.0
 """Seconds that an exclusive lock waits in a row: meanwhile no new writer gets in."""
 
 
-def let_writers_pass() -> None:
-    """Sleep 10 to 50 ms, so that writers who wait for the lock get it."""
-    time.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - jitter
+class Wait:
+    """A wait for an exclusive lock, cut into pieces, since a queued exclusive lock keeps new writers out.
+
+    Nothing else of a wait depends on real time, so that the simulation can put another one in its place.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+
+    def piece_ms(self) -> int:
+        """How long the next try may last, in milliseconds."""
+        return max(1, int(min(LONGEST_PIECE, self._deadline - time.monotonic()) * 1_000))
+
+    def is_over(self) -> bool:
+        """Whether there is no next try."""
+        return time.monotonic() >= self._deadline
+
+    def let_writers_pass(self) -> None:
+        """Sleep 10 to 50 ms between two tries, so that writers who wait for the lock get it."""
+        time.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - jitter
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from graph_migrator.core.errors import (
 )
 from graph_migrator.core.execution.model import Applied, Failed
 from graph_migrator.core.settings import settings
+from graph_migrator.core.store import locks
+from graph_migrator.core.store.locks import Wait
 from tests.simulation.story import DONE, Story
 
 
@@ -110,6 +112,7 @@ def test_release_force_ends_a_holder_that_hangs_only_when_asked_to(
 ) -> None:
     monkeypatch.setenv("GRAPH_MIGRATOR_WRITER_DRAIN_SECONDS", "0.05")
     settings.cache_clear()
+    monkeypatch.setattr(locks, "Wait", Wait)  # which ends at a time
     batched.begun()
     hung = batched.take(until="batch_committed")
     busy = batched.command("release", force=True)

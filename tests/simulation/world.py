@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any, Protocol
 from unittest.mock import patch
 from uuid import UUID, uuid4
@@ -33,8 +32,10 @@ from graph_migrator.core.graph_types import registry
 from graph_migrator.core.planning import make_plan
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import Verb
+from graph_migrator.core.store import locks
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.errors import Failure, classify
+from graph_migrator.core.store.locks import Wait
 from graph_migrator.core.store.protocol import ReportDeath
 from graph_migrator.core.store.session import Executors
 from tests.simulation import kinds
@@ -44,7 +45,6 @@ from tests.simulation.connections import Link, Server
 from tests.simulation.invariants import REQUESTS, SNAPSHOT, Violation, check, check_end
 
 SETTINGS = {
-    "GRAPH_MIGRATOR_WRITER_DRAIN_SECONDS": "5",
     "GRAPH_MIGRATOR_MAX_CRASHES": "3",
     "GRAPH_MIGRATOR_MAX_INTERRUPTIONS": "6",
     "GRAPH_MIGRATOR_MAX_TRANSIENT_TRIES": "4",
@@ -114,6 +114,24 @@ class Process:
             self.world.queue.append(message)
 
 
+class EndlessWait(Wait):
+    """It ends when the lock is free, or in a deadlock.
+
+    If it ended at a time, a machine that stands still for a while would make another run of the same seed.
+    """
+
+    def piece_ms(self) -> int:
+        return 3_600_000
+
+    def is_over(self) -> bool:
+        return False
+
+    def let_writers_pass(self) -> None:
+        actor = current()
+        if actor is not None and not actor.calm:
+            actor.switch()
+
+
 class Platform:
     """What all worlds share: a database with our schema, its sessions, and an engine."""
 
@@ -146,10 +164,10 @@ class Platform:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Simulated time and settings, for this process, until it is left."""
-        clock = SimpleNamespace(monotonic=begin.time.monotonic, sleep=lambda _seconds: self._yield())
         with (
             patch.dict(os.environ, SETTINGS),
-            patch.object(begin, "time", clock),
+            patch.object(begin, "Wait", EndlessWait),
+            patch.object(locks, "Wait", EndlessWait),
             patch.object(failpoints, "hook", lambda point: self.world and self.world.at(point)),
             patch.object(kinds, "meddle", lambda ctx: self.world and self.world.in_hop(ctx)),
         ):
@@ -159,11 +177,6 @@ class Platform:
             finally:
                 settings.cache_clear()
                 registry.reset()
-
-    def _yield(self) -> None:
-        actor = current()
-        if actor is not None and not actor.calm:
-            actor.switch()
 
     def clean(self) -> None:
         """Forget all graphs there ever were."""
