@@ -316,9 +316,19 @@ def test_a_hop_that_kills_its_process_fails_and_the_worker_serves_others(cluster
     result = migrate_graph.delay("poison", 4)
     with pytest.raises(HopCrashedRepeatedly) as error:
         result.get(timeout=60)
-    assert error.value.args == ("poison", "second", 3, "signal 9 (SIGKILL)")
-    assert attempts(cluster.engine, "poison") == [("first", "succeeded"), *[("second", "lost")] * 3]
-    assert cluster.started("poison") == {"first": 1, "second": 3}
+    # On a busy machine the worker may report a death only after recovery's pause for it; then the hop was begun again.
+    begun, begun_too_late = rows(
+        cluster.engine,
+        "WITH a AS (SELECT a.started_at, l.reported_at FROM hop_attempts a LEFT JOIN losses l ON l.attempt_id = a.id "
+        "WHERE a.graph_id = :g AND a.hop_name = 'second') SELECT count(*), count(*) FILTER (WHERE a.started_at > "
+        "(SELECT reported_at FROM a ORDER BY reported_at OFFSET 2 LIMIT 1)) FROM a",
+        g=graph_row(cluster.engine, "poison").id,
+    )[0]
+    assert (begun >= 3, begun_too_late) == (True, 0)
+    assert error.value.args == ("poison", "second", error.value.args[2], "signal 9 (SIGKILL)")
+    assert 3 <= error.value.args[2] <= begun
+    assert attempts(cluster.engine, "poison") == [("first", "succeeded"), *[("second", "lost")] * begun]
+    assert cluster.started("poison") == {"first": 1, "second": begun}
     assert (graph_row(cluster.engine, "poison").version, trails(cluster, "poison")) == (2, {"first"})
     assert migrate_graph.delay("healthy", 4).get(timeout=SOON).version == 4
     assert cluster.workers[0].is_alive

@@ -346,7 +346,8 @@ def test_a_zombie_pack_and_its_heir_begin_each_graph_once(engine: Engine, fleet:
             with engine.begin() as connection:
                 connection.execute(
                     text(
-                        "SELECT pg_terminate_backend(pid, 30000) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 "
+                        "SELECT pg_terminate_backend(pid, 30000) FROM pg_locks "
+                        "WHERE locktype = 'advisory' AND objsubid = 1 "
                         "AND (classid::bigint << 32 | objid::bigint) = graph_migrator.pack_key(:pack)"
                     ),
                     {"pack": pack},
