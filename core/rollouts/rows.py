@@ -579,7 +579,8 @@ CROSS JOIN LATERAL (
     FROM rollout_members m
     LEFT JOIN requests q ON q.task_id = m.request_id::text
     LEFT JOIN migrations g ON g.id = q.migration_id
-    LEFT JOIN LATERAL (SELECT max(greatest(a.started_at, a.finished_at)) AS at FROM hop_attempts a
+    LEFT JOIN LATERAL (SELECT max(greatest(a.started_at, a.finished_at,
+                                           CASE WHEN a.batches > 0 THEN a.progress_at END)) AS at FROM hop_attempts a
                        WHERE a.migration_id = q.migration_id) h ON true
     LEFT JOIN LATERAL (SELECT max(k.updated_at) AS updated_at FROM checkpoints k
                        WHERE k.migration_id = q.migration_id) k ON true

@@ -321,6 +321,8 @@ class Rebuild(_Base):
             postgresql_where=text("status IN ('staging', 'staged')"),
         ),
         Index("rebuilds_by_graph", "graph_id"),
+        Index("rebuilds_to_discard", "undo_until", postgresql_where=text("status = 'kept'")),
+        Index("rebuilds_to_remove", "id", postgresql_where=text("status = 'discarded'")),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)

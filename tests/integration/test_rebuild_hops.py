@@ -24,6 +24,7 @@ from graph_migrator.core.execution.recovery import sweep
 from graph_migrator.core.execution.run_hop import run_hop
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.interchange import export_graph
+from graph_migrator.core.store.guard import install_guard
 from graph_migrator.core.store.session import Executors
 from graph_migrator.testing import MakeGraph, assert_survives_crash
 from tests.integration.scripted import Flaky, Killed, Script, fails_now, rebuilt, trails
@@ -207,6 +208,16 @@ def test_its_code_cannot_write_the_graph_by_other_ways(
     assert (exported(engine), graph_row(engine, "g").version) == (before, 1)
 
 
+def test_its_code_cannot_write_guarded_tables(engine: Engine, script: Script) -> None:
+    circle(engine)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE public.facts (graph_id uuid, fact text)"))
+        install_guard(connection, "public.facts")
+    script.on["rebuild_nodes"] = lambda ctx: ctx.execute("INSERT INTO public.facts VALUES (:graph_id, 'x')")
+    with pytest.raises(HopFailed, match="writes nothing but the rows that it is given"):
+        run_graph_migration(engine, "g", 2)
+
+
 def test_the_version_does_not_move_before_the_swap(
     engine: Engine, executors: Executors, script: Script
 ) -> None:
@@ -221,7 +232,7 @@ def test_the_version_does_not_move_before_the_swap(
             "SELECT pg_advisory_xact_lock(lock_key(:graph)), set_config('graph_migrator.executor', :id, true)",
             "UPDATE migrations SET status = 'running', error_type = NULL, finished_at = NULL WHERE id = :id",
             "INSERT INTO hop_attempts (migration_id, graph_id, from_version, to_version, hop_name, fingerprint, "
-            "attempt, dispatch) VALUES (:id, :graph, 1, 2, 'h', 'f', 9, 1)",
+            "attempt, dispatch) SELECT :id, :graph, 1, 2, 'h', fingerprint, 9, 1 FROM rebuilds",
         ):
             connection.execute(text(statement), facts)
         finish = (
@@ -349,16 +360,22 @@ def test_a_failed_one_is_released_without_force_and_whole(
     assert list(chain.from_iterable(script.batches[-3:])) == ALL
 
 
-def test_a_retry_with_other_code_stages_anew(
-    engine: Engine, executors: Executors, script: Script, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_rebuild", [True, False])
+def test_a_retry_with_other_code_begins_anew(
+    engine: Engine,
+    executors: Executors,
+    script: Script,
+    monkeypatch: pytest.MonkeyPatch,
+    is_rebuild: bool,
 ) -> None:
     circle(engine)
     at_row(script, "n0012", lambda _: fails_now())
     with pytest.raises(ValueError, match="half-way"):
         run_graph_migration(engine, "g", 2)
     hop = registry.graph_type("rebuilt").directed(1, 2)
-    other = "0" * len(hop.fingerprint)
-    object.__setattr__(hop, "fingerprint", other)
+    before = hop.fingerprint
+    object.__setattr__(hop, "fingerprint", "0" * len(before))
+    object.__setattr__(hop, "rebuild", is_rebuild)
     monkeypatch.setattr(script, "batches", [])
     try:
         with executors.borrow() as executor:
@@ -366,9 +383,12 @@ def test_a_retry_with_other_code_stages_anew(
         assert again is not None
         assert follow(executors, again).version == 2
     finally:
-        object.__setattr__(hop, "fingerprint", hop.fingerprint_of(hop.run or ""))
+        object.__setattr__(hop, "fingerprint", before)
+        object.__setattr__(hop, "rebuild", True)
     assert list(chain.from_iterable(script.batches)) == ALL
-    assert staged(engine) == [("discarded", 10, 10, 10), ("kept", 30, 30, 30)]
+    assert staged(engine)[0][1:] == (10, 10, 10)
+    swept(executors)
+    assert staged(engine) == ([("kept", 30, 30, 30)] if is_rebuild else [])
 
 
 def test_after_a_repair_it_stages_anew(engine: Engine, executors: Executors, script: Script) -> None:

@@ -334,6 +334,15 @@ def test_the_sweep_removes_a_bounded_number_of_rows_at_a_time(
     assert seen == [18, 6, 0]
 
 
+def test_the_sweep_removes_many_small_ones_at_a_time(engine: Engine, executors: Executors) -> None:
+    for slug in ("one", "two", "three"):
+        add_graph(engine, slug, "rebuilt")
+        run_graph_migration(engine, slug, 2)
+    undo_ends(engine)
+    swept(executors)
+    assert (staged(engine), rows(engine, "SELECT * FROM rebuilt_rows")) == ([], [])
+
+
 def test_a_repair_on_the_way_back_is_not_undone(engine: Engine, executors: Executors) -> None:
     circle(engine)
     run_graph_migration(engine, "g", 3)

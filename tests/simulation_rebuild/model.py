@@ -247,6 +247,8 @@ def _verbs(s: State, rules: Rules) -> Iterator[tuple[str, State]]:
         yield "repair", _repair(s, rules)
     if s.code == "a":
         yield "deploy", s._replace(code="b")
+    if s.code != s.plan and s.status in ACTIVE | {"paused"} and free:
+        yield "plan anew", s._replace(plan=s.code)  # by a rollout
     if s.status == "succeeded" and s.version == 3 and free and (rules.is_reversible or _is_undoable(s)):
         yield "migrate back", again._replace(target=2, plan=s.code)
 
@@ -294,7 +296,7 @@ class Explored:
 
 _FROM_OUTSIDE = frozenset(
     {"death", "message lost", "hop raises", "pause", "resume", "cancel", "retry", "release --force", "repair",
-     "deploy", "migrate back", "writer begins"}
+     "deploy", "plan anew", "migrate back", "writer begins"}
 )  # fmt: skip
 
 

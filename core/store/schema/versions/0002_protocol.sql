@@ -293,7 +293,8 @@ BEGIN
         END IF;
         DELETE FROM shards WHERE migration_id = p_migration AND to_version = p_to;
         IF p_status = 'succeeded' AND EXISTS (SELECT FROM rebuilds r WHERE r.migration_id = p_migration
-                AND r.to_version = p_to AND r.status IN ('staging', 'staged')) THEN
+                AND r.to_version = p_to AND r.status IN ('staging', 'staged')
+                AND r.fingerprint = (SELECT a.fingerprint FROM hop_attempts a WHERE a.id = p_attempt)) THEN
             RAISE EXCEPTION 'the hop to v% of migration % has staged rows that are not swapped in', p_to, p_migration
                 USING ERRCODE = 'GM001';
         END IF;
@@ -514,9 +515,6 @@ BEGIN
     -- Nothing of the hop is committed: it is cut anew, by the code of today.
     DELETE FROM shards s WHERE s.migration_id = p_migration
         AND NOT EXISTS (SELECT FROM checkpoints c WHERE c.migration_id = p_migration);
-    UPDATE rebuilds r SET status = 'discarded'
-        WHERE r.migration_id = p_migration AND r.status IN ('staging', 'staged') AND NOT p_plan @> jsonb_build_array(
-            jsonb_build_object('to_version', r.to_version, 'fingerprint', r.fingerprint));
     -- The caller whose id the chain has is answered again: the result of this run replaces FAILURE.
     UPDATE requests r SET answered_at = NULL, answer_failures = 0, next_answer_at = NULL, unanswered_because = NULL
         FROM migrations m

@@ -30,6 +30,8 @@ COMMENT ON COLUMN rebuilds.below IS 'The swap before it that becomes the latest 
 COMMENT ON COLUMN rebuilds.undo_until IS 'The sweep discards kept rows after this time.';
 CREATE UNIQUE INDEX rebuilds_one_open ON rebuilds (migration_id, to_version) WHERE status IN ('staging', 'staged');
 CREATE INDEX rebuilds_by_graph ON rebuilds (graph_id);
+CREATE INDEX rebuilds_to_discard ON rebuilds (undo_until) WHERE status = 'kept';
+CREATE INDEX rebuilds_to_remove ON rebuilds (id) WHERE status = 'discarded';
 
 -- NULL where the hop left a value as it was. kind is a node's label or an edge's type.
 CREATE TABLE rebuilt_rows (
@@ -83,15 +85,18 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     ) SELECT min(w.version) FROM way w
 $$;
 
--- The rows that an attempt goes on with; a new set where there is none of this code.
+-- The rows that an attempt goes on with; a new set where there is none of this code: a retry, or a deploy in a rollout, may
+-- have planned the hop anew.
 CREATE FUNCTION open_rebuild(p_attempt bigint, p_migration uuid, p_graph uuid, p_from integer, p_to integer,
     p_table_name text, p_fingerprint text, OUT id bigint, OUT cursor jsonb, OUT done bigint, OUT is_staged boolean)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     PERFORM open_batch(p_attempt, p_migration, p_graph);
-    SELECT r.id, r.cursor, r.done, r.status = 'staged' INTO id, cursor, done, is_staged FROM rebuilds r
+    UPDATE rebuilds r SET status = 'discarded'
         WHERE r.migration_id = p_migration AND r.to_version = p_to AND r.status IN ('staging', 'staged')
-          AND r.fingerprint = p_fingerprint;
+          AND r.fingerprint <> p_fingerprint;
+    SELECT r.id, r.cursor, r.done, r.status = 'staged' INTO id, cursor, done, is_staged FROM rebuilds r
+        WHERE r.migration_id = p_migration AND r.to_version = p_to AND r.status IN ('staging', 'staged');
     IF id IS NULL THEN
         INSERT INTO rebuilds AS r (migration_id, graph_id, from_version, to_version, table_name, fingerprint)
             VALUES (p_migration, p_graph, p_from, p_to, p_table_name, p_fingerprint) RETURNING r.id INTO id;
@@ -202,25 +207,29 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     r record;
     gone bigint;
+    removed bigint := 0;
+    left_over bigint := p_most;
 BEGIN
-    FOR r IN SELECT * FROM rebuilds x WHERE x.status IN ('staging', 'staged')
-            AND NOT EXISTS (SELECT FROM migrations m WHERE m.id = x.migration_id
-                            AND m.status NOT IN ('succeeded', 'cancelled', 'released'))
-            OR x.status = 'kept' AND x.undo_until < clock_timestamp() LOOP
-        IF r.status <> 'kept' OR pg_try_advisory_xact_lock(lock_key(r.graph_id))
+    UPDATE rebuilds x SET status = 'discarded'
+        WHERE x.status IN ('staging', 'staged') AND NOT EXISTS (SELECT FROM migrations m WHERE m.id = x.migration_id
+            AND m.status NOT IN ('succeeded', 'cancelled', 'released'));
+    FOR r IN SELECT x.id, x.graph_id FROM rebuilds x WHERE x.status = 'kept' AND x.undo_until < statement_timestamp()
+            ORDER BY x.undo_until LIMIT p_most LOOP
+        IF pg_try_advisory_xact_lock(lock_key(r.graph_id))
            AND NOT EXISTS (SELECT FROM graphs g WHERE g.id = r.graph_id AND g.migration_id IS NOT NULL) THEN
             UPDATE rebuilds SET status = 'discarded' WHERE id = r.id;
         END IF;
     END LOOP;
-    SELECT x.id INTO r FROM rebuilds x WHERE x.status = 'discarded' ORDER BY x.id LIMIT 1;
-    IF NOT FOUND THEN
-        RETURN 0;
-    END IF;
-    DELETE FROM rebuilt_rows WHERE ctid = ANY (ARRAY(SELECT ctid FROM rebuilt_rows WHERE rebuild_id = r.id LIMIT p_most));
-    GET DIAGNOSTICS gone = ROW_COUNT;
-    IF gone < p_most THEN
+    FOR r IN SELECT x.id FROM rebuilds x WHERE x.status = 'discarded' ORDER BY x.id LOOP
+        DELETE FROM rebuilt_rows
+            WHERE ctid = ANY (ARRAY(SELECT ctid FROM rebuilt_rows WHERE rebuild_id = r.id LIMIT left_over));
+        GET DIAGNOSTICS gone = ROW_COUNT;
+        removed := removed + gone;
+        EXIT WHEN gone >= left_over;
         DELETE FROM rebuild_changes WHERE rebuild_id = r.id;
         DELETE FROM rebuilds WHERE id = r.id;
-    END IF;
-    RETURN gone;
+        left_over := left_over - gone - 1;
+        EXIT WHEN left_over <= 0;
+    END LOOP;
+    RETURN removed;
 END $$;
