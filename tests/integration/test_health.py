@@ -232,10 +232,10 @@ def test_health_is_shown_with_values_limits_and_effects(
 # ── batched hops ────────────────────────────────────────────────────────────────────────────────────
 
 
-def batched() -> GraphType:
+def batched(shards: int | None = None) -> GraphType:
     made = GraphType("rows")
 
-    @made.hop(1, 2, over=Nodes(), batch_size=5)
+    @made.hop(1, 2, over=Nodes(), batch_size=5, shards=shards)
     def touch(ctx: HopContext, nodes: list[Node]) -> None:
         for node in nodes:
             node.properties["seen"] = True
@@ -243,11 +243,12 @@ def batched() -> GraphType:
     return made
 
 
+@pytest.mark.parametrize("shards", [None, 2])
 @pytest.mark.parametrize(("level", "factor"), [("good", 0), ("slow", 1), ("stop", 5), ("unknown", 0)])
 def test_a_batched_hop_pauses_between_batches_as_the_worst_signal_says(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, level: str, factor: float
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, level: str, factor: float, shards: int | None
 ) -> None:
-    registry.register(batched())
+    registry.register(batched(shards))
     add_graph(engine, "g", "rows", 1, nodes=40)
     with engine.begin() as connection:
         connection.execute(

@@ -18,7 +18,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Message:
-    """A task on its way. A `run_hop` carries the rest of its chain, as in Celery."""
+    """A task on its way. A `run_hop` carries the rest of its chain, as in Celery; a `run_shard` its own hop."""
 
     id: str
     task: str
@@ -26,6 +26,7 @@ class Message:
     migration_id: UUID | None = None
     dispatch: int = 0
     chain: tuple[Step, ...] = ()
+    shard: int | None = None
 
     @property
     def next(self) -> Message | None:
@@ -35,9 +36,10 @@ class Message:
         return replace(self, id=self.chain[1].id, chain=self.chain[1:])
 
     def __str__(self) -> str:
-        if self.task == "run_hop":
+        if self.chain:
             hop = self.chain[0]
-            return f"run_hop {hop.from_version}→{hop.to_version} of dispatch {self.dispatch} [{self.id}]"
+            which = f"{hop.from_version}→{hop.to_version}" + (f" shard {self.shard}" if self.shard else "")
+            return f"{self.task} {which} of dispatch {self.dispatch} [{self.id}]"
         shown = " ".join(f"{key}={value}" for key, value in self.arguments.items() if value)
         return f"{self.task} {shown} [{self.id}]"
 

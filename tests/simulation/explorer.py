@@ -55,7 +55,8 @@ _IN_FLIGHT = frozenset(
     {
         "before finish_hop", "before open_hop", "before fail_attempt", "before begin_migration",
         "before retry_migration", "before fail_between_hops", "before release_lock", "before settle",
-        "before begin_and_open", "before finish_and_open",
+        "before begin_and_open", "before finish_and_open", "before cut_shards", "before next_shards",
+        "before save_shard_batch", "before stop_shard", "before fail_shard",
     }
 )  # fmt: skip
 _RARE = frozenset(
@@ -84,6 +85,7 @@ _MOODS = (
     Mood(0.1, 0.0, 8, 0.0, 1.0, "hop_in_data"),
     Mood(0.1, 0.0, 8, 0.0, 1.0, "batch_before_commit"),
     Mood(0.1, 0.03, 4, 0.5, 1.0, None),
+    Mood(0.1, 0.0, 8, 0.0, 1.0, "shard_before_commit"),
 )
 
 
@@ -92,7 +94,7 @@ class RandomChooser:
 
     def __init__(self, choices: Choices) -> None:
         self.choices = choices
-        self.mood = _MOODS[choices.pick([4, 4, 3, 3, 0.5, 0.5, 1])]
+        self.mood = _MOODS[choices.pick([4, 4, 3, 3, 0.5, 0.5, 1, 0.3])]
         self.strikes = self.mood.strikes
         self.at_rest = False
 
@@ -144,7 +146,7 @@ def run(platform: Platform, seed: str, given: list[int] | None = None) -> Run:
     """One run from its seed, or from written choices."""
     choices = Choices(seed, given)
     chooser = RandomChooser(choices)
-    kind = ("plain", "batched")[choices.one_of(2)]
+    kind = ("plain", "batched", "sharded")[choices.one_of(3)]
     world = World(platform, kind, chooser)
     violation = None
     try:

@@ -20,7 +20,7 @@ SELECT json_build_object(
             'plan', m.plan, 'error', m.error_type, 'forgiven', m.retries_reset_after_id) ORDER BY m.created_at), '[]')
         FROM migrations m WHERE m.graph_id = $1),
     'attempts', (SELECT coalesce(json_agg(json_build_object('id', a.id, 'migration', a.migration_id,
-            'from', a.from_version, 'to', a.to_version, 'dispatch', a.dispatch, 'status', a.status,
+            'from', a.from_version, 'to', a.to_version, 'shard', a.shard, 'dispatch', a.dispatch, 'status', a.status,
             'batches', a.batches, 'transient', a.transient, 'link', a.link, 'previous', a.previous, 'hash', a.hash,
             'intact', a.hash = attempt_hash(a),
             'because', (SELECT l.because FROM losses l WHERE l.attempt_id = a.id)) ORDER BY a.id), '[]')
@@ -28,6 +28,8 @@ SELECT json_build_object(
     'checkpoints', (SELECT coalesce(json_agg(json_build_object('migration', c.migration_id,
             'to', c.to_version, 'cursor', c.cursor)), '[]')
         FROM migrations m JOIN checkpoints c ON c.migration_id = m.id WHERE m.graph_id = $1),
+    'shards', (SELECT coalesce(json_agg(to_json(s)), '[]')
+        FROM migrations m JOIN shards s ON s.migration_id = m.id WHERE m.graph_id = $1),
     'trails', (SELECT json_object_agg(n.id, n.properties->'trail') FROM nodes n WHERE n.graph_id = $1))
 """
 
@@ -62,7 +64,15 @@ def check(now: dict[str, Any], before: dict[str, Any] | None, *, mended: bool, w
     _check_data(now, mended=mended)
     _check_proof(now)
     running = [a for a in now["attempts"] if a["status"] == "running"]
-    _require(len(running) <= 1, f"two running rows: {running}")
+    # One of a hop; of a hop in shards one of each shard, or the one that closes it. A shard whose executor died may be
+    # found after its migration has ended.
+    together = [a["shard"] for a in running if a["migration"] == now["graph"]["claim"]]
+    _require(
+        len(together) <= 1 or (None not in together and len(set(together)) == len(together)),
+        f"two running rows: {running}",
+    )
+    left = [a for a in running if a["migration"] != now["graph"]["claim"]]
+    _require(all(a["shard"] is not None for a in left), f"running for no claim: {left}")
     if before is not None:
         _check_history(now, before, waited=waited)
         if not waited:
@@ -76,29 +86,33 @@ def _check_losses(now: dict[str, Any], before: dict[str, Any]) -> None:
     for begun in now["attempts"]:
         if begun["id"] in known or begun["status"] != "running":
             continue
-        crashes, _ = _losses(before, migrations[begun["migration"]], begun["to"])
+        crashes, _ = _losses(before, migrations[begun["migration"]], begun["to"], begun["shard"])
         _require(crashes < CRASHES, f"{begun} was begun after {crashes} crashes")
     for migration in now["migrations"]:
         error = (migration["error"] or "").rpartition(".")[2]
         if error in {"HopCrashedRepeatedly", "HopInterruptedRepeatedly"}:
-            last = max(a["to"] for a in now["attempts"] if a["id"] == _newest(now, migration))
-            crashes, others = _losses(now, migration, last)
+            counted = [
+                _losses(now, migration, to, shard)
+                for to, shard in {
+                    (a["to"], a["shard"]) for a in now["attempts"] if a["migration"] == migration["id"]
+                }
+            ]
             enough = (
-                crashes >= CRASHES if error == "HopCrashedRepeatedly" else others + crashes >= INTERRUPTIONS
+                any(crashes >= CRASHES for crashes, _ in counted)
+                if error == "HopCrashedRepeatedly"
+                else any(sum(losses) >= INTERRUPTIONS for losses in counted)
             )
-            _require(enough, f"{error} after {crashes} crashes and {others} other losses")
+            _require(enough, f"{error} after these crashes and other losses: {counted}")
 
 
-def _newest(now: dict[str, Any], migration: dict[str, Any]) -> int:
-    return max(int(a["id"]) for a in now["attempts"] if a["migration"] == migration["id"])
-
-
-def _losses(now: dict[str, Any], migration: dict[str, Any], to: int) -> tuple[int, int]:
-    """Crashes, and other losses, since the hop's last progress and the last retry."""
+def _losses(now: dict[str, Any], migration: dict[str, Any], to: int, shard: int | None) -> tuple[int, int]:
+    """Crashes, and other losses, since the last progress of the hop, or of the shard, and the last retry."""
     mine = [
         a
         for a in now["attempts"]
-        if a["migration"] == migration["id"] and a["to"] == to and a["id"] > migration["forgiven"]
+        if a["migration"] == migration["id"]
+        and (a["to"], a["shard"]) == (to, shard)
+        and a["id"] > migration["forgiven"]
     ]
     since = max((a["id"] for a in mine if a["batches"]), default=0)
     lost = [a["because"] == "process" for a in mine if a["id"] > since and a["status"] == "lost"]
@@ -119,7 +133,11 @@ def _check_claim(now: dict[str, Any]) -> None:
 
 def _check_data(now: dict[str, Any], *, mended: bool) -> None:
     """The rows have the shape of the graph's version: each applied hop is in each trail once, in order."""
-    applied = [f"{a['from']}>{a['to']}" for a in now["attempts"] if a["status"] in APPLIED]
+    applied = [
+        f"{a['from']}>{a['to']}"
+        for a in now["attempts"]
+        if a["status"] in APPLIED and a["shard"] is None  # a shard's does not move the version
+    ]
     at = "1"
     for entry in applied:
         _require(entry.startswith(f"{at}>"), f"hops were applied in this order: {applied}")
@@ -129,8 +147,8 @@ def _check_data(now: dict[str, Any], *, mended: bool) -> None:
     half = _half(now)
     for node, trail in now["trails"].items():
         expected = [*applied]
-        if half is not None and node <= half[0]:
-            expected.append(half[1])
+        if half is not None and _is_visited(half, node):
+            expected.append(half["entry"])
         _require(
             trail == expected or (mended and half is not None and trail == applied),
             f"node {node} has {trail} instead of {expected} at v{version} (partially migrated: {half})",
@@ -138,8 +156,10 @@ def _check_data(now: dict[str, Any], *, mended: bool) -> None:
 
 
 def _check_proof(now: dict[str, Any]) -> None:
-    """The finished attempts are one chain in the order of their ids, whoever finished them."""
-    finished = [a for a in now["attempts"] if a["status"] != "running"]
+    """The finished attempts are one chain, whoever finished them; but for shards', in the order of their ids."""
+    finished = sorted((a for a in now["attempts"] if a["status"] != "running"), key=lambda a: a["link"])
+    alone = [a["id"] for a in finished if a["shard"] is None]
+    _require(alone == sorted(alone), f"not in the order of their ids: {finished}")
     _require([a["link"] for a in finished] == list(range(1, len(finished) + 1)), f"not one chain: {finished}")
     _require(
         [a["previous"] for a in finished] == [None, *(a["hash"] for a in finished)][: len(finished)],
@@ -148,17 +168,39 @@ def _check_proof(now: dict[str, Any]) -> None:
     _require(all(a["intact"] for a in finished), f"a row does not have its hash: {finished}")
 
 
-def _half(now: dict[str, Any]) -> tuple[str, str] | None:
-    """How far a batched hop is: the last node that has the new shape, and the entry it bears."""
+def _half(now: dict[str, Any]) -> dict[str, Any] | None:
+    """How far a batched hop is: the ranges that it processes, each with its cursor, and the entry it leaves."""
     half = now["graph"]["half"]
     if half is not None:
-        return half["cursor"][0], f"{half['from_version']}>{half['to_version']}"
+        return _ranges(half["cursor"], f"{half['from_version']}>{half['to_version']}")
     for checkpoint in now["checkpoints"]:
         if checkpoint["migration"] == now["graph"]["claim"]:
             migration = next(m for m in now["migrations"] if m["id"] == checkpoint["migration"])
             step = next(s for s in migration["plan"] if s["to_version"] == checkpoint["to"])
-            return checkpoint["cursor"][0], f"{step['from_version']}>{step['to_version']}"
+            entry = f"{step['from_version']}>{step['to_version']}"
+            mine = [
+                s
+                for s in now["shards"]
+                if (s["migration_id"], s["to_version"]) == (migration["id"], step["to_version"])
+            ]
+            return _ranges({"shards": mine} if mine else checkpoint["cursor"], entry)
     return None
+
+
+def _ranges(cursor: Any, entry: str) -> dict[str, Any]:
+    whole = [{"after": None, "upto": None, "cursor": cursor}]
+    return {"entry": entry, "ranges": cursor["shards"] if isinstance(cursor, dict) else whole}
+
+
+def _is_visited(half: dict[str, Any], node: str) -> bool:
+    """Whether the hop has committed a batch with this node."""
+    return any(
+        (each["after"] is None or node > each["after"][0])
+        and (each["upto"] is None or node <= each["upto"][0])
+        and each["cursor"] is not None
+        and node <= each["cursor"][0]
+        for each in half["ranges"]
+    )
 
 
 def _check_history(now: dict[str, Any], before: dict[str, Any], *, waited: bool) -> None:
@@ -193,6 +235,8 @@ def check_end(now: dict[str, Any], locks: list[Any], requests: list[Any], result
             f"migration {migration['id']} is {status} for ever",
         )
     _require(not [a for a in now["attempts"] if a["status"] == "running"], "a running row is left")
+    keeping = {m["id"] for m in now["migrations"] if m["status"] in {"paused", "failed"}}
+    _require({s["migration_id"] for s in now["shards"]} <= keeping, f"shards are left: {now['shards']}")
     _require(
         now["graph"]["dated"], "the last change of version was never dated: writers are kept out for ever"
     )

@@ -12,7 +12,8 @@ from graph_migrator import GraphType, HopContext, Node, Nodes
 
 NODES: Final = ("n1", "n2", "n3", "n4", "n5")
 BATCH: Final = 2
-NEWEST: Final = {"plain": 4, "batched": 3}
+NEWEST: Final = {"plain": 4, "batched": 3, "sharded": 3}
+SHARDS: Final = 2
 
 
 class Shaky(Exception):
@@ -25,7 +26,9 @@ meddle: Callable[[HopContext], None] | None = None
 
 def releases() -> dict[str, dict[str, GraphType]]:
     """Both releases: types by name."""
-    return {code: {"plain": _plain(code), "batched": _batched(code)} for code in "AB"}
+    return {
+        code: {"plain": _plain(code), "batched": _batched(code), "sharded": _sharded(code)} for code in "AB"
+    }
 
 
 def _plain(code: str) -> GraphType:
@@ -42,7 +45,14 @@ def _batched(code: str) -> GraphType:
     return kind
 
 
-def _declare(kind: GraphType, code: str, version: int, *, batched: bool) -> None:
+def _sharded(code: str) -> GraphType:
+    kind = GraphType("sharded")
+    _declare(kind, code, 1, batched=True, shards=SHARDS)
+    _declare(kind, code, 2, batched=False)
+    return kind
+
+
+def _declare(kind: GraphType, code: str, version: int, *, batched: bool, shards: int | None = None) -> None:
     def whole(entry: str) -> Callable[[HopContext], None]:
         def hop(ctx: HopContext) -> None:
             assert code
@@ -68,7 +78,7 @@ def _declare(kind: GraphType, code: str, version: int, *, batched: bool) -> None
     forward, back = make(f"{version}>{version + 1}"), make(f"{version + 1}>{version}")
     forward.__name__ = f"step_{version}"
     over = Nodes() if batched else None
-    hop = kind.hop(version, version + 1, over=over, batch_size=BATCH, retry_on=Shaky)(forward)
+    hop = kind.hop(version, version + 1, over=over, batch_size=BATCH, retry_on=Shaky, shards=shards)(forward)
     hop.reverse(back)
 
 

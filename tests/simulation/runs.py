@@ -22,8 +22,8 @@ from tests.simulation.world import Platform
 CLEAN_EVERY = 100
 
 
-SIMULATED: Final = tuple(point for point in POINTS if not point.startswith(("shard", "rebuild", "undo")))
-"""Hops in shards and rebuild hops have models (tests/simulation_shards, tests/simulation_rebuild) and crash cases."""
+SIMULATED: Final = tuple(point for point in POINTS if not point.startswith(("rebuild", "undo")))
+"""Rebuild hops have a model (tests/simulation_rebuild) and crash cases."""
 
 
 @dataclass

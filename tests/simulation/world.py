@@ -25,7 +25,7 @@ from graph_migrator import HopContext, MigrationReport
 from graph_migrator.core.decisions import HopMessage, Ignored, Later
 from graph_migrator.core.errors import GraphBusy, GraphMigratorError
 from graph_migrator.core.execution import begin, failpoints, operations, recovery
-from graph_migrator.core.execution.model import Applied, Caller, Dispatch, Failed, Worker
+from graph_migrator.core.execution.model import Applied, Caller, Dispatch, Failed, Sharded, Worker
 from graph_migrator.core.execution.run_hop import run_hop as run_one_hop
 from graph_migrator.core.execution.straight import FreeGraph, run_straight
 from graph_migrator.core.graph_types import registry
@@ -410,6 +410,13 @@ class World:
         if dispatch.steps:
             self.publish(self._chain(dispatch))
 
+    def send_shard(self, message: HopMessage) -> None:
+        """tasks.migrate.send_shard."""
+        step = Step(message.from_version, message.to_version, self.next_id("shard-"))
+        self.publish(
+            Message(step.id, "run_shard", {}, message.migration_id, message.dispatch, (step,), message.shard)
+        )
+
     def _chain(self, dispatch: Dispatch) -> Message:
         ids = [self.next_id("hop-") for _ in dispatch.steps]
         if dispatch.task_id is not None:
@@ -420,7 +427,7 @@ class World:
         return Message(ids[0], "run_hop", {}, dispatch.migration_id, dispatch.number, steps)
 
     def _carry_out(self, process: Process, message: Message) -> Any:
-        if message.task == "run_hop":
+        if message.task in {"run_hop", "run_shard"}:
             outcome = self._run_hop(process, message)
         elif message.task == "migrate_graph":
             outcome = self._migrate_graph(process, message)
@@ -496,7 +503,9 @@ class World:
         assert message.migration_id is not None
         outcome = run_one_hop(
             process.executors,
-            HopMessage(message.migration_id, hop.from_version, hop.to_version, message.dispatch),
+            HopMessage(
+                message.migration_id, hop.from_version, hop.to_version, message.dispatch, message.shard
+            ),
             worker=Worker(process.name, process.pid, message.id),
         )
         self.note(f"{process.name}: {_described(outcome)}")
@@ -516,6 +525,12 @@ class World:
                     self.results.store(step.id, "FAILURE", error)
             case Later():
                 self.publish(message)
+            case Sharded(messages, closing):
+                for each in messages:
+                    self.send_shard(each)
+                if closing is not None:
+                    self.send(closing)
+                failpoints.hit("shards_sent")
             case Ignored(why, must_not_occur):
                 if must_not_occur:
                     raise Violation(f"what must not occur: {why}")
@@ -592,7 +607,7 @@ class World:
         self.server.query(
             "UPDATE nodes n SET properties = jsonb_set(n.properties, '{trail}', (n.properties->'trail') - -1) "
             "FROM graphs g WHERE g.id = %s AND n.graph_id = g.id AND g.partially_migrated IS NOT NULL "
-            "AND n.id <= g.partially_migrated->'cursor'->>0 "
+            "AND n.id <= coalesce(g.partially_migrated->'cursor'->>0, n.id) "
             "AND n.properties->'trail'->>(-1) = "
             "(g.partially_migrated->>'from_version') || '>' || (g.partially_migrated->>'to_version')",
             str(self.graph_id),
@@ -645,6 +660,9 @@ class World:
         for dispatch in done.to_send:
             self.note(f"{process.name} sends dispatch {dispatch.number}")
             self.send(dispatch)
+        for message, _ in done.shards_to_send:
+            self.note(f"{process.name} sends shard {message.shard}")
+            self.send_shard(message)
         if done.settled or done.failed_by_recovery:
             self.note(f"{process.name} settled {done.settled}, failed {done.failed_by_recovery}")
         for call in calls:
@@ -730,6 +748,9 @@ def _described(outcome: Any) -> str:
             return f"again later: {why}"
         case Dispatch():
             return f"sends dispatch {outcome.number} of {len(outcome.steps)} hops"
+        case Sharded(messages, closing):
+            sent = [f"shard {each.shard}" for each in messages] + ["its chain"] * (closing is not None)
+            return f"sends {', '.join(sent) or 'nothing'}"
         case MigrationReport():
             return f"nothing to do: {outcome.status}"
     return str(outcome)
