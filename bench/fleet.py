@@ -114,7 +114,7 @@ def calls(engine: Engine, executors: Executors, graphs: int) -> dict[str, Callab
 
     def unanswered() -> None:
         with executors.borrow() as executor:
-            recovery.unanswered(executor)
+            recovery.unanswered_calls(executor)
 
     def scrape() -> None:
         with engine.connect() as connection:

@@ -15,7 +15,7 @@ from graph_migrator.core.planning import Step
 
 @dataclass(frozen=True, kw_only=True)
 class BeginState:
-    """What `graph_migrator.lock_and_load` read: a graph, the migration that owns it, and this very call.
+    """What `graph_migrator.lock_and_load_graph` read: a graph, the migration that owns it, and this very call.
 
     Where nothing has the id or slug, `graph_id` is None and so is all of the graph. `status` up to `checkpoint`
     describe the migration that owns the graph; None where no migration does.

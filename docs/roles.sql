@@ -81,7 +81,7 @@ GRANT EXECUTE ON FUNCTION move_to_front(uuid, uuid) TO graph_migrator_applicatio
 -- ── the reader ────────────────────────────────────────────────────────────────────────────────────
 
 GRANT SELECT ON ALL TABLES IN SCHEMA graph_migrator TO graph_migrator_reader;
-GRANT EXECUTE ON FUNCTION report(uuid), lock_key(uuid), graph_id_of(text), shards_together(uuid, integer),
+GRANT EXECUTE ON FUNCTION migration_report(uuid), lock_key(uuid), graph_id_of(text), shards_together(uuid, integer),
     undoable_down_to(uuid), undoable(bigint, integer, integer) TO graph_migrator_reader;
 
 -- ── the console: verbs through functions that run as the owner; of tables only its own and rollouts' ──
@@ -105,7 +105,7 @@ DECLARE
 BEGIN
     FOR each IN SELECT p.oid::regprocedure AS name FROM pg_proc p
         WHERE p.pronamespace = 'graph_migrator'::regnamespace AND p.proname IN (
-            'load_operator_state', 'lock_and_load', 'lock_and_load_stalled', 'follow_edge', 'settle', 'release',
+            'load_operator_state', 'lock_and_load_graph', 'lock_and_load_stalled', 'follow_edge', 'settle', 'release_migration',
             'declare_whole', 'set_owner_read_only', 'retry_migration', 'begin_migration', 'record_verb',
             'record_outcome', 'record_sent', 'fail_between_hops') LOOP
         EXECUTE format('ALTER FUNCTION %s SECURITY DEFINER', each.name);

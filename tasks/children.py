@@ -128,7 +128,7 @@ def _report(worker: str, unreported: list[Death]) -> list[Death]:
         death = unreported[0]
         try:
             with executors().borrow() as executor:
-                call = ReportDeath(worker=worker, pid=death.pid, how=death.how, alive=death.alive)
+                call = ReportDeath(worker=worker, pid=death.pid, how=death.how, alive_seconds=death.alive)
                 attempt = executor.call(call)
         except Exception as error:  # noqa: BLE001 - Postgres will be back
             _log.warning(

@@ -65,7 +65,7 @@ def sweep_once(*, holder: str | None = None, room: QueueRoom | None = None) -> d
         start_by_policy(executor)
         read_if_due(executor, room.queued)
         members = move_rollouts_on(executor)
-        calls = recovery.unanswered(executor)
+        calls = recovery.unanswered_calls(executor)
     # All is committed and no lock is held any more, the sweep's own neither: where the broker or the results are
     # out of reach for this worker alone, it waits for them here, and another one sweeps.
     for dispatch in done.to_send:

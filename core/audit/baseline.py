@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from graph_migrator.core.decision_inputs import BeginState
 from graph_migrator.core.errors import IllegalTransition, InvalidRequest, UnknownGraph, UnknownTarget
-from graph_migrator.core.execution.begin import lock_and_load, partially_migrated
+from graph_migrator.core.execution.begin import lock_and_load_graph, partially_migrated
 from graph_migrator.core.execution.model import Caller, Worker
 from graph_migrator.core.graph_types.context import GraphFacts, HopContext
 from graph_migrator.core.graph_types.registry import graph_type
@@ -68,7 +68,7 @@ def baseline(
     """
     if not (caller.reason or "").strip():
         raise InvalidRequest("reason", "it is blank; a baseline is recorded with who and why")
-    state = lock_and_load(executor, graph, None)
+    state = lock_and_load_graph(executor, graph, None)
     with GraphLock(executor, state.graph_id, held=state.locked, stamp=not dry_run):
         if state.graph_id is None:
             raise UnknownGraph(graph)

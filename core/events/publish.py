@@ -19,7 +19,7 @@ from graph_migrator.core.execution.model import Attempt, Caller, Dispatch, Done,
 from graph_migrator.core.pace import seconds_left
 from graph_migrator.core.recorded_errors import name_of, rows_of
 from graph_migrator.core.reports import MigrationReport
-from graph_migrator.core.store.protocol import Report
+from graph_migrator.core.store.protocol import LoadReport
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.core.store.session import Executor
 
@@ -216,7 +216,7 @@ def resumed(
 
 
 def _report(executor: Executor, migration_id: UUID) -> MigrationReport:
-    return MigrationReport.model_validate(executor.call(Report(migration=migration_id)))
+    return MigrationReport.model_validate(executor.call(LoadReport(migration=migration_id)))
 
 
 def _lost(report: MigrationReport, attempt_id: int, found_by: str) -> events.HopLost:

@@ -117,7 +117,7 @@ def _finish(executor: Executor, attempt: Attempt, *, skipped: bool, rows: int, d
         done=done,
         last=attempt.is_last,
         callers=executor.in_callers_transaction,
-        deadline=settings().deadline_seconds,
+        deadline_seconds=settings().deadline_seconds,
         checkpoint=attempt.hop.is_batched or attempt.facts.cursor is not None,
     )
 
@@ -141,7 +141,7 @@ def commit_and_open(
             to=message.to_version,
             status="skipped" if skipped else "succeeded",
             rows=rows,
-            deadline=settings().deadline_seconds,
+            deadline_seconds=settings().deadline_seconds,
             next_to=step.to_version,
             hop=step.name,
             fingerprint=step.fingerprint,
@@ -359,7 +359,7 @@ class _Batches:
                 cursor=walk.cursor,
                 done=walk.done,
                 rows=rows,
-                deadline=settings().deadline_seconds,
+                deadline_seconds=settings().deadline_seconds,
             )
         return SaveRebuildBatch(
             attempt=self._attempt.id,
@@ -369,7 +369,7 @@ class _Batches:
             done=walk.done,
             rows=rows,
             ends=walk.is_at_end,
-            deadline=settings().deadline_seconds,
+            deadline_seconds=settings().deadline_seconds,
         )
 
     def _swap(self, ctx: HopContext) -> Done:
@@ -412,7 +412,7 @@ class _Batches:
             done=walk.done,
             rows=rows,
             ends=walk.is_at_end,
-            deadline=settings().deadline_seconds,
+            deadline_seconds=settings().deadline_seconds,
         )
         with _own_transaction(self._executor, hop):
             if walk.is_at_end:

@@ -100,7 +100,7 @@ def begin_migration(
     if target is not None and target < 1:
         raise InvalidRequest("target", f"a version is 1 or more, not {target}")
     try:
-        state = lock_and_load(executor, str(graph), caller.task_id, turns=turns)
+        state = lock_and_load_graph(executor, str(graph), caller.task_id, turns=turns)
     except GraphMigratorError as refusal:
         record_outcome(executor, caller, graph, target, refusal)
         raise
@@ -190,7 +190,7 @@ def _go_on(executor: Executor, state: BeginState, kind: GraphType, goal: int, ca
 
 def _release_failed(executor: Executor, state: BeginState, releases: UUID | None) -> MigrationReport:
     """The target is the version that the graph has: nothing is left but to release the failed migration."""
-    executor.call(protocol.Release(migration=releases, graph=state.graph, partially_migrated=None))
+    executor.call(protocol.ReleaseMigration(migration=releases, graph=state.graph, partially_migrated=None))
     if releases is not None:
         publish.ended(executor, releases)
     return _nothing_to_do(state)
@@ -221,7 +221,7 @@ def _start(
             target=target,
             by=caller.requested_by,
             reason=caller.reason,
-            deadline=settings().deadline_seconds,
+            deadline_seconds=settings().deadline_seconds,
             unlock=not executor.in_callers_transaction,
         )
     )
@@ -248,23 +248,23 @@ def retry_migration(
             verb=verb,
             target=state.to_version,
             by=caller.requested_by,
-            deadline=settings().deadline_seconds,
+            deadline_seconds=settings().deadline_seconds,
         )
     )
     return load_dispatch(executor, state.owner, expect=number)
 
 
 @overload
-def lock_and_load(executor: Executor, graph: str, task_id: str | None) -> BeginState: ...
+def lock_and_load_graph(executor: Executor, graph: str, task_id: str | None) -> BeginState: ...
 
 
 @overload
-def lock_and_load(
+def lock_and_load_graph(
     executor: Executor, graph: str, task_id: str | None, *, turns: int | None
 ) -> BeginState | Later: ...
 
 
-def lock_and_load(
+def lock_and_load_graph(
     executor: Executor, graph: str, task_id: str | None, *, turns: int | None = None
 ) -> BeginState | Later:
     """Read everything under the graph's lock; wait for writers in flight, but not for ever.
@@ -278,7 +278,7 @@ def lock_and_load(
         try:
             with one_try(executor):
                 state = executor.call(
-                    protocol.LockAndLoad(
+                    protocol.LockAndLoadGraph(
                         graph=graph,
                         request=task_id,
                         wait_ms=wait.piece_ms(),
@@ -296,7 +296,7 @@ def lock_and_load(
         else:
             if state.locked or state.graph_id is None or state.request_known or _is_owned(state):
                 return state
-            # The live migration that kept `lock_and_load` from locking has ended since: no lock protected what it read.
+            # The live migration that kept it from locking has ended since: no lock protected what was read.
             continue
         wait.let_writers_pass()
 

@@ -93,7 +93,7 @@ def _write(
             message=bounded(safe_message(error).replace("\x00", ""), LONGEST_MESSAGE),
             args=safe_args(error),
             traceback=bounded(safe_traceback(error).replace("\x00", ""), LONGEST_TRACEBACK),
-            deadline=pause + settings().deadline_seconds,
+            deadline_seconds=pause + settings().deadline_seconds,
             rows=rows_of(error),
             line=frames.last_of_author(error.__traceback__),
         )

@@ -19,7 +19,7 @@ from graph_migrator.core.errors import GraphBusy, IllegalTransition, UnknownGrap
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution.begin import (
     begin_migration,
-    lock_and_load,
+    lock_and_load_graph,
     partially_migrated,
     require_same_code,
     retry_migration,
@@ -169,7 +169,7 @@ def retry(
         GraphPartiallyMigrated: The code of the partially applied hop has changed.
     """
     caller = caller or Caller()
-    state = lock_and_load(executor, graph, caller.task_id, turns=turns)
+    state = lock_and_load_graph(executor, graph, caller.task_id, turns=turns)
     if isinstance(state, Later):
         raise NotThisTurn(state)
     with GraphLock(executor, state.graph_id, held=state.locked):
@@ -264,7 +264,7 @@ def release(
             if state.checkpoint is not None and not force:
                 raise partially_migrated(state)
             executor.call(
-                protocol.Release(
+                protocol.ReleaseMigration(
                     migration=state.owner,
                     graph=graph_id,
                     partially_migrated=_partially_migrated(state),
@@ -370,7 +370,7 @@ def _follow(executor: Executor, state: OperatorState, edge: Edge, *, again: bool
             from_=state.status or "",
             to=edge.target,
             again=again,
-            deadline=settings().deadline_seconds,
+            deadline_seconds=settings().deadline_seconds,
         )
     )
 

@@ -11,7 +11,7 @@ from graph_migrator.core.planning import Step
 from graph_migrator.core.recorded_errors import json_args, name_of, own_error
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.statuses import Verb
-from graph_migrator.core.store.protocol import RecordOutcome, Remaining, Report
+from graph_migrator.core.store.protocol import LoadRemainingChain, LoadReport, RecordOutcome
 from graph_migrator.core.store.session import Executor
 
 
@@ -21,7 +21,7 @@ def load_report(executor: Executor, migration_id: UUID) -> MigrationReport:
     Raises:
         LookupError: There is no such migration.
     """
-    found = executor.call(Report(migration=migration_id))
+    found = executor.call(LoadReport(migration=migration_id))
     if found is None:
         raise LookupError(f"there is no migration {migration_id}")
     return MigrationReport.model_validate(found)
@@ -33,7 +33,7 @@ def load_dispatch(executor: Executor, migration_id: UUID, *, expect: int | None 
     Raises:
         LookupError: The migration is not there, or at another dispatch than expected.
     """
-    rest = executor.call(Remaining(migration=migration_id))
+    rest = executor.call(LoadRemainingChain(migration=migration_id))
     number = rest.number if rest is not None else None
     if rest is None or expect not in {None, number}:
         raise LookupError(f"migration {migration_id} is at dispatch {number}, not {expect}")

@@ -108,14 +108,14 @@ def sweep(executor: Executor, *, limits: Limits | None = None, most: int = 500) 
     """
     done = Sweep()
     limits = limits or limits_of_settings()
-    for migration_id in executor.call_all(protocol.Candidates(most=most)):
+    for migration_id in executor.call_all(protocol.RecoveryCandidates(most_migrations=most)):
         with _apart_from_the_others(f"migration {migration_id}", done):
             recover_one(executor, migration_id, done, limits)
     for attempt_id in executor.call_all(protocol.DeadShards()):
         with _apart_from_the_others(f"the shard of attempt {attempt_id}", done):
             _recover_shard(executor, attempt_id, done, limits)
     done.stamped = executor.call(protocol.StampGraphs())
-    executor.call(protocol.SweepRebuilds(most=REMOVED_ROWS))
+    executor.call(protocol.SweepRebuilds(most_rows=REMOVED_ROWS))
     return done
 
 
@@ -175,7 +175,7 @@ def _recover_shard(executor: Executor, attempt_id: int, done: Sweep, limits: Lim
                 protocol.RecordLostShard(
                     attempt=attempt_id,
                     migration=state.migration_id,
-                    deadline=settings().deadline_seconds
+                    deadline_seconds=settings().deadline_seconds
                     + (decision.pause if isinstance(decision, Redispatch) else 0),
                 )
             )
@@ -219,13 +219,17 @@ def _write(
         case Redispatch(pause):
             deadline = pause or s.deadline_seconds
             executor.call(
-                protocol.RecordRedispatch(migration=migration_id, running=state.running_id, deadline=deadline)
+                protocol.RecordRedispatch(
+                    migration=migration_id, running=state.running_id, deadline_seconds=deadline
+                )
             )
             done.lost += 1
         case Redeliver():
             executor.call(
                 protocol.RecordRedelivery(
-                    migration=migration_id, deadline=s.deadline_seconds, most=s.deadline_max_seconds
+                    migration=migration_id,
+                    deadline_seconds=s.deadline_seconds,
+                    most_seconds=s.deadline_max_seconds,
                 )
             )
             done.redelivered += 1
@@ -254,7 +258,7 @@ def _fail(
 Outcome = MigrationReport | dict[str, Any] | Exception
 
 
-def unanswered(executor: Executor, *, grace: float = 2.0, most: int = 500) -> list[SettledCall]:
+def unanswered_calls(executor: Executor, *, grace: float = 2.0, most: int = 500) -> list[SettledCall]:
     """The settled calls whose callers may have no answer yet.
 
     Args:
@@ -262,7 +266,7 @@ def unanswered(executor: Executor, *, grace: float = 2.0, most: int = 500) -> li
         grace: Seconds that the worker which settled it has, to answer the caller itself.
         most: How many at most.
     """
-    return executor.call_all(protocol.Unanswered(grace=grace, most=most))
+    return executor.call_all(protocol.UnansweredCalls(grace_seconds=grace, most_calls=most))
 
 
 def outcome_of(executor: Executor, call: SettledCall) -> Outcome | None:
@@ -292,5 +296,5 @@ def answers_failed(executor: Executor, failed: dict[str, str], *, most_seconds: 
         most_seconds: How long after its outcome a caller is tried; 0 for never again.
     """
     executor.call(
-        protocol.AnswersFailed(tasks=tuple(failed), reasons=tuple(failed.values()), most=most_seconds)
+        protocol.AnswersFailed(tasks=tuple(failed), reasons=tuple(failed.values()), most_seconds=most_seconds)
     )

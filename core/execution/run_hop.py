@@ -168,7 +168,9 @@ def _carry_out(
             return _postpone(executor, message, lost_id, seconds)
         case Requeue(seconds):
             executor.call(
-                protocol.CountMismatch(migration=message.migration_id, deadline=settings().deadline_seconds)
+                protocol.CountMismatch(
+                    migration=message.migration_id, deadline_seconds=settings().deadline_seconds
+                )
             )
             # Never in step with the consumers' polling, or the same worker takes it each time.
             pause = jittered(seconds, 0.4)
@@ -192,12 +194,14 @@ def _settle(executor: Executor, migration_id: UUID, running_id: int | None) -> H
 def _postpone(executor: Executor, message: HopMessage, lost_id: int, seconds: float) -> Ignored | Later:
     if message.shard is not None:
         executor.call(
-            protocol.RecordLostShard(attempt=lost_id, migration=message.migration_id, deadline=seconds)
+            protocol.RecordLostShard(
+                attempt=lost_id, migration=message.migration_id, deadline_seconds=seconds
+            )
         )
         publish.lost(executor, message.migration_id, lost_id, "executor")
         return Later(seconds, "its executor was lost again")
     executor.call(
-        protocol.RecordRedispatch(migration=message.migration_id, running=lost_id, deadline=seconds)
+        protocol.RecordRedispatch(migration=message.migration_id, running=lost_id, deadline_seconds=seconds)
     )
     publish.lost(executor, message.migration_id, lost_id, "executor")
     return Ignored(f"its executor was lost again; recovery redelivers it in {seconds:g} s")
@@ -280,7 +284,7 @@ def open_call(
         pid=worker.pid,
         task=worker.task_id,
         done=state.done or 0,
-        deadline=settings().deadline_seconds,
+        deadline_seconds=settings().deadline_seconds,
         shard=message.shard,
     )
 

@@ -122,7 +122,7 @@ def _cutting(
         key=list(found.key),
         shards=[list(each) for each in found.ranges],
         digest=executor.call(GraphDigest(graph=state.graph_id)) if hop.digest else None,
-        deadline=settings().deadline_seconds,
+        deadline_seconds=settings().deadline_seconds,
     )
 
 
@@ -133,7 +133,7 @@ def _next(executor: Executor, message: HopMessage, *, anew: bool) -> ShardsToSen
             to=message.to_version,
             dispatch=message.dispatch,
             most_of_graph=settings().max_shards_per_graph,
-            most=settings().max_shards,
+            most_shards=settings().max_shards,
             anew=anew,
         )
     )

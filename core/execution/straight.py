@@ -166,7 +166,7 @@ class _Run:
         return decide_hop(facts, self.messages[number], hop.fingerprint, self.limits) == Run(None)
 
     def _free(self) -> BeginState:
-        """What begin_and_open requires, as `lock_and_load` would read it."""
+        """What begin_and_open requires, as `lock_and_load_graph` would read it."""
         return BeginState(
             graph_id=self.graph.id,
             slug=self.graph.slug,
@@ -239,7 +239,7 @@ class _Run:
             request=self.caller.task_id,
             by=self.caller.requested_by,
             reason=self.caller.reason,
-            deadline=settings().deadline_seconds,
+            deadline_seconds=settings().deadline_seconds,
             next_to=first.to_version,
             hop=first.name,
             fingerprint=first.fingerprint,

@@ -418,7 +418,7 @@ def graph_state(source: Engine | Connection, graph: str, *, count_rows: bool = T
         """
         SELECT (SELECT count(*) FROM graph_migrator.nodes WHERE :count AND graph_id = :id) AS nodes,
                (SELECT count(*) FROM graph_migrator.edges WHERE :count AND graph_id = :id) AS edges,
-               graph_migrator.report(m.id) AS report,
+               graph_migrator.migration_report(m.id) AS report,
                (SELECT done FROM graph_migrator.checkpoints c WHERE c.migration_id = m.id LIMIT 1) AS checkpoint_done,
                CASE WHEN m.status IN ('queued', 'running')
                     THEN extract(epoch FROM m.deadline - clock_timestamp())::float END AS deadline_in,
@@ -511,7 +511,7 @@ def history(
     rows = _rows(
         source,
         """
-        SELECT m.id, graph_migrator.report(m.id) AS report FROM graph_migrator.migrations m
+        SELECT m.id, graph_migrator.migration_report(m.id) AS report FROM graph_migrator.migrations m
         WHERE m.graph_id = coalesce(graph_migrator.graph_id_of(:graph), CAST(:deleted AS uuid))
           AND (CAST(:before AS uuid) IS NULL OR (m.created_at, m.id) <
                (SELECT b.created_at, b.id FROM graph_migrator.migrations b WHERE b.id = :before))

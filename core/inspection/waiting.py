@@ -122,7 +122,7 @@ SELECT g.id, g.slug, g.graph_type, g.version, coalesce(g.migration_id, (SELECT m
     WHERE m.graph_id = g.id ORDER BY m.created_at DESC LIMIT 1))
 FROM graph_migrator.graphs g WHERE g.id = graph_migrator.graph_id_of(%s)
 """
-_REPORT = "SELECT graph_migrator.report(%s)"
+_REPORT = "SELECT graph_migrator.migration_report(%s)"
 
 
 class _Session:

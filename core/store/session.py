@@ -64,7 +64,7 @@ _OVERRIDDEN = ("search_path", "synchronous_commit", "statement_timeout")
 """What a migration in a caller's transaction sets otherwise, and restores."""
 
 _PREPARED: tuple[type[Call[Any]], ...] = (
-    protocol.LockAndLoad,
+    protocol.LockAndLoadGraph,
     protocol.BeginMigration,
     protocol.LockAndLoadHop,
     protocol.OpenHop,

@@ -98,7 +98,7 @@ class HandDriven:
     def lock_and_load(self, wait_ms: int = 2_000) -> Any:
         """Take the lock, as begin does."""
         return self.executor.call(
-            protocol.LockAndLoad(graph=str(self.graph), request=None, wait_ms=wait_ms, session=True)
+            protocol.LockAndLoadGraph(graph=str(self.graph), request=None, wait_ms=wait_ms, session=True)
         )
 
     def lock_and_load_hop(self, dispatch: int, to: int | None = None) -> Any:
@@ -116,7 +116,7 @@ class HandDriven:
         self.executor.call(
             protocol.BeginMigration(
                 migration=self.id, graph=self.graph, graph_type="knowledge", from_=self.version, to=self.target,
-                plan=plan, release=None, request=None, target=self.target, by=None, reason=None, deadline=30.0,
+                plan=plan, release=None, request=None, target=self.target, by=None, reason=None, deadline_seconds=30.0,
                 unlock=leave,
             )
         )  # fmt: skip
@@ -147,7 +147,7 @@ class HandDriven:
             protocol.OpenHop(
                 migration=self.id, graph=self.graph, status=facts.status, dispatch=1, lost=None,
                 from_=self.version, to=self.version + 1, hop=f"hop_{self.version}", fingerprint="f", worker="test",
-                pid=1, task=None, done=0, deadline=30.0,
+                pid=1, task=None, done=0, deadline_seconds=30.0,
             )
         )  # fmt: skip
         assert opened is not None
@@ -168,7 +168,7 @@ class HandDriven:
                 protocol.FinishHop(
                     attempt=self._attempt, migration=self.id, graph=self.graph, from_=self.version,
                     to=self.version + 1, status="succeeded", rows=0, done=None, last=self.is_last, callers=False,
-                    deadline=30.0, checkpoint=True,
+                    deadline_seconds=30.0, checkpoint=True,
                 )
             )  # fmt: skip
             before_commit()
@@ -205,7 +205,7 @@ class HandDriven:
         assert self.executor.call(
             protocol.FailAttempt(
                 attempt=self._attempt, migration=self.id, graph=self.graph, transient=False, final=True,
-                type="ValueError", message="no", args=None, traceback="", deadline=30.0,
+                type="ValueError", message="no", args=None, traceback="", deadline_seconds=30.0,
             )
         )  # fmt: skip
         self.release_lock()
@@ -213,7 +213,9 @@ class HandDriven:
     def cancel(self) -> None:
         """Between two hops: asked for, and carried out."""
         self.executor.call(
-            protocol.FollowEdge(migration=self.id, from_="running", to="cancelling", again=False, deadline=0)
+            protocol.FollowEdge(
+                migration=self.id, from_="running", to="cancelling", again=False, deadline_seconds=0
+            )
         )
         assert self.executor.call(protocol.Settle(migration=self.id, attempt_becomes="lost")) == "cancelled"
 

@@ -21,7 +21,7 @@ from graph_migrator.core.errors import (
     UnknownTarget,
 )
 from graph_migrator.core.execution import operations
-from graph_migrator.core.execution.begin import begin_migration, lock_and_load
+from graph_migrator.core.execution.begin import begin_migration, lock_and_load_graph
 from graph_migrator.core.execution.in_process import follow, run_graph_migration
 from graph_migrator.core.execution.model import Dispatch
 from graph_migrator.core.settings import settings
@@ -150,7 +150,7 @@ def test_a_writer_that_does_not_end_is_named_and_nothing_changed(
 def test_a_migration_that_ends_while_another_looks_is_not_entered_without_the_lock(
     engine: Engine, executors: Executors
 ) -> None:
-    """`lock_and_load` looks, leaves the lock of a live migration alone, and reads: it may have ended in between."""
+    """The lock of a live migration is left alone; that migration may have ended before the state is read."""
     add_graph(engine, "g", "plain")
     with executors.borrow() as executor:
         begin_migration(executor, "g", 3)
@@ -159,7 +159,7 @@ def test_a_migration_that_ends_while_another_looks_is_not_entered_without_the_lo
         begins = pool.submit(_facts_of, engine, "g")
         waits = "SELECT pid FROM pg_locks WHERE locktype = 'relation' AND NOT granted"
         until(lambda: rows(engine, waits), "enter between its two looks")
-        ends.execute(text("SELECT graph_migrator.release(migration_id, id, NULL) FROM graphs"))
+        ends.execute(text("SELECT graph_migrator.release_migration(migration_id, id, NULL) FROM graphs"))
         ends.commit()
         facts = begins.result(30)
     assert (facts.claim, facts.locked) == (None, True)
@@ -168,6 +168,6 @@ def test_a_migration_that_ends_while_another_looks_is_not_entered_without_the_lo
 def _facts_of(engine: Engine, slug: str) -> Any:
     executor = Executor.connect(engine)
     try:
-        return lock_and_load(executor, slug, None)
+        return lock_and_load_graph(executor, slug, None)
     finally:
         executor.close()

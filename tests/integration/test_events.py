@@ -260,7 +260,7 @@ def _opened(begun: Dispatch, facts: Any, dispatch: int) -> protocol.OpenHop:
         pid=1,
         task=None,
         done=0,
-        deadline=30,
+        deadline_seconds=30,
     )
 
 
@@ -275,7 +275,7 @@ def test_a_dead_executor_is_emitted_by_who_finds_it(
         with executors.borrow() as executor:
             facts = executor.call(protocol.LockAndLoadHop(migration=begun.migration_id, to=4, dispatch=lost))
             executor.call(_opened(begun, facts, lost))
-            executor.call(protocol.ReportDeath(worker="w", pid=1, how="signal 9", alive=60))
+            executor.call(protocol.ReportDeath(worker="w", pid=1, how="signal 9", alive_seconds=60))
             executor.close()
         emitted.clear()
         with sweeping(Executors(engine)) as sweeper:

@@ -90,11 +90,11 @@ def pages(connection: Connection, statement: str, **parameters: object) -> int:
 
 STATEMENTS = {
     "find by slug": "SELECT graph_migrator.graph_id_of(:graph)",
-    "begin": "SELECT * FROM graph_migrator.lock_and_load(:graph, 'no such request', 1000, false)",
+    "begin": "SELECT * FROM graph_migrator.lock_and_load_graph(:graph, 'no such request', 1000, false)",
     "operator": "SELECT * FROM graph_migrator.load_operator_state(:graph, 'no such request')",
     "lock by owner": "SELECT * FROM graph_migrator.set_owner_read_only(:graph, true)",
     "refusal": "SELECT graph_migrator.record_outcome('a', 'migrate', :graph, 3, '{}', NULL)",
-    "sweep": "SELECT * FROM graph_migrator.candidates(500)",
+    "sweep": "SELECT * FROM graph_migrator.recovery_candidates(500)",
 }
 
 

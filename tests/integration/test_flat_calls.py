@@ -170,7 +170,7 @@ def sweep(_engine: Engine, executors: Executors, _site: Site) -> None:
     with recovery.sweeping(executors, holder="me", lease_seconds=1) as executor:
         assert executor is not None
         recovery.sweep(executor)
-        recovery.unanswered(executor)
+        recovery.unanswered_calls(executor)
 
 
 def scrape(engine: Engine, executors: Executors, _site: Site) -> None:
@@ -441,8 +441,8 @@ def test_no_statement_reads_much_of_a_large_table(sites: tuple[Site, Site]) -> N
 
 
 MUCH = {
-    "candidates": "the loop ends after a page of what is overdue",
-    "unanswered": "a page, of a size that the plan does not know",
+    "recovery_candidates": "the loop ends after a page of what is overdue",
+    "unanswered_calls": "a page, of a size that the plan does not know",
 }
 """Functions with a statement that could read much."""
 

@@ -74,7 +74,7 @@ def open_by_hand(
             pid=1,
             task=None,
             done=0,
-            deadline=30.0,
+            deadline_seconds=30.0,
         ),
     )
     return opened.attempt_id, facts.graph_id
@@ -144,7 +144,7 @@ def test_invariant_1_the_version_is_fenced_by_the_one_it_comes_from(
             done=None,
             last=False,
             callers=False,
-            deadline=30.0,
+            deadline_seconds=30.0,
             checkpoint=True,
         )
         assert refusal_of(executor, end) == FENCE
@@ -173,7 +173,7 @@ def test_invariant_1_the_version_is_fenced_by_the_claim(engine: Engine, executor
             done=None,
             last=False,
             callers=False,
-            deadline=30.0,
+            deadline_seconds=30.0,
             checkpoint=True,
         )
         assert refusal_of(executor, end) == FENCE
@@ -204,7 +204,7 @@ def test_invariant_1_a_migration_succeeds_at_its_target_only_and_while_it_is_liv
             done=None,
             last=True,
             callers=False,
-            deadline=30.0,
+            deadline_seconds=30.0,
             checkpoint=True,
         )
         assert refusal_of(executor, end) == FENCE
@@ -215,7 +215,7 @@ def test_invariant_1_a_migration_succeeds_at_its_target_only_and_while_it_is_liv
 
 @pytest.mark.usefixtures("script")
 def test_invariant_2_only_the_session_with_lock_and_name_writes(engine: Engine, executors: Executors) -> None:
-    # Fence: `executes` and the try-lock in admit().
+    # Fence: `executes` and the try-lock in admit_writer().
     add_graph(engine, "g", "plain")
     dispatch = begin(executors, "g", 2)
     change = text("UPDATE nodes SET label = 'stolen'")
@@ -277,7 +277,7 @@ def test_invariant_2_a_lost_session_takes_lock_and_data_with_it(engine: Engine, 
 def test_invariant_3_the_claim_guards_the_graph_from_begin_to_the_last_commit(
     engine: Engine, executors: Executors
 ) -> None:
-    # Fence: the claim is read before any lock in admit().
+    # Fence: the claim is read before any lock in admit_writer().
     add_graph(engine, "g", "plain")
     refused = []
 
@@ -370,7 +370,7 @@ def test_invariant_5_a_hop_is_opened_in_the_state_that_was_looked_at_only(
                 pid=1,
                 task=None,
                 done=0,
-                deadline=30.0,
+                deadline_seconds=30.0,
             ),
         )
     assert opened is None
@@ -416,7 +416,7 @@ def test_invariant_5_an_attempt_fails_with_its_migration_or_not_at_all(
             message="",
             args=None,
             traceback="",
-            deadline=30.0,
+            deadline_seconds=30.0,
         )
         assert refusal_of(executor, end) == FENCE
         executor.close()

@@ -49,9 +49,9 @@ def test_a_hop_takes_four_messages(engine: Engine, wired: tuple[Executors, Wire]
     add_graph(engine, "one", "plain")
     add_graph(engine, "three", "plain")
     run_graph_migration(executors, "one", 2)
-    assert _named(wire.take()) == ["lock_and_load", "begin_migration", *HOP]
+    assert _named(wire.take()) == ["lock_and_load_graph", "begin_migration", *HOP]
     run_graph_migration(executors, "three", 4)
-    assert _named(wire.take()) == ["lock_and_load", "begin_migration", *3 * HOP]
+    assert _named(wire.take()) == ["lock_and_load_graph", "begin_migration", *3 * HOP]
 
 
 def test_a_hop_of_a_pack_takes_two_messages(

@@ -23,7 +23,7 @@ from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.in_process import follow
 from graph_migrator.core.execution.model import Applied, Caller, Dispatch
 from graph_migrator.core.execution.recorded import record_outcome
-from graph_migrator.core.execution.recovery import outcome_of, unanswered
+from graph_migrator.core.execution.recovery import outcome_of, unanswered_calls
 from graph_migrator.core.execution.run_hop import run_hop
 from graph_migrator.core.statuses import Verb
 from graph_migrator.core.store import protocol
@@ -262,7 +262,7 @@ def test_every_call_is_answered_in_the_end(engine: Engine, executors: Executors,
     verb(executors, operations.release, caller=Caller("release-1"))
     deliver(executors, "call-3", target=2)
     with executors.borrow() as executor:
-        calls = unanswered(executor, grace=0)
+        calls = unanswered_calls(executor, grace=0)
         found = {call.task_id: outcome_of(executor, call) for call in calls}
     assert {task_id: type(result) for task_id, result in found.items()} == {
         "call-1": MigrationReleased,

@@ -196,7 +196,7 @@ def test_the_application_imports(log_in: LogIn) -> None:
         "UPDATE graph_migrator.graphs SET partially_migrated = NULL",
         "INSERT INTO graph_migrator.migrations SELECT * FROM graph_migrator.migrations",
         "SELECT * FROM graph_migrator.hop_attempts",
-        "SELECT graph_migrator.release(gen_random_uuid(), gen_random_uuid(), NULL)",
+        "SELECT graph_migrator.release_migration(gen_random_uuid(), gen_random_uuid(), NULL)",
         "SELECT graph_migrator.become_executor(gen_random_uuid())",
         "SELECT graph_migrator.terminate_holders(gen_random_uuid())",
         "ALTER TABLE graph_migrator.nodes DISABLE TRIGGER ALL",

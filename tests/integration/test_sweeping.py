@@ -106,10 +106,10 @@ def test_what_somebody_executes_costs_a_sweep_no_message(engine: Engine, executo
         begin_overdue(engine, executors, slug)
     with engine.connect() as elsewhere, executors.borrow() as executor:
         elsewhere.execute(text("SELECT pg_advisory_lock(lock_key(id)) FROM graphs WHERE slug = 'a'"))
-        found = executor.call_all(protocol.Candidates(most=9))
+        found = executor.call_all(protocol.RecoveryCandidates(most_migrations=9))
         assert found == [migration_of(engine, "b").id]
         elsewhere.execute(text("SELECT pg_advisory_unlock_all()"))
-        assert len(executor.call_all(protocol.Candidates(most=9))) == 2
+        assert len(executor.call_all(protocol.RecoveryCandidates(most_migrations=9))) == 2
         assert rows(engine, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory'") == []
 
 
@@ -146,7 +146,7 @@ def add_call(engine: Engine, task_id: str, outcome: str = '{"graph": "g"}', *, a
         connection.execute(_A_CALL, {"task": task_id, "outcome": outcome, "age": age})
 
 
-def unanswered(engine: Engine) -> list[str]:
+def unanswered_calls(engine: Engine) -> list[str]:
     return [task for (task,) in rows(engine, "SELECT task_id FROM requests WHERE answered_at IS NULL")]
 
 
@@ -170,7 +170,7 @@ def test_a_recorded_error_that_this_release_cannot_build_is_answered_with_its_co
     assert isinstance(error, UnreadableOutcome)
     assert (error.code, error.fields) == (recorded["type"], recorded["args"])
     assert app.AsyncResult("behind it").result == {"graph": "g"}
-    assert unanswered(here.engine) == []
+    assert unanswered_calls(here.engine) == []
 
 
 def test_a_caller_that_cannot_be_answered_hinders_no_other_and_is_tried_ever_more_rarely(
@@ -212,7 +212,7 @@ def test_a_caller_is_not_tried_for_longer_than_a_result_is_kept(
 
     monkeypatch.setattr(answers, "_store", fail)
     recover.sweep_once()
-    assert unanswered(here.engine) == []
+    assert unanswered_calls(here.engine) == []
     assert rows(here.engine, "SELECT unanswered_because FROM requests") == [
         ("ValueError: this one cannot be stored",)
     ]
@@ -245,7 +245,7 @@ def test_a_backend_that_keeps_no_results_hinders_no_sweep(
         add_call(here.engine, "call")
         with caplog.at_level(logging.WARNING):
             assert recover.sweep_once()["answered"] == 0
-        assert unanswered(here.engine) == []
+        assert unanswered_calls(here.engine) == []
         assert rows(here.engine, "SELECT unanswered_because FROM requests") == [
             (f"{backend} keeps no results",)
         ]

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 _FUNCTION = re.compile(r'graph_migrator\.(\w+)"?\(')
 _READING = frozenset(
     {
-        "load_attempt_status", "become_executor", "candidates", "lock_and_load", "lock_key", "lock_and_load_hop",
-        "lock_and_load_stalled",
-        "remaining", "report", "save_progress", "explain_loss", "set_timeout", "take_lock", "try_sweep", "end_sweep",
-        "unanswered",
+        "load_attempt_status", "become_executor", "recovery_candidates", "lock_and_load_graph", "lock_key",
+        "lock_and_load_hop", "lock_and_load_stalled", "remaining_chain", "migration_report",
+        "save_progress", "explain_loss", "set_timeout", "take_lock", "try_sweep", "end_sweep",
+        "unanswered_calls",
     }
 )  # fmt: skip
 """They commit nothing that an invariant speaks of."""

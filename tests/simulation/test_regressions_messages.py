@@ -68,7 +68,7 @@ def test_duplicate_that_is_refused_while_the_first_one_begins(plain: Story) -> N
     """Begins on a graph that was in flight when the duplicate was refused: one of the two is the answer."""
     plain.begun(2)
     second = plain.call("migrate_graph")
-    refused = plain.take(second, until="after lock_and_load", keep=True)
+    refused = plain.take(second, until="after lock_and_load_graph", keep=True)
     plain.take()
     first = plain.take(second, until="before begin_migration", keep=False)
     plain.goes_to_its_end(refused)
@@ -82,7 +82,7 @@ def test_duplicate_that_is_refused_while_the_first_one_begins(plain: Story) -> N
 def test_duplicate_that_is_refused_while_the_first_one_retries(plain: Story) -> None:
     plain.begun()
     second = plain.call("migrate_graph")
-    refused = plain.take(second, until="after lock_and_load", keep=True)
+    refused = plain.take(second, until="after lock_and_load_graph", keep=True)
     plain.script.raises.append("error")
     plain.take()
     first = plain.take(second, until="before retry_migration", keep=False)

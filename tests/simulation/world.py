@@ -623,7 +623,9 @@ class World:
             while True:
                 try:
                     with process.executors.borrow() as executor:
-                        return executor.call(ReportDeath(worker=name, pid=pid, how="signal 9", alive=3_600))
+                        return executor.call(
+                            ReportDeath(worker=name, pid=pid, how="signal 9", alive_seconds=3_600)
+                        )
                 except Exception as error:
                     if classify(error) is Failure.PERMANENT:
                         raise
@@ -653,7 +655,7 @@ class World:
             if executor is None:
                 return None
             done = recovery.sweep(executor)
-            calls = recovery.unanswered(executor, grace=0)
+            calls = recovery.unanswered_calls(executor, grace=0)
         for error in done.errors:
             if classify(error) is Failure.PERMANENT:
                 raise error

@@ -11,7 +11,7 @@ from graph_migrator.core.store.protocol.call import Call
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(Call[dict[str, Any] | None], function="report"):
+class LoadReport(Call[dict[str, Any] | None], function="migration_report"):
     """One migration, as `MigrationReport` reads it; None where there is none."""
 
     migration: UUID
@@ -43,14 +43,14 @@ class SettledCall:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unanswered(Call[SettledCall], function="unanswered"):
+class UnansweredCalls(Call[SettledCall], function="unanswered_calls"):
     """The settled calls whose callers may have no answer yet, a row for each.
 
     `grace` is how many seconds the worker that settled a call has to answer the caller itself.
     """
 
-    grace: float
-    most: int
+    grace_seconds: float
+    most_calls: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,4 +70,4 @@ class AnswersFailed(Call[None], function="answers_failed"):
 
     tasks: tuple[str, ...]
     reasons: tuple[str, ...]
-    most: float
+    most_seconds: float

@@ -28,7 +28,7 @@ class SaveBatch(Call[float | None], function="save_batch"):
     cursor: Any
     done: int
     rows: int
-    deadline: float
+    deadline_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)

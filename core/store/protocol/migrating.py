@@ -12,7 +12,7 @@ from graph_migrator.core.store.protocol.call import Call
 
 
 @dataclass(frozen=True, kw_only=True)
-class LockAndLoad(Call[BeginState], function="lock_and_load", prepared=True):
+class LockAndLoadGraph(Call[BeginState], function="lock_and_load_graph", prepared=True):
     """Wait for the graph's lock and read what beginning a migration is decided on."""
 
     graph: str
@@ -36,7 +36,7 @@ class BeginMigration(Call[None], function="begin_migration", prepared=True):
     target: int | None
     by: str | None
     reason: str | None
-    deadline: float
+    deadline_seconds: float
     unlock: bool
     status: str = "queued"
 
@@ -63,7 +63,7 @@ class BeginAndOpen(Call[OpenedFirst | None], function="begin_and_open", prepared
     request: str | None
     by: str | None
     reason: str | None
-    deadline: float
+    deadline_seconds: float
     next_to: int
     hop: str
     fingerprint: str
@@ -92,7 +92,7 @@ class RetryMigration(Call[int], function="retry_migration"):
     verb: str
     target: int | None
     by: str | None
-    deadline: float
+    deadline_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ class OpenHop(Call[OpenedAttempt | None], function="open_hop", prepared=True):
     pid: int
     task: str | None
     done: int
-    deadline: float
+    deadline_seconds: float
     shard: int | None = None
 
 
@@ -148,7 +148,7 @@ class FinishHop(Call[None], function="finish_hop", prepared=True):
     done: int | None
     last: bool
     callers: bool
-    deadline: float
+    deadline_seconds: float
     checkpoint: bool
     keep: bool = False
 
@@ -164,7 +164,7 @@ class FinishAndOpen(Call[None], function="finish_and_open", prepared=True):
     to: int
     status: str
     rows: int
-    deadline: float
+    deadline_seconds: float
     next_to: int
     hop: str
     fingerprint: str
@@ -194,7 +194,7 @@ class FailAttempt(Call[bool], function="fail_attempt"):
     message: str
     args: list[Any] | None
     traceback: str
-    deadline: float
+    deadline_seconds: float
     rows: str | None = None
     line: str | None = None
 
@@ -223,7 +223,7 @@ class CountMismatch(Call[None], function="count_mismatch"):
     """Count a delivery to a worker with other code."""
 
     migration: UUID
-    deadline: float
+    deadline_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)

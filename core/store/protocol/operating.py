@@ -26,7 +26,7 @@ class FollowEdge(Call[int], function="follow_edge"):
     from_: str
     to: str
     again: bool
-    deadline: float
+    deadline_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class RecordVerb(Call[None], function="record_verb"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Release(Call[str | None], function="release"):
+class ReleaseMigration(Call[str | None], function="release_migration"):
     """Release a migration's claim. Returns the status that it had."""
 
     migration: UUID | None

@@ -49,7 +49,7 @@ class SaveRebuildBatch(Call[float | None], function="save_rebuild_batch"):
     done: int
     rows: int
     ends: bool
-    deadline: float
+    deadline_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,4 +77,4 @@ class UndoRebuild(Call[int | None], function="undo_rebuild"):
 class SweepRebuilds(Call[int], function="sweep_rebuilds"):
     """Discard staged and kept rows whose time is over, and remove some. Returns how many were removed."""
 
-    most: int
+    most_rows: int

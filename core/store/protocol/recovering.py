@@ -11,10 +11,10 @@ from graph_migrator.core.store.protocol.call import Call
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidates(Call[UUID], function="candidates"):
+class RecoveryCandidates(Call[UUID], function="recovery_candidates"):
     """The migrations that may need recovery, a row for each."""
 
-    most: int
+    most_migrations: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class RecordRedispatch(Call[None], function="record_redispatch"):
 
     migration: UUID
     running: int | None
-    deadline: float
+    deadline_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class RecordRedelivery(Call[None], function="record_redelivery"):
     """Record that the same dispatch is sent again."""
 
     migration: UUID
-    deadline: float
-    most: float
+    deadline_seconds: float
+    most_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class RemainingChain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remaining(Call[RemainingChain | None], function="remaining"):
+class LoadRemainingChain(Call[RemainingChain | None], function="remaining_chain"):
     """The rest of a migration's chain; None where it is not live."""
 
     migration: UUID
@@ -67,7 +67,7 @@ class ReportDeath(Call[int | None], function="report_death"):
     worker: str
     pid: int
     how: str
-    alive: float
+    alive_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)

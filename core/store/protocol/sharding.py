@@ -24,7 +24,7 @@ class CutShards(Call[bool], function="cut_shards"):
     key: list[str]
     shards: list[Any]
     digest: str | None
-    deadline: float
+    deadline_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class NextShards(Call[ShardsToSend], function="next_shards"):
     to: int
     dispatch: int
     most_of_graph: int
-    most: int
+    most_shards: int
     anew: bool
 
 
@@ -70,7 +70,7 @@ class SaveShardBatch(Call[float | None], function="save_shard_batch"):
     done: int
     rows: int
     ends: bool
-    deadline: float
+    deadline_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,4 +127,4 @@ class RecordLostShard(Call[None], function="record_lost_shard"):
 
     attempt: int
     migration: UUID
-    deadline: float
+    deadline_seconds: float

@@ -97,7 +97,7 @@ def test_recovery_neither_fails_nor_sends_again_what_is_no_longer_under_way(
                     migration=found.id, dispatch=found.dispatch, lost=None, type="E", message="", args=None
                 )
             )
-            executor.call(protocol.RecordRedispatch(migration=found.id, running=None, deadline=30.0))
+            executor.call(protocol.RecordRedispatch(migration=found.id, running=None, deadline_seconds=30.0))
         assert dump(engine) == before
 
 
@@ -119,7 +119,9 @@ def test_recovery_of_an_older_dispatch_or_of_a_finished_attempt_changes_nothing_
             )
             assert dump(engine) == before
             (finished,) = rows(engine, "SELECT id FROM hop_attempts")
-            executor.call(protocol.RecordRedispatch(migration=found.id, running=finished[0], deadline=30.0))
+            executor.call(
+                protocol.RecordRedispatch(migration=found.id, running=finished[0], deadline_seconds=30.0)
+            )
         assert dump(engine)["hop_attempts"] == before["hop_attempts"]
         assert migration_of(engine, "g").dispatch == found.dispatch + 1
 
@@ -132,7 +134,7 @@ def test_an_edge_is_followed_from_the_status_that_was_looked_at_only(
         found, version, before = migration_of(engine, "g"), graph_row(engine, "g").version, dump(engine)
         calls = [
             protocol.FollowEdge(
-                migration=found.id, from_="pausing", to="cancelling", again=False, deadline=0.0
+                migration=found.id, from_="pausing", to="cancelling", again=False, deadline_seconds=0.0
             ),
             protocol.RetryMigration(
                 migration=found.id,
@@ -141,7 +143,7 @@ def test_an_edge_is_followed_from_the_status_that_was_looked_at_only(
                 verb="retry",
                 target=None,
                 by=None,
-                deadline=30.0,
+                deadline_seconds=30.0,
             ),
             protocol.BeginMigration(
                 migration=uuid4(),
@@ -155,7 +157,7 @@ def test_an_edge_is_followed_from_the_status_that_was_looked_at_only(
                 target=4,
                 by=None,
                 reason=None,
-                deadline=30.0,
+                deadline_seconds=30.0,
                 unlock=False,
             ),
         ]

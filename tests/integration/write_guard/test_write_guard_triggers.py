@@ -208,7 +208,7 @@ def test_rows_written_after_a_change_of_version_in_the_same_transaction_pass(
                 done=None,
                 last=True,
                 callers=True,
-                deadline=30.0,
+                deadline_seconds=30.0,
                 checkpoint=True,
             )
         )

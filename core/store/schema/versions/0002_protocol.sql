@@ -39,7 +39,7 @@ END $$;
 -- Everything that begin_migration decides on, read under the graph's exclusive session lock.
 -- A graph that a live migration owns is not waited for: the caller is refused at once, unlocked.
 -- Raises 55P03 when writers in flight keep the lock longer than p_wait_ms.
-CREATE FUNCTION lock_and_load(p_graph text, p_request text, p_wait_ms integer, p_session boolean,
+CREATE FUNCTION lock_and_load_graph(p_graph text, p_request text, p_wait_ms integer, p_session boolean,
     OUT graph_id uuid, OUT slug text, OUT graph_type text, OUT version integer, OUT claim uuid,
     OUT partially_migrated jsonb, OUT status text, OUT dispatch integer, OUT from_version integer,
     OUT to_version integer, OUT plan jsonb, OUT started boolean, OUT checkpoint jsonb,
@@ -66,7 +66,7 @@ BEGIN
            CASE WHEN g.undo_id IS NOT NULL THEN undoable_down_to(g.id) END
         INTO slug, graph_type, version, claim, partially_migrated, status, dispatch,
              from_version, to_version, plan, started, checkpoint, undoable_to
-        FROM graphs g LEFT JOIN migrations m ON m.id = g.migration_id WHERE g.id = lock_and_load.graph_id;
+        FROM graphs g LEFT JOIN migrations m ON m.id = g.migration_id WHERE g.id = lock_and_load_graph.graph_id;
     SELECT true, r.migration_id, r.outcome INTO request_known, request_migration, request_outcome
         FROM requests r WHERE r.task_id = p_request;
     request_known := coalesce(request_known, false);
@@ -94,9 +94,9 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     SELECT EXISTS (SELECT FROM losses l WHERE l.attempt_id = p_attempt AND l.because = 'process')
 $$;
 
--- Records that a worker saw one of its processes die, p_alive seconds after it first saw that process: an earlier process
+-- Records that a worker saw one of its processes die, p_alive_seconds seconds after it first saw that process: an earlier process
 -- may have had the same pid. Returns the attempt that the process was executing.
-CREATE FUNCTION report_death(p_worker text, p_pid integer, p_how text, p_alive double precision) RETURNS bigint
+CREATE FUNCTION report_death(p_worker text, p_pid integer, p_how text, p_alive_seconds double precision) RETURNS bigint
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     found bigint;
@@ -107,7 +107,7 @@ BEGIN
         UNION ALL
         SELECT a.id, a.started_at FROM hop_attempts a
             WHERE a.status = 'lost' AND a.worker = p_worker AND a.pid = p_pid) x
-        WHERE x.started_at > clock_timestamp() - make_interval(secs => p_alive + 5);
+        WHERE x.started_at > clock_timestamp() - make_interval(secs => p_alive_seconds + 5);
     INSERT INTO losses (attempt_id, because, how) SELECT found, 'process', p_how WHERE found IS NOT NULL
         ON CONFLICT DO NOTHING;
     RETURN found;
@@ -195,7 +195,7 @@ END $$;
 -- goes down before that, the executor's lock and data go down with it.
 CREATE FUNCTION open_hop(p_migration uuid, p_graph uuid, p_status text, p_dispatch integer, p_lost bigint,
     p_from integer, p_to integer, p_hop text, p_fingerprint text, p_worker text, p_pid integer,
-    p_task text, p_done bigint, p_deadline double precision, p_shard integer DEFAULT NULL,
+    p_task text, p_done bigint, p_deadline_seconds double precision, p_shard integer DEFAULT NULL,
     OUT attempt_id bigint, OUT attempt integer)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
@@ -203,7 +203,7 @@ DECLARE
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
     SELECT m.status = 'running' AND m.redeliveries = 0 AND m.code_mismatches = 0
-           AND m.deadline > clock_timestamp() + make_interval(secs => p_deadline * 0.75) INTO is_ahead
+           AND m.deadline > clock_timestamp() + make_interval(secs => p_deadline_seconds * 0.75) INTO is_ahead
         FROM migrations m WHERE m.id = p_migration AND m.status = p_status AND m.dispatch = p_dispatch
         FOR NO KEY UPDATE;
     IF NOT FOUND THEN
@@ -213,7 +213,7 @@ BEGIN
     -- A deadline that was moved a moment ago is not moved again.
     IF NOT is_ahead THEN
         UPDATE migrations m SET status = 'running', started_at = coalesce(m.started_at, clock_timestamp()),
-               deadline = clock_timestamp() + make_interval(secs => p_deadline), redeliveries = 0, code_mismatches = 0,
+               deadline = clock_timestamp() + make_interval(secs => p_deadline_seconds), redeliveries = 0, code_mismatches = 0,
                code_mismatch_since = NULL
             WHERE m.id = p_migration;
     END IF;
@@ -262,7 +262,7 @@ END $$;
 -- p_keep: this session goes on with the next hop, and keeps its hold.
 CREATE FUNCTION finish_hop(p_attempt bigint, p_migration uuid, p_graph uuid, p_from integer, p_to integer,
     p_status text, p_rows bigint, p_done bigint, p_last boolean, p_callers boolean,
-    p_deadline double precision DEFAULT 30, p_checkpoint boolean DEFAULT true, p_keep boolean DEFAULT false) RETURNS void
+    p_deadline_seconds double precision DEFAULT 30, p_checkpoint boolean DEFAULT true, p_keep boolean DEFAULT false) RETURNS void
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     started timestamptz;
@@ -308,9 +308,9 @@ BEGIN
             RAISE EXCEPTION 'migration % cannot succeed', p_migration USING ERRCODE = 'GM001';
         END IF;
     ELSE
-        IF started < clock_timestamp() - make_interval(secs => p_deadline * 0.25) THEN
+        IF started < clock_timestamp() - make_interval(secs => p_deadline_seconds * 0.25) THEN
             -- After a long hop the deadline has passed; the next hop gets the full time to be started.
-            UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), redeliveries = 0
+            UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline_seconds), redeliveries = 0
                 WHERE id = p_migration;
         END IF;
         IF NOT (p_callers OR p_keep) THEN
@@ -341,7 +341,7 @@ END $$;
 -- Where it goes on, the commit need not wait for the disk: the migration's last one does, and makes all before it durable.
 -- If Postgres goes down in between, the hop's data, version and row are gone together, with all that came after them.
 CREATE FUNCTION finish_and_open(p_attempt bigint, p_migration uuid, p_graph uuid, p_from integer, p_to integer,
-    p_status text, p_rows bigint, p_deadline double precision, p_next_to integer, p_hop text, p_fingerprint text,
+    p_status text, p_rows bigint, p_deadline_seconds double precision, p_next_to integer, p_hop text, p_fingerprint text,
     p_worker text, p_pid integer, p_task text) RETURNS void
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
@@ -352,7 +352,7 @@ BEGIN
         PERFORM set_config('synchronous_commit', 'off', true);
     END IF;
     PERFORM finish_hop(p_attempt, p_migration, p_graph, p_from, p_to, p_status, p_rows, NULL, false, false,
-                       p_deadline, false, goes_on);
+                       p_deadline_seconds, false, goes_on);
     IF goes_on THEN
         PERFORM open_first_attempt(p_migration, p_graph, p_to, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task);
     END IF;
@@ -392,7 +392,7 @@ BEGIN
             WHERE id = p_graph AND changed_at IS NULL AND migration_id IS NULL;
     END IF;
     IF p_migration IS NOT NULL THEN
-        report := report(p_migration);
+        report := migration_report(p_migration);
     END IF;
     -- Also the locks that a hop took for its session.
     PERFORM unlock(p_graph), pg_advisory_unlock_all();
@@ -421,7 +421,7 @@ END $$;
 -- the new migration takes over its cursor.
 CREATE FUNCTION begin_migration(p_migration uuid, p_graph uuid, p_graph_type text, p_from integer,
     p_to integer, p_plan jsonb, p_release uuid, p_request text, p_target integer, p_by text, p_reason text,
-    p_deadline double precision, p_unlock boolean DEFAULT false, p_status text DEFAULT 'queued') RETURNS void
+    p_deadline_seconds double precision, p_unlock boolean DEFAULT false, p_status text DEFAULT 'queued') RETURNS void
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     half jsonb;
@@ -438,7 +438,7 @@ BEGIN
     INSERT INTO migrations (id, graph_id, graph_type, from_version, to_version, status, task_id, plan,
             requested_by, reason, deadline, started_at)
         VALUES (p_migration, p_graph, p_graph_type, p_from, p_to, p_status, p_request, p_plan,
-            p_by, p_reason, clock_timestamp() + make_interval(secs => p_deadline),
+            p_by, p_reason, clock_timestamp() + make_interval(secs => p_deadline_seconds),
             CASE WHEN p_status = 'running' THEN clock_timestamp() END);
     PERFORM set_config('graph_migrator.executor', p_migration::text, true);
     SELECT partially_migrated INTO half FROM graphs WHERE id = p_graph;
@@ -472,7 +472,7 @@ END $$;
 -- nothing is written, where they are no longer so, or where the lock is not free at once: then it is decided anew.
 -- Its commit need not wait for the disk, as that of open_hop: nobody has an answer before the hop's own commit.
 CREATE FUNCTION begin_and_open(p_migration uuid, p_graph uuid, p_graph_type text, p_from integer, p_to integer,
-    p_plan jsonb, p_request text, p_by text, p_reason text, p_deadline double precision, p_next_to integer, p_hop text,
+    p_plan jsonb, p_request text, p_by text, p_reason text, p_deadline_seconds double precision, p_next_to integer, p_hop text,
     p_fingerprint text, p_worker text, p_pid integer, p_task text,
     OUT attempt_id bigint, OUT slug text, OUT config jsonb)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
@@ -491,7 +491,7 @@ BEGIN
         RETURN;
     END IF;
     PERFORM begin_migration(p_migration, p_graph, p_graph_type, p_from, p_to, p_plan, NULL, p_request, p_to, p_by,
-                            p_reason, p_deadline, p_status => 'running');
+                            p_reason, p_deadline_seconds, p_status => 'running');
     attempt_id := open_first_attempt(p_migration, p_graph, p_from, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task);
     PERFORM set_config('graph_migrator.executor', p_migration::text, false), set_config('graph_migrator.answer',
         jsonb_build_object('attempt_id', attempt_id, 'slug', slug, 'config', config)::text, false);
@@ -499,12 +499,12 @@ END $$;
 
 -- Resumes a failed migration: a new dispatch, the current plan, counters at zero.
 CREATE FUNCTION retry_migration(p_migration uuid, p_plan jsonb, p_request text, p_verb text, p_target integer,
-    p_by text, p_deadline double precision, OUT dispatch integer)
+    p_by text, p_deadline_seconds double precision, OUT dispatch integer)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     UPDATE migrations m SET status = 'running', dispatch = m.dispatch + 1, plan = p_plan,
            error_type = NULL, error_message = NULL, error_args = NULL, finished_at = NULL,
-           redeliveries = 0, code_mismatches = 0, code_mismatch_since = NULL, deadline = clock_timestamp() + make_interval(secs => p_deadline),
+           redeliveries = 0, code_mismatches = 0, code_mismatch_since = NULL, deadline = clock_timestamp() + make_interval(secs => p_deadline_seconds),
            retries_reset_after_id = coalesce((SELECT max(a.id) FROM hop_attempts a WHERE a.migration_id = m.id), 0),
            task_id = CASE WHEN p_verb = 'migrate' AND p_request IS NOT NULL THEN p_request ELSE m.task_id END
         WHERE m.id = p_migration AND m.status = 'failed'
@@ -533,7 +533,7 @@ END $$;
 -- False if somebody else has settled the attempt or the migration: then nothing is written.
 CREATE FUNCTION fail_attempt(p_attempt bigint, p_migration uuid, p_graph uuid, p_transient boolean,
     p_final boolean, p_type text, p_message text, p_args jsonb, p_traceback text,
-    p_deadline double precision, p_rows text DEFAULT NULL, p_line text DEFAULT NULL) RETURNS boolean
+    p_deadline_seconds double precision, p_rows text DEFAULT NULL, p_line text DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     PERFORM require_executor(p_migration, p_graph);
@@ -551,7 +551,7 @@ BEGIN
             RAISE EXCEPTION 'migration % cannot fail', p_migration USING ERRCODE = 'GM001';
         END IF;
     ELSE
-        UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), redeliveries = 0
+        UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline_seconds), redeliveries = 0
             WHERE id = p_migration;
     END IF;
     PERFORM notify_waiters(p_migration);

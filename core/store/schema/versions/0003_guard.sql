@@ -33,7 +33,7 @@ END $$;
 -- Look, lock, look again. The first look keeps writers off the lock of a claimed graph: between two hops
 -- nobody holds it, and a shared lock there would turn the next executor away. The second one is what counts.
 -- VOLATILE: in READ COMMITTED each look has a snapshot of its own, the second newer than the lock.
-CREATE FUNCTION admit(p_graph uuid, p_written boolean, p_expected integer) RETURNS graphs LANGUAGE plpgsql AS $$
+CREATE FUNCTION admit_writer(p_graph uuid, p_written boolean, p_expected integer) RETURNS graphs LANGUAGE plpgsql AS $$
 DECLARE
     g graphs;
     old_snapshot boolean := current_setting('transaction_isolation') IN ('repeatable read', 'serializable');
@@ -132,7 +132,7 @@ DECLARE
     g graphs;
 BEGIN
     IF found_id IS NOT NULL THEN
-        g := admit(found_id, true, p_version);
+        g := admit_writer(found_id, true, p_version);
         RETURN QUERY SELECT g.id, g.slug, g.graph_type, g.version;
     END IF;
 END $$;
@@ -189,7 +189,7 @@ BEGIN
         END IF;
         IF NOT several THEN
             IF one IS NOT NULL THEN
-                admitted := admit(one, TG_OP <> 'DELETE', NULL);  -- PERFORM would make it a query
+                admitted := admit_writer(one, TG_OP <> 'DELETE', NULL);  -- PERFORM would make it a query
                 IF is_shard THEN
                     IF TG_OP = 'INSERT' THEN
                         SELECT min(n.id), max(n.id) INTO first, last FROM new_rows n;
@@ -225,7 +225,7 @@ BEGIN
     END IF;
     -- In order, so that two such statements cannot wait for each other.
     FOR id IN SELECT unnest(written) UNION SELECT unnest(removed) ORDER BY 1 LOOP
-        PERFORM admit(id, coalesce(id = ANY (written), false), NULL);
+        PERFORM admit_writer(id, coalesce(id = ANY (written), false), NULL);
     END LOOP;
     RETURN NULL;
 END $$;

@@ -1,26 +1,26 @@
 -- What recovery reads and writes, and the report that callers get.
 
 -- Whether a graph's lock is free at this moment.
-CREATE FUNCTION is_free(p_graph uuid) RETURNS boolean LANGUAGE plpgsql
+CREATE FUNCTION lock_is_free(p_graph uuid) RETURNS boolean LANGUAGE plpgsql
 SET search_path = graph_migrator, pg_temp AS $$
 BEGIN
     RETURN pg_try_advisory_lock(lock_key(p_graph)) AND pg_advisory_unlock(lock_key(p_graph));
 END $$;
 
 -- Migrations that may need recovery and that nobody executes: a running row whose executor is dead, an operator's
--- request that nobody has carried out yet, or a deadline that has passed (the oldest p_most). Each costs the sweep
+-- request that nobody has carried out yet, or a deadline that has passed (the oldest p_most_migrations). Each costs the sweep
 -- some messages, so migrations with a live executor are left out here. Reads only indexes.
-CREATE FUNCTION candidates(p_most integer) RETURNS SETOF uuid LANGUAGE plpgsql
+CREATE FUNCTION recovery_candidates(p_most_migrations integer) RETURNS SETOF uuid LANGUAGE plpgsql
 SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     found uuid[];
     late record;
-    left_over integer := p_most;
+    left_over integer := p_most_migrations;
 BEGIN
     found := ARRAY(SELECT r.id FROM (
         SELECT a.migration_id AS id, a.graph_id FROM hop_attempts a WHERE a.status = 'running' AND a.shard IS NULL
         UNION SELECT m.id, m.graph_id FROM migrations m WHERE m.status IN ('pausing', 'cancelling')) r
-        WHERE is_free(r.graph_id));
+        WHERE lock_is_free(r.graph_id));
     RETURN QUERY SELECT unnest(found);
     -- statement_timestamp() is stable, so the index ends the scan; clock_timestamp() would filter every waiting one.
     FOR late IN
@@ -29,7 +29,7 @@ BEGIN
         ORDER BY m.deadline
     LOOP
         EXIT WHEN left_over <= 0;
-        IF late.id <> ALL (found) AND is_free(late.graph_id) THEN
+        IF late.id <> ALL (found) AND lock_is_free(late.graph_id) THEN
             RETURN NEXT late.id;
             left_over := left_over - 1;
         END IF;
@@ -61,26 +61,26 @@ BEGIN
 END $$;
 
 -- Marks a dead executor's attempt and makes room for the next one.
-CREATE FUNCTION record_redispatch(p_migration uuid, p_running bigint, p_deadline double precision) RETURNS void
+CREATE FUNCTION record_redispatch(p_migration uuid, p_running bigint, p_deadline_seconds double precision) RETURNS void
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     UPDATE hop_attempts SET status = 'lost', finished_at = clock_timestamp()
         WHERE id = p_running AND status = 'running';
     UPDATE migrations SET dispatch = dispatch + 1, redeliveries = 0,
-           deadline = clock_timestamp() + make_interval(secs => p_deadline)
+           deadline = clock_timestamp() + make_interval(secs => p_deadline_seconds)
         WHERE id = p_migration AND status IN ('queued', 'running');
 END $$;
 
--- The same dispatch, and a deadline twice as far away, up to p_most seconds.
-CREATE FUNCTION record_redelivery(p_migration uuid, p_deadline double precision, p_most double precision)
+-- The same dispatch, and a deadline twice as far away, up to p_most_seconds.
+CREATE FUNCTION record_redelivery(p_migration uuid, p_deadline_seconds double precision, p_most_seconds double precision)
 RETURNS void LANGUAGE sql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     UPDATE migrations SET redeliveries = redeliveries + 1, deadline = clock_timestamp()
-           + make_interval(secs => least(p_deadline * 2 ^ least(redeliveries + 1, 30), p_most))
+           + make_interval(secs => least(p_deadline_seconds * 2 ^ least(redeliveries + 1, 30), p_most_seconds))
         WHERE id = p_migration
 $$;
 
 -- One migration as its callers see it. NULL where there is none.
-CREATE FUNCTION report(p_migration uuid) RETURNS jsonb LANGUAGE sql STABLE
+CREATE FUNCTION migration_report(p_migration uuid) RETURNS jsonb LANGUAGE sql STABLE
 SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     SELECT jsonb_build_object(
         'migration_id', m.id, 'graph_id', m.graph_id, 'graph', coalesce(g.slug, m.graph_id::text),
@@ -116,7 +116,7 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 $$;
 
 -- The rest of a live migration's chain.
-CREATE FUNCTION remaining(p_migration uuid, OUT graph text, OUT graph_type text, OUT number integer,
+CREATE FUNCTION remaining_chain(p_migration uuid, OUT graph text, OUT graph_type text, OUT number integer,
     OUT task_id text, OUT steps jsonb)
 LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     SELECT g.slug, m.graph_type, m.dispatch, m.task_id,
@@ -142,11 +142,11 @@ BEGIN
     END IF;
 END $$;
 
-CREATE FUNCTION count_mismatch(p_migration uuid, p_deadline double precision) RETURNS void
+CREATE FUNCTION count_mismatch(p_migration uuid, p_deadline_seconds double precision) RETURNS void
 LANGUAGE sql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     UPDATE migrations SET code_mismatches = code_mismatches + 1,
            code_mismatch_since = coalesce(code_mismatch_since, clock_timestamp()),
-           deadline = clock_timestamp() + make_interval(secs => p_deadline)
+           deadline = clock_timestamp() + make_interval(secs => p_deadline_seconds)
         WHERE id = p_migration AND status IN ('queued', 'running')
 $$;
 
@@ -196,7 +196,7 @@ LANGUAGE sql IMMUTABLE AS $$
 $$;
 
 -- What every batch records, in the transaction of its data: the attempt's progress, and the migration's deadline.
-CREATE FUNCTION note_batch(p_attempt bigint, p_migration uuid, p_done bigint, p_rows bigint, p_deadline double precision,
+CREATE FUNCTION note_batch(p_attempt bigint, p_migration uuid, p_done bigint, p_rows bigint, p_deadline_seconds double precision,
     OUT rate double precision)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
@@ -209,16 +209,16 @@ BEGIN
             USING ERRCODE = 'GM001';
     END IF;
     PERFORM require_transaction(p_attempt);
-    UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), redeliveries = 0
+    UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline_seconds), redeliveries = 0
         WHERE id = p_migration;
 END $$;
 
 -- Saves the hop's cursor and progress, in the transaction of the batch's data.
 CREATE FUNCTION save_batch(p_attempt bigint, p_migration uuid, p_to integer, p_cursor jsonb, p_done bigint,
-    p_rows bigint, p_deadline double precision, OUT rate double precision)
+    p_rows bigint, p_deadline_seconds double precision, OUT rate double precision)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
-    rate := note_batch(p_attempt, p_migration, p_done, p_rows, p_deadline);
+    rate := note_batch(p_attempt, p_migration, p_done, p_rows, p_deadline_seconds);
     INSERT INTO checkpoints AS c (migration_id, to_version, cursor, done)
         VALUES (p_migration, p_to, p_cursor, p_done)
         ON CONFLICT (migration_id, to_version) DO UPDATE
@@ -244,7 +244,7 @@ END $$;
 -- An operator releases a graph from its migration; under the graph's lock. p_partially_migrated is what stays
 -- as the record of the unfinished hop of a graph that is partially migrated.
 -- p_terminated_by: who ended its executor for this. Recovery may have finished the attempt already.
-CREATE FUNCTION release(p_migration uuid, p_graph uuid, p_partially_migrated jsonb, p_terminated_by text DEFAULT NULL)
+CREATE FUNCTION release_migration(p_migration uuid, p_graph uuid, p_partially_migrated jsonb, p_terminated_by text DEFAULT NULL)
 RETURNS text
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
@@ -294,9 +294,9 @@ BEGIN
 END $$;
 
 -- Requests that have an outcome and whose caller may have no answer yet, in the order in which they are due.
--- The worker that settled a request gets p_grace seconds to answer its caller. A request that could not be answered is
+-- The worker that settled a request gets p_grace_seconds to answer its caller. A request that could not be answered is
 -- due again after a pause, so that the oldest ones do not fill every sweep.
-CREATE FUNCTION unanswered(p_grace double precision, p_most integer)
+CREATE FUNCTION unanswered_calls(p_grace_seconds double precision, p_most_calls integer)
 RETURNS TABLE (task_id text, succeeded boolean, migration_id uuid, recorded jsonb, ended timestamptz)
 LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     SELECT r.task_id, CASE WHEN r.outcome IS NULL THEN m.status = 'succeeded' ELSE NOT r.outcome ? 'error' END,
@@ -305,8 +305,8 @@ LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp SET enable_seqscan
     WHERE r.answered_at IS NULL AND (r.settled_at IS NOT NULL OR r.outcome IS NOT NULL)
       AND coalesce(r.next_answer_at, r.settled_at, r.created_at) <= statement_timestamp()
       AND (r.next_answer_at IS NOT NULL
-           OR coalesce(r.settled_at, r.created_at) < statement_timestamp() - make_interval(secs => p_grace))
-    ORDER BY coalesce(r.next_answer_at, r.settled_at, r.created_at) LIMIT p_most
+           OR coalesce(r.settled_at, r.created_at) < statement_timestamp() - make_interval(secs => p_grace_seconds))
+    ORDER BY coalesce(r.next_answer_at, r.settled_at, r.created_at) LIMIT p_most_calls
 $$;
 
 -- p_ended: when the migration ended that each caller was answered for. One that was resumed meanwhile has
@@ -321,14 +321,14 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 $$;
 
 -- These callers could not be answered. The next try comes after a pause that doubles, from one second to ten minutes.
--- There is none p_most seconds after the outcome: no backend would keep the answer any longer.
-CREATE FUNCTION answers_failed(p_tasks text[], p_reasons text[], p_most double precision) RETURNS void LANGUAGE sql
+-- There is none p_most_seconds after the outcome: no backend would keep the answer any longer.
+CREATE FUNCTION answers_failed(p_tasks text[], p_reasons text[], p_most_seconds double precision) RETURNS void LANGUAGE sql
 SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     UPDATE requests r SET answer_failures = r.answer_failures + 1, unanswered_because = failed.reason,
            next_answer_at = clock_timestamp() + make_interval(secs => least(600, 2 ^ least(r.answer_failures, 20))),
            answered_at = CASE WHEN coalesce((SELECT m.finished_at FROM migrations m WHERE m.id = r.migration_id
                                              AND r.verb = 'migrate'), r.created_at)
-                                   < clock_timestamp() - make_interval(secs => p_most) THEN clock_timestamp() END
+                                   < clock_timestamp() - make_interval(secs => p_most_seconds) THEN clock_timestamp() END
         FROM unnest(p_tasks, p_reasons) AS failed (task_id, reason)
         WHERE r.task_id = failed.task_id AND r.answered_at IS NULL
 $$;
@@ -377,11 +377,11 @@ END $$;
 
 -- Follows one edge. p_again: a new dispatch number, so that late messages of the old chain do nothing.
 CREATE FUNCTION follow_edge(p_migration uuid, p_from text, p_to text, p_again boolean,
-    p_deadline double precision, OUT dispatch integer)
+    p_deadline_seconds double precision, OUT dispatch integer)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     UPDATE migrations m SET status = p_to, dispatch = m.dispatch + p_again::integer, redeliveries = 0,
-           deadline = CASE WHEN p_again THEN clock_timestamp() + make_interval(secs => p_deadline)
+           deadline = CASE WHEN p_again THEN clock_timestamp() + make_interval(secs => p_deadline_seconds)
                            ELSE m.deadline END
         WHERE m.id = p_migration AND m.status = p_from RETURNING m.dispatch INTO dispatch;
     IF dispatch IS NULL THEN

@@ -301,7 +301,7 @@ CREATE TRIGGER rollout_members_follow_their_states AFTER UPDATE ON rollout_membe
 -- begin_and_open for a graph of a pack. NULL also where this try of the member is over, the rollout does not run or was
 -- resumed since p_since (perhaps with other code), all rollouts are held, or the controller has closed the pack.
 CREATE FUNCTION begin_packed(p_migration uuid, p_graph uuid, p_graph_type text, p_from integer, p_to integer,
-    p_plan jsonb, p_request text, p_by text, p_reason text, p_deadline double precision, p_next_to integer, p_hop text,
+    p_plan jsonb, p_request text, p_by text, p_reason text, p_deadline_seconds double precision, p_next_to integer, p_hop text,
     p_fingerprint text, p_worker text, p_pid integer, p_task text,
     p_rollout uuid, p_pack uuid, p_number integer, p_since timestamptz,
     OUT attempt_id bigint, OUT slug text, OUT config jsonb)
@@ -316,5 +316,5 @@ BEGIN
         RETURN;
     END IF;
     SELECT b.* INTO attempt_id, slug, config FROM begin_and_open(p_migration, p_graph, p_graph_type, p_from, p_to, p_plan,
-        p_request, p_by, p_reason, p_deadline, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task) b;
+        p_request, p_by, p_reason, p_deadline_seconds, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task) b;
 END $$;

@@ -108,7 +108,7 @@ END $$;
 -- shard fulfil; no row of any other table does.
 CREATE FUNCTION admit_shard(p_table regclass, p_column text, p_written boolean) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
-    g graphs := admit((SELECT a.graph_id FROM hop_attempts a WHERE a.id = current_setting('graph_migrator.shard')::bigint),
+    g graphs := admit_writer((SELECT a.graph_id FROM hop_attempts a WHERE a.id = current_setting('graph_migrator.shard')::bigint),
                       p_written, NULL);
     s shards := require_shard(g.migration_id, g.id);
     columns text := (SELECT string_agg(quote_ident(k.name), ', ' ORDER BY k.n) FROM jsonb_array_elements_text(s.key) WITH ORDINALITY k (name, n));
@@ -152,11 +152,11 @@ END $$;
 -- upto is a key, each of its columns as text.
 -- False where the migration is not as it was looked at: nothing is written then, look again.
 CREATE FUNCTION cut_shards(p_migration uuid, p_to integer, p_status text, p_dispatch integer, p_table_name text,
-    p_key jsonb, p_shards jsonb, p_digest text, p_deadline double precision) RETURNS boolean
+    p_key jsonb, p_shards jsonb, p_digest text, p_deadline_seconds double precision) RETURNS boolean
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     UPDATE migrations m SET status = 'running', started_at = coalesce(m.started_at, clock_timestamp()),
-           deadline = clock_timestamp() + make_interval(secs => p_deadline), redeliveries = 0, code_mismatches = 0,
+           deadline = clock_timestamp() + make_interval(secs => p_deadline_seconds), redeliveries = 0, code_mismatches = 0,
            code_mismatch_since = NULL
         WHERE m.id = p_migration AND m.status = p_status AND m.dispatch = p_dispatch;
     IF NOT FOUND THEN
@@ -175,7 +175,7 @@ END $$;
 -- are in flight than live workers have processes: else they would queue in front of what others have called.
 -- all_done: nothing is left but to close the hop.
 CREATE FUNCTION next_shards(p_migration uuid, p_to integer, p_dispatch integer, p_most_of_graph integer,
-    p_most integer, p_anew boolean, OUT status text, OUT all_done boolean, OUT numbers integer[], OUT lost_ids bigint[])
+    p_most_shards integer, p_anew boolean, OUT status text, OUT all_done boolean, OUT numbers integer[], OUT lost_ids bigint[])
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     mine integer;
@@ -207,7 +207,7 @@ BEGIN
     END IF;
     SELECT bool_and(s.is_done), count(*) FILTER (WHERE s.is_sent AND NOT s.is_done) INTO all_done, mine
         FROM shards s WHERE s.migration_id = p_migration AND s.to_version = p_to;
-    room := least(p_most, capacity) - mine - (SELECT count(*) FROM shards s JOIN migrations m ON m.id = s.migration_id
+    room := least(p_most_shards, capacity) - mine - (SELECT count(*) FROM shards s JOIN migrations m ON m.id = s.migration_id
         WHERE s.is_sent AND NOT s.is_done AND s.migration_id <> p_migration AND m.status = 'running');
     room := greatest(least(room, p_most_of_graph - mine), CASE WHEN mine = 0 THEN 1 ELSE 0 END);
     WITH sent AS (
@@ -232,7 +232,7 @@ END $$;
 -- Commits with the batch's data. p_ends: it was the shard's last one.
 -- Every writer takes the migration's row before the graph's link of the proof chain, so no two wait for each other.
 CREATE FUNCTION save_shard_batch(p_attempt bigint, p_migration uuid, p_graph uuid, p_to integer, p_shard integer,
-    p_cursor jsonb, p_done bigint, p_rows bigint, p_ends boolean, p_deadline double precision, OUT rate double precision)
+    p_cursor jsonb, p_done bigint, p_rows bigint, p_ends boolean, p_deadline_seconds double precision, OUT rate double precision)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     more bigint;
@@ -247,8 +247,8 @@ BEGIN
             ON CONFLICT (migration_id, to_version) DO UPDATE SET done = c.done + more, updated_at = clock_timestamp();
     END IF;
     -- All shards write this row: not oftener than needed.
-    UPDATE migrations m SET deadline = clock_timestamp() + make_interval(secs => p_deadline), redeliveries = 0
-        WHERE m.id = p_migration AND m.deadline < clock_timestamp() + make_interval(secs => p_deadline * 0.75);
+    UPDATE migrations m SET deadline = clock_timestamp() + make_interval(secs => p_deadline_seconds), redeliveries = 0
+        WHERE m.id = p_migration AND m.deadline < clock_timestamp() + make_interval(secs => p_deadline_seconds * 0.75);
     UPDATE hop_attempts a SET batches = a.batches + 1, done = p_done, rows_changed = a.rows_changed + p_rows,
            progress_at = clock_timestamp(), rows_per_second = paced(a.rows_per_second, p_done - a.done,
                 extract(epoch FROM clock_timestamp() - a.progress_at)::double precision),
@@ -270,7 +270,7 @@ $$;
 -- fail_attempt for a shard, under its own locks. Another shard may have failed the migration already.
 CREATE FUNCTION fail_shard(p_attempt bigint, p_migration uuid, p_graph uuid, p_transient boolean,
     p_final boolean, p_type text, p_message text, p_args jsonb, p_traceback text,
-    p_deadline double precision, p_rows text DEFAULT NULL, p_line text DEFAULT NULL) RETURNS boolean
+    p_deadline_seconds double precision, p_rows text DEFAULT NULL, p_line text DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     PERFORM require_shard(p_migration, p_graph);
@@ -280,7 +280,7 @@ BEGIN
             WHERE id = p_migration AND status IN ('running', 'pausing', 'cancelling');
         PERFORM notify_waiters(p_migration);
     ELSE
-        UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline), redeliveries = 0
+        UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline_seconds), redeliveries = 0
             WHERE id = p_migration AND status IN ('running', 'pausing', 'cancelling');
     END IF;
     UPDATE hop_attempts SET status = 'failed', transient = p_transient, error_type = p_type, error_rows = p_rows,
@@ -336,10 +336,10 @@ BEGIN
 END $$;
 
 -- The executor of a shard is dead; its message goes out again.
-CREATE FUNCTION record_lost_shard(p_attempt bigint, p_migration uuid, p_deadline double precision) RETURNS void
+CREATE FUNCTION record_lost_shard(p_attempt bigint, p_migration uuid, p_deadline_seconds double precision) RETURNS void
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
-    UPDATE migrations m SET deadline = greatest(m.deadline, clock_timestamp() + make_interval(secs => p_deadline))
+    UPDATE migrations m SET deadline = greatest(m.deadline, clock_timestamp() + make_interval(secs => p_deadline_seconds))
         WHERE m.id = p_migration AND m.status IN ('running', 'pausing', 'cancelling');
     UPDATE hop_attempts SET status = 'lost', finished_at = clock_timestamp()
         WHERE id = p_attempt AND status = 'running';

@@ -115,10 +115,10 @@ END $$;
 
 -- Commits with what the batch has staged. p_ends: it was the last one.
 CREATE FUNCTION save_rebuild_batch(p_attempt bigint, p_migration uuid, p_rebuild bigint, p_cursor jsonb, p_done bigint,
-    p_rows bigint, p_ends boolean, p_deadline double precision, OUT rate double precision)
+    p_rows bigint, p_ends boolean, p_deadline_seconds double precision, OUT rate double precision)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
-    rate := note_batch(p_attempt, p_migration, p_done, 0, p_deadline);
+    rate := note_batch(p_attempt, p_migration, p_done, 0, p_deadline_seconds);
     UPDATE rebuilds r SET cursor = coalesce(p_cursor, r.cursor), done = p_done, rows = r.rows + p_rows,
            status = CASE WHEN p_ends THEN 'staged' ELSE 'staging' END
         WHERE r.id = p_rebuild AND r.migration_id = p_migration AND r.status = 'staging';
@@ -200,21 +200,21 @@ BEGIN
 END $$;
 
 -- Part of a sweep: discards what no migration will go on with, and kept rows whose time is over; then removes at most
--- p_most discarded rows. Kept rows are discarded under the graph's lock, and never of a claimed graph: a migration that
+-- p_most_rows discarded rows. Kept rows are discarded under the graph's lock, and never of a claimed graph: a migration that
 -- has begun because of them finds them. Returns how many rows were removed.
-CREATE FUNCTION sweep_rebuilds(p_most integer) RETURNS bigint LANGUAGE plpgsql
+CREATE FUNCTION sweep_rebuilds(p_most_rows integer) RETURNS bigint LANGUAGE plpgsql
 SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     r record;
     gone bigint;
     removed bigint := 0;
-    left_over bigint := p_most;
+    left_over bigint := p_most_rows;
 BEGIN
     UPDATE rebuilds x SET status = 'discarded'
         WHERE x.status IN ('staging', 'staged') AND NOT EXISTS (SELECT FROM migrations m WHERE m.id = x.migration_id
             AND m.status NOT IN ('succeeded', 'cancelled', 'released'));
     FOR r IN SELECT x.id, x.graph_id FROM rebuilds x WHERE x.status = 'kept' AND x.undo_until < statement_timestamp()
-            ORDER BY x.undo_until LIMIT p_most LOOP
+            ORDER BY x.undo_until LIMIT p_most_rows LOOP
         IF pg_try_advisory_xact_lock(lock_key(r.graph_id))
            AND NOT EXISTS (SELECT FROM graphs g WHERE g.id = r.graph_id AND g.migration_id IS NOT NULL) THEN
             UPDATE rebuilds SET status = 'discarded' WHERE id = r.id;
