@@ -130,6 +130,7 @@ class PostgresRows:
         self.kind = kind
         self.strategy = Strategy.model_validate(row.strategy)
         self._found: dict[UUID, UUID | None] = {}
+        self._waiting: dict[UUID, SimpleNamespace] = {}
         self._allowed: int | None = None
 
     @classmethod
@@ -240,7 +241,7 @@ class PostgresRows:
         """See `Rows`. A place may be a pack of many graphs; the rate counts graphs."""
         rows = query(
             self.cursor,
-            "SELECT m.graph_id, g.version, g.partially_migrated IS NOT NULL AS partially_migrated, m.number, "
+            "SELECT m.graph_id, m.graph, g.version, g.partially_migrated IS NOT NULL AS partially_migrated, m.number, "
             "m.row_count, s.kind FROM (SELECT * FROM rollout_members w WHERE w.rollout_id = %s "
             "AND w.status = 'pending' AND w.stage <= %s ORDER BY w.stage, w.position LIMIT %s) m "
             "LEFT JOIN graphs g ON g.id = m.graph_id "
@@ -248,6 +249,7 @@ class PostgresRows:
             self.id, self.row.stage, count if self._allowed is None else min(count, self._allowed),
         )  # fmt: skip
         known = self.kind.oldest, self.kind.newest
+        self._waiting |= {row.graph_id: row for row in rows}
         for row in rows:
             yield (
                 row.graph_id,
@@ -268,16 +270,11 @@ class PostgresRows:
 
     def dispatch(self, units: Sequence[tuple[UUID, ...]]) -> list[Sending | SendingPack]:
         """See `Rows`. The trigger on members refuses what would break F1, F2 or F3."""
-        packs = {graph: pack for unit in units if len(unit) > 1 for pack in (uuid4(),) for graph in unit}
+        packs = [(uuid4(), unit) for unit in units if len(unit) > 1]
+        pack_of = {graph: pack for pack, unit in packs for graph in unit}
         graphs = [graph for unit in units for graph in unit]
+        requests = [request_id(self.id, graph, self._waiting[graph].number) for graph in graphs]
         sent: list[Sending | SendingPack] = [*self._insert_packs(packs)]
-        numbers = query(
-            self.cursor,
-            "SELECT m.graph_id, m.number FROM unnest(%s::uuid[], %s::uuid[]) v (graph_id, rollout_id) "
-            "JOIN rollout_members m ON m.rollout_id = v.rollout_id AND m.graph_id = v.graph_id",
-            graphs, self._id_for_each(graphs),
-        )  # fmt: skip
-        requests = [request_id(self.id, each.graph_id, each.number) for each in numbers]
         # By the primary key alone: with `status = 'pending'` the planner reads all that wait. They were read as
         # pending under the rollout's lock, which every writer of members takes first.
         rows = query(
@@ -288,25 +285,25 @@ class PostgresRows:
             "FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::uuid[]) v (graph_id, request_id, pack_id, rollout_id) "
             "WHERE m.rollout_id = v.rollout_id AND m.graph_id = v.graph_id "
             "RETURNING m.graph_id, m.graph, m.number, m.pack_id",
-            settings().deadline_seconds, [each.graph_id for each in numbers], requests,
-            [packs.get(each.graph_id) for each in numbers], self._id_for_each(numbers),
+            settings().deadline_seconds, graphs, requests, [pack_of.get(graph) for graph in graphs],
+            self._id_for_each(graphs),
         )  # fmt: skip
         self._progress()
         self._use_up_the_rate(len(rows))
         return sent + [self._sending(row) for row in rows if row.pack_id is None]
 
-    def _insert_packs(self, packs: Mapping[UUID, UUID]) -> list[SendingPack]:
+    def _insert_packs(self, packs: Sequence[tuple[UUID, tuple[UUID, ...]]]) -> list[SendingPack]:
         if not packs:
             return []
         rows = query(
             self.cursor,
             "INSERT INTO packs (id, rollout_id, size, first_graph, last_graph, resend_at) "
-            "SELECT v.pack_id, %s, count(*), (array_agg(m.graph ORDER BY m.position))[1], "
-            "(array_agg(m.graph ORDER BY m.position DESC))[1], clock_timestamp() + make_interval(secs => %s) "
-            "FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[]) v (graph_id, pack_id, rollout_id) "
-            "JOIN rollout_members m ON m.rollout_id = v.rollout_id AND m.graph_id = v.graph_id GROUP BY v.pack_id "
+            "SELECT v.id, %s, v.size, v.first, v.last, clock_timestamp() + make_interval(secs => %s) "
+            "FROM unnest(%s::uuid[], %s::integer[], %s::text[], %s::text[]) v (id, size, first, last) "
             "RETURNING id, size, first_graph, last_graph",
-            self.id, settings().deadline_seconds, list(packs), list(packs.values()), self._id_for_each(packs),
+            self.id, settings().deadline_seconds, [pack for pack, _ in packs], [len(unit) for _, unit in packs],
+            [self._waiting[unit[0]].graph for _, unit in packs],
+            [self._waiting[unit[-1]].graph for _, unit in packs],
         )  # fmt: skip
         return [self._sending_pack(row) for row in rows]
 

@@ -354,6 +354,7 @@ def _select(cursor: Any, request: RolloutRequest, kind: GraphType, target: int) 
             "type": kind.name, "target": target, "oldest": kind.oldest, "newest": kind.newest, "graphs": graphs,
             "slug": like, "from": request.from_version, "where": request.where, "reverses": request.reverses,
             "order": config_path(request.strategy.order), "code": served(kind).code,
+            "shapes": request.strategy.shapes,
         },
     )  # fmt: skip
 
@@ -420,8 +421,9 @@ g.id IN (SELECT v.graph_id FROM rollout_members v
 
 _SELECT = """
 CREATE TEMP TABLE rollout_candidates ON COMMIT DROP AS
-SELECT g.id AS graph_id, g.slug, g.version AS from_version, g.created_at, NULL::bigint AS row_count,
-       NULL::text AS shape, jsonb_path_query_first(g.config, %(order)s::jsonpath, '{}', true) AS config_value,
+SELECT g.id AS graph_id, g.slug, g.version AS from_version, g.created_at,
+       CASE WHEN %(shapes)s THEN 0::bigint END AS row_count, CASE WHEN %(shapes)s THEN '' END AS shape,
+       jsonb_path_query_first(g.config, %(order)s::jsonpath, '{}', true) AS config_value,
        CASE WHEN g.version NOT BETWEEN %(oldest)s AND %(newest)s THEN 'unreachable: its type does not know its version'
             WHEN %(reverses)s::uuid IS NOT NULL AND g.version IS DISTINCT FROM
                  (SELECT o.to_version FROM rollouts o WHERE o.id = %(reverses)s) THEN 'moved since'
@@ -434,9 +436,6 @@ WHERE g.graph_type = %(type)s AND g.version <> %(target)s
   AND (%(where)s::jsonpath IS NULL OR coalesce(jsonb_path_match(g.config, %(where)s::jsonpath, '{}', true), false))
 """
 _COUNT_SHAPES = (
-    """
-UPDATE rollout_candidates c SET row_count = 0, shape = ''
-""",
     """
 UPDATE rollout_candidates c SET row_count = s.rows, shape = s.labels
 FROM (SELECT l.graph_id, sum(l.rows) AS rows, string_agg(l.label, ',' ORDER BY l.label) AS labels
