@@ -23,6 +23,7 @@ _EXPRESSION = re.compile(r"(?:IF|ELSIF|WHILE|RETURN|[\w.]+ *:=)\s(.*)", re.DOTAL
 _SESSION = """
 SET client_min_messages = log; SET debug_print_plan = on; SET debug_pretty_print = off;
 SET plan_cache_mode = force_generic_plan; SET search_path = graph_migrator, pg_temp; SET statement_timeout = '10s';
+SET graph_migrator.shard = '1';
 """
 _FUNCTIONS = """
 SELECT p.proname AS name, l.lanname AS language, p.prosrc AS body, p.proconfig AS settings,

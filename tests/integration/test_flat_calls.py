@@ -466,7 +466,7 @@ INSERT INTO requests (task_id, verb, graph_id, target, outcome, settled_at, answ
     SELECT request_id::text, 'migrate', graph_id, 3, '{"report": {}}', now(), now()
     FROM rollout_members WHERE status = 'dispatched' ON CONFLICT DO NOTHING;
 UPDATE packs SET status = 'running', worker = 'w', started_at = sent_at WHERE status = 'sent';
-UPDATE packs SET status = 'left', done = size, ended_at = now() WHERE status = 'running';
+UPDATE packs SET status = 'left', done = size, ended_at = started_at + interval '0.1 s' WHERE status = 'running';
 """
 """The members have no statistics yet, and all that is in flight has ended."""
 
