@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.results import markdown, table
 
-PIECES = ("chain", "hop", "bulk", "imports", "scale", "guard", "proof", "recovery", "rebuild")
+PIECES = ("chain", "hop", "bulk", "imports", "scale", "guard", "proof", "recovery", "rebuild", "shards")
 RESULTS = Path(__file__).with_name("results.json")
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 MARKS = ("<!-- results: written by `make bench` -->\n", "<!-- end of results -->\n")

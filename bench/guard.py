@@ -3,7 +3,8 @@
     python -m bench.guard
 
 Both tables have the shape of `graph_migrator.nodes`: its keys, its second index and its foreign key. The
-one-row updates come once more with 5,000 advisory locks held elsewhere in the server.
+one-row updates come once more with 5,000 advisory locks held elsewhere in the server. At the end the guard of a shard,
+which looks at the range of the rows, against that of a whole hop, both on `graph_migrator.nodes`.
 """
 
 from __future__ import annotations
@@ -14,16 +15,24 @@ import statistics
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import psycopg2
 
 from bench.results import at_most, table
+from graph_migrator import GraphType, Nodes
 from graph_migrator.core.embedded import Postgres
+from graph_migrator.core.execution.begin import begin_migration
+from graph_migrator.core.execution.model import Dispatch, Worker
+from graph_migrator.core.execution.run_hop import open_call
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.store import protocol
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.guard import install_guard
 from graph_migrator.core.store.schema import upgrade
+from graph_migrator.core.store.session import Executor, Executors
 
 ROWS = 10_000
 _TABLE = """
@@ -34,6 +43,10 @@ _INSERT = """
 INSERT INTO {name} SELECT %s, 'n' || i, 'Person', jsonb_build_object('name', 'Ada Lovelace ' || i,
     'born', 1815, 'place', 'London', 'notes', repeat('x', 80)) FROM generate_series(1, %s) i
 """
+
+_TOUCH = (
+    "UPDATE graph_migrator.nodes SET properties = properties || '{\"seen\": true}' WHERE graph_id = :graph_id"
+)
 
 Run = Callable[[str], float]
 
@@ -99,21 +112,89 @@ def _measure(url: str) -> list[dict[str, Any]]:
     with _advisory_locks(url, 5_000):
         lines.append(_line("guard: update of one row, 5,000 advisory locks held", 1.2, 40, 50, single))
     connection.close()
+    lines.append(_of_a_shard(url))
     return lines
 
 
-def _line(name: str, reach: float, rounds: int, repeat: int, measure: Run) -> dict[str, Any]:
+def _of_a_shard(url: str) -> dict[str, Any]:
+    """What it costs to look whether all rows of a statement are of the shard's range."""
+    engine = make_engine(url)
+    executors = Executors(engine)
+    kind = GraphType("bench-guard")
+    kind.sql_hop(
+        1, 2, name="hop", forward=f"{_TOUCH} AND id BETWEEN :first AND :last", over=Nodes(), shards=2
+    )
+    registry.register(kind)
+    with ExitStack() as stack:
+        stack.callback(engine.dispose)
+        stack.callback(executors.close)
+        sessions = {each: stack.enter_context(executors.borrow()) for each in ("whole", "shard")}
+        graphs = {each: _executing(executor, each) for each, executor in sessions.items()}
+
+        def bulk(name: str) -> float:
+            with sessions[name].cursor() as cursor:
+                cursor.execute("VACUUM graph_migrator.nodes")
+                cursor.execute("BEGIN")
+                took = _timed(lambda: cursor.execute(_TOUCH.replace(":graph_id", "%s"), (graphs[name],)))
+                cursor.execute("ROLLBACK")
+            return took
+
+        return _line(
+            "guard: update of 10,000 rows, of a shard / of a whole hop", 1.1, 40, 1, bulk, ("whole", "shard")
+        )
+
+
+def _executing(executor: Executor, slug: str) -> str:
+    """A graph of 10,000 nodes, by its id, whose hop or whose first shard this session is about to run."""
+    graph = str(uuid.uuid4())
+    with executor.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO graph_migrator.graphs (id, slug, graph_type, version, changed_at) "
+            "VALUES (%s, %s, 'bench-guard', 1, now() - interval '1 h')",
+            (graph, slug),
+        )
+        cursor.execute(_INSERT.format(name="graph_migrator.nodes"), (graph, ROWS))
+    begun = begin_migration(executor, slug, 2)
+    assert isinstance(begun, Dispatch)
+    (message,) = begun.messages()
+    if slug == "shard":
+        cut = [["n99999"], ROWS], [None, 0]
+        executor.call(
+            protocol.CutShards(
+                migration=begun.migration_id, to=2, status="queued", dispatch=1, table_name="graph_migrator.nodes",
+                key=["id"], shards=[*cut], digest=None, deadline=3_600,
+            )
+        )  # fmt: skip
+        message = replace(message, shard=1)
+    state = executor.call(
+        protocol.LockAndLoadHop(migration=begun.migration_id, to=2, dispatch=1, shard=message.shard)
+    )
+    assert state is not None
+    opened = executor.call(
+        open_call(message, state, registry.graph_type("bench-guard").directed(1, 2), None, Worker())
+    )
+    assert opened is not None
+    return graph
+
+
+def _line(
+    name: str,
+    reach: float,
+    rounds: int,
+    repeat: int,
+    measure: Run,
+    pair: tuple[str, str] = ("plain", "guarded"),
+) -> dict[str, Any]:
     """Each round takes turns `repeat` times; its ratio is that of the two medians."""
-    for each in ("plain", "guarded"):
+    for each in pair:
         measure(each)
     ratios = []
     for number in range(rounds):
-        order = ("plain", "guarded") if number % 2 else ("guarded", "plain")
-        took: dict[str, list[float]] = {"plain": [], "guarded": []}
+        took: dict[str, list[float]] = {each: [] for each in pair}
         for _ in range(repeat):
-            for each in order:
+            for each in pair if number % 2 else pair[::-1]:
                 took[each].append(measure(each))
-        ratios.append(statistics.median(took["guarded"]) / statistics.median(took["plain"]))
+        ratios.append(statistics.median(took[pair[1]]) / statistics.median(took[pair[0]]))
     return at_most(name, ratios, reach)
 
 

@@ -12,8 +12,10 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, Literal
+
+from celery import Celery
 
 from bench.bulk import GRAPH, _set_based, make_template
 from bench.chain import Contender, _start, _stop
@@ -119,9 +121,13 @@ def _race(postgres: Postgres) -> Iterator[str]:
 
 
 def _migrate(url: str, env: dict[str, str], kind: str, workers: int) -> float:
-    from celery import Celery
+    with working(env | {"GRAPH_MIGRATOR_TYPES": f"bench.shards:{kind}"}, workers) as client:
+        return migrated(client, url, str(GRAPH), 2)
 
-    env |= {"GRAPH_MIGRATOR_TYPES": f"bench.shards:{kind}"}
+
+@contextmanager
+def working(env: dict[str, str], workers: int) -> Iterator[Celery]:
+    """Workers with the solo pool that have announced themselves, and a client that calls them."""
     command = [
         sys.executable,
         "-m",
@@ -134,25 +140,30 @@ def _migrate(url: str, env: dict[str, str], kind: str, workers: int) -> float:
         "--loglevel",
         "INFO",
     ]
-    worker = Contender(kind, lambda _: None, [*command, "-Q", "migrations"], workers, env, ready=" ready.")
-    watching = connect(url)
-    client = Celery(broker=env["CELERY_BROKER_URL"])
+    worker = Contender(
+        "shards", lambda _: None, [*command, "-Q", "migrations"], workers, env, ready=" ready."
+    )
     with ExitStack() as stack:
-        stack.callback(watching.close)
         stack.callback(_stop, worker)
         _start(worker)
-        time.sleep(6)  # both have announced themselves
+        time.sleep(6)
+        yield Celery(broker=env["CELERY_BROKER_URL"])
+
+
+def migrated(client: Celery, url: str, graph: str, target: int) -> float:
+    """Call for the migration of the only graph, and wait until it is at its target. Returns the seconds."""
+    watching = connect(url)
+    with closing(watching), watching.cursor() as cursor:
         began = time.perf_counter()
-        client.send_task("tasks.migrate_graph", args=[str(GRAPH), 2], queue="migrations")
-        with watching.cursor() as cursor:
-            while True:
-                cursor.execute("SELECT version, migration_id FROM graph_migrator.graphs")
-                if cursor.fetchone() == (2, None):
-                    return time.perf_counter() - began
-                if time.perf_counter() - began > 600:
-                    cursor.execute("SELECT status, error_type, error_message FROM graph_migrator.migrations")
-                    raise TimeoutError(f"{kind} did not end: {cursor.fetchall()}")
-                time.sleep(0.02)
+        client.send_task("tasks.migrate_graph", args=[graph, target], queue="migrations")
+        while True:
+            cursor.execute("SELECT version, migration_id FROM graph_migrator.graphs")
+            if cursor.fetchone() == (target, None):
+                return time.perf_counter() - began
+            if time.perf_counter() - began > 600:
+                cursor.execute("SELECT status, error_type, error_message FROM graph_migrator.migrations")
+                raise TimeoutError(f"{graph} did not come to v{target}: {cursor.fetchall()}")
+            time.sleep(0.02)
 
 
 if __name__ == "__main__":

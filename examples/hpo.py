@@ -5,7 +5,7 @@ to use with attribution). `import_hpo` loads them through the same importer as a
 
 v1  as the files say it
 v2  a gene line's type says what it means: GENE becomes ASSOCIATED_WITH      one SQL statement
-v3  a disease is a source and a number: ``OMIM:200700`` becomes two keys     Python, batch by batch
+v3  a disease is a source and a number: ``OMIM:200700`` becomes two keys     Python, in shards
 v4  obsolete terms bear a label of their own                                  one SQL statement
 
     make bench-hpo
@@ -40,7 +40,7 @@ hpo.sql_hop(
 )
 
 
-@hpo.hop(2, 3, over=Edges("ASSOCIATED_WITH"), batch_size=5_000)
+@hpo.hop(2, 3, over=Edges("ASSOCIATED_WITH"), batch_size=5_000, shards="auto")
 def divide_the_disease(ctx: HopContext, lines: list[Edge]) -> None:
     """A disease is a source and a number."""
     for line in lines:
