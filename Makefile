@@ -4,8 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 ARGS ?=
-# Most of a kill test is waiting, so there are more processes than a small machine has cores.
-PYTEST := -m pytest -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# Much of a kill test is waiting, so there are more processes than a small machine has cores.
+PYTEST := -m pytest -n 5 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 # Whatever the environment says: every process that a test starts would compile everything again.
 export PYTHONDONTWRITEBYTECODE :=
 

@@ -30,6 +30,8 @@ from tests.temporary import use_memory
 
 use_memory()
 
+gc.disable()  # until the tests are collected: what imports make stays
+
 # An example's time says how busy the machine is, nothing about the code.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
@@ -71,12 +73,23 @@ def pytest_sessionstart(session: pytest.Session) -> None:
                 importlib.import_module(file.stem)
 
 
+_LONGEST = (
+    "test_demo", "test_simulation", "test_compose", "test_interchange", "test_recovery_queue", "test_matrix",
+    "test_package", "test_sharded_hops", "test_deploys", "test_documents", "test_outages", "test_flat_calls",
+    "test_losses", "test_checkout", "test_rebuild_hops", "test_move_a_fleet", "test_cli_help", "test_cli_exit_codes",
+    "test_browser", "test_rabbitmq", "test_result_backends", "test_storm", "test_celery_chain", "test_flower",
+    "test_rollout_trouble", "test_signing", "test_docker_nodes", "test_console", "test_rollouts", "test_embedded",
+)  # fmt: skip
+"""The modules that take longest, in this order. All others are short, so the workers end together."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread the modules that mostly wait for processes evenly among those that compute.
+    """Begin with the longest modules; spread those that mostly wait for processes evenly among those that compute.
 
     The workers take them in this order, so there is always somebody who computes.
     """
     modules = list(dict.fromkeys(item.path for item in items))
+    modules.sort(key=lambda path: _LONGEST.index(path.stem) if path.stem in _LONGEST else len(_LONGEST))
     waiting = [path for path in modules if "acceptance" in path.parts]
     computing = [path for path in modules if "acceptance" not in path.parts]
     place = {
@@ -87,8 +100,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Let the garbage collector pass over what lives to the end: the tests, and all that they import."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

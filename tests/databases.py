@@ -179,8 +179,10 @@ class _Emptied:
     def _empty_tables(self, cursor: Any) -> None:
         """Delete rows; truncate tables that have grown or that have statistics, and so remove these as well."""
         cursor.execute(
-            "SELECT oid::regclass::text, reltuples, pg_table_size(oid), pg_relation_size(oid) FROM pg_class "
-            "WHERE relnamespace = %s::regnamespace AND relkind = 'r'",
+            # What belongs to a table is looked up file by file: only where it has rows.
+            "SELECT c.oid::regclass::text, c.reltuples, CASE s.main WHEN 0 THEN 0 ELSE pg_table_size(c.oid) END, "
+            "s.main FROM pg_class c, LATERAL (SELECT pg_relation_size(c.oid) AS main) s "
+            "WHERE c.relnamespace = %s::regnamespace AND c.relkind = 'r'",
             (OURS,),
         )
         found = cursor.fetchall()
