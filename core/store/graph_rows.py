@@ -41,7 +41,6 @@ class GraphRows:
         self._given: list[Any] = []
         self._ids: list[str] = []
         self._before: list[tuple[Any, str]] = []
-        self._stored: list[str] = []
         self._after: list[str] = []
 
     def read(self, cursor: Any, after: Key | None, limit: int, budget: int) -> None:
@@ -54,7 +53,6 @@ class GraphRows:
         self.rows = [build(*row[:-1], value) for row, value in zip(found, properties, strict=True)]
         self._given = list(self.rows)
         self._ids = [row[0] for row in found]
-        self._stored = [row[-1] for row in found]
         self._before = [(outer(row), dumps(value)) for row, value in zip(self.rows, properties, strict=True)]
 
     @property
@@ -99,29 +97,26 @@ class GraphRows:
         ]
         return self._merge(cursor, columns, lines)
 
-    def _changed(self) -> Iterator[tuple[Any, str, Any, str | None]]:
-        """The rows that the hop changed, each with its new properties, and with what it had before.
-
-        That is its columns, and its properties as they are stored; None where the hop did not change these.
-        """
+    def _changed(self) -> Iterator[tuple[Any, str, Any, str]]:
+        """The rows that the hop changed, each with its new properties, and the columns and properties that it had."""
         outer = self._outer
-        for row, new, (columns, old), stored in zip(
-            self._given, self._after, self._before, self._stored, strict=True
-        ):
-            if new != old:
-                yield row, new, columns, stored
-            elif outer(row) != columns:
-                yield row, new, columns, None
+        for row, new, (columns, old) in zip(self._given, self._after, self._before, strict=True):
+            if new != old or outer(row) != columns:
+                yield row, new, columns, old
 
     def stage(self, cursor: Any, rebuild_id: int) -> int:
         """Write what changed to `rebuilt_rows` instead; `settle` comes first. Returns how many rows there were."""
         lines = []
-        for row, new, columns, stored in self._changed():
-            cells = [str(rebuild_id), escape(row.id)]
-            for before, after in zip(self._texts(columns), self._texts(self._outer(row)), strict=True):
-                cells += (_NULL, _NULL) if before == after else (escape(before), escape(after))
-            cells += (_NULL, _NULL) if stored is None else (escape_json(stored), escape_json(new))
-            lines.append("\t".join(cells) + "\n")
+        for row, new, columns, old in self._changed():
+            before, after = self._texts(columns), self._texts(self._outer(row))
+            pairs = [
+                *((escape(one), escape(other)) for one, other in zip(before, after, strict=True)),
+                (escape_json(old), escape_json(new)),
+            ]
+            cells = [
+                cell for one, other in pairs for cell in ((_NULL, _NULL) if one == other else (one, other))
+            ]
+            lines.append("\t".join((str(rebuild_id), escape(row.id), *cells)) + "\n")
         if lines:
             columns = ("kind",) if self._table == "nodes" else ("source", "target", "kind")
             names = ", ".join(

@@ -127,10 +127,10 @@ BEGIN
     END IF;
 END $$;
 
--- Writes the new values of a rebuild into its graph, or the old ones; returns how many rows. The two sides are read in the
--- order of their keys, or hashed: rows just staged have no statistics, and a plan by them looks each row up.
+-- Writes the new values of a rebuild into its graph, or the old ones; returns how many rows. Both sides are read in the order
+-- of their keys. Rows just staged have no statistics; by these a plan would look each row up, or hash too many (2x the time).
 CREATE FUNCTION exchange_rows(r rebuilds, p_new boolean) RETURNS bigint LANGUAGE plpgsql
-SET search_path = graph_migrator, pg_temp SET enable_nestloop = off AS $$
+SET search_path = graph_migrator, pg_temp SET enable_nestloop = off SET enable_hashjoin = off SET enable_sort = off AS $$
 DECLARE
     touched bigint;
 BEGIN
@@ -175,7 +175,7 @@ BEGIN
     END IF;
     UPDATE rebuilds SET status = CASE WHEN is_kept THEN 'kept' ELSE 'discarded' END, swapped_at = clock_timestamp(),
            undo_until = CASE WHEN is_kept THEN clock_timestamp() + make_interval(secs => p_undo_seconds) END,
-           below = (SELECT b.id FROM rebuilds b WHERE b.id = g.undo_id AND b.id = undoable(b.id, g.version, b.from_version))
+           below = g.undo_id
         WHERE id = r.id;
     UPDATE graphs SET undo_id = CASE WHEN is_kept THEN r.id END WHERE id = p_graph;
     RETURN exchange_rows(r, true);
