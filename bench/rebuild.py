@@ -163,10 +163,11 @@ def generations(url: str) -> Figures:
         cursor.execute("VACUUM plain")
         cursor.execute("VACUUM versions")
         figures: Figures = {}
-        for name, table in (("plain ", "plain"), ("", "seen")):
-            figures[f"{name}export"] = _took(lambda t=table: _export(cursor, t))
-            figures[f"{name}lookups"] = _took(lambda t=table: _look_up(cursor, t))
-            figures[f"{name}update"] = _took(lambda t=table: _update_in_batches(cursor, t))
+        for _ in range(3):  # the best of three: others may use the machine
+            for name, table in (("plain ", "plain"), ("", "seen")):
+                for what, do in (("export", _export), ("lookups", _look_up)):
+                    took = _took(lambda t=table, d=do: d(cursor, t))
+                    figures[name + what] = min(took, figures.get(name + what, took))
         with _counting(url) as staged:
             cursor.execute(
                 f"INSERT INTO versions SELECT graph_id, id, label, {TRANSFORMED}, 2 FROM versions WHERE generation = 1"
@@ -277,19 +278,6 @@ def _look_up(cursor: Any, table: str, times: int = LOOKUPS) -> None:
             (str(GRAPH), f"n{number * 17 % 90_000 + 1:08}"),
         )
         cursor.fetchall()
-
-
-def _update_in_batches(cursor: Any, table: str) -> None:
-    """A tenth of the rows. A view of two tables is not updatable: its batches name the generation themselves."""
-    for start in range(0, 100_000, BATCH):
-        ids = f"t.graph_id = '{GRAPH}' AND t.id BETWEEN 'n{start + 1:08}' AND 'n{start + BATCH:08}'"
-        if table == "seen":
-            cursor.execute(
-                f"UPDATE versions t SET properties = {TRANSFORMED} FROM heads h "
-                f"WHERE h.id = t.graph_id AND t.generation = h.generation AND {ids}"
-            )
-        else:
-            cursor.execute(f"UPDATE {table} t SET properties = {TRANSFORMED} WHERE {ids}")
 
 
 def _took(do: Callable[[], Any]) -> float:

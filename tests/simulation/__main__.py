@@ -8,7 +8,8 @@ import sys
 import time
 
 from graph_migrator.core.embedded import Postgres
-from tests.simulation.runs import SIMULATED, Tally, explore, explore_together, make_database, make_platform
+from graph_migrator.core.execution.failpoints import POINTS
+from tests.simulation.runs import Tally, explore, explore_together, make_database, make_platform
 
 
 def main() -> int:
@@ -39,8 +40,8 @@ def main() -> int:
 def _print(tally: Tally, seconds: float) -> None:
     print(f"\n{tally.runs} runs in {seconds:.1f} s, {tally.runs / seconds:.1f} a second")
     print("migrations ended " + ", ".join(f"{status} {count}" for status, count in tally.ends.most_common()))
-    width = max(map(len, SIMULATED))
-    for point in SIMULATED:
+    width = max(map(len, POINTS))
+    for point in POINTS:
         print(f"  {point:{width}} passed {tally.points[point]:7}, struck {tally.points[f'*{point}']:6}")
     statements = sum(
         count for point, count in tally.points.items() if point.startswith(("*before", "*after"))

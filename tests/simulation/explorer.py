@@ -146,7 +146,7 @@ def run(platform: Platform, seed: str, given: list[int] | None = None) -> Run:
     """One run from its seed, or from written choices."""
     choices = Choices(seed, given)
     chooser = RandomChooser(choices)
-    kind = ("plain", "batched", "sharded")[choices.one_of(3)]
+    kind = tuple(kinds.NEWEST)[choices.one_of(4)]
     world = World(platform, kind, chooser)
     violation = None
     try:
@@ -198,7 +198,9 @@ class _Driver:
 
     def _target(self) -> int | None:
         newest = kinds.NEWEST[self.world.kind]
-        return [None, *range(1, newest + 1)][self.choices.pick([4.0, 0.3] + [1.0] * (newest - 1))]
+        # What is kept of a swap matters on the way back.
+        newest_or_oldest = [2.0, 2.0] if self.world.kind == "rebuilt" else [4.0, 0.3]
+        return [None, *range(1, newest + 1)][self.choices.pick(newest_or_oldest + [1.0] * (newest - 1))]
 
     def _step(self) -> None:
         world, o = self.world, self.chooser.mood.operators
@@ -211,7 +213,7 @@ class _Driver:
             "sweep": 1.2 if live else 0.3,
             "command": 0.35 * o,
             "verb": 0.35 * o,
-            "migrate": 0.35 * o,
+            "migrate": (1.5 if world.kind == "rebuilt" else 0.35) * o,
             "duplicate": 0.8 if world.queue else 0.0,
             "wipe": 0.2 if world.queue and found["migrations"] else 0.0,
             "time": 0.4 if live else 0.0,

@@ -12,7 +12,7 @@ from graph_migrator import GraphType, HopContext, Node, Nodes
 
 NODES: Final = ("n1", "n2", "n3", "n4", "n5")
 BATCH: Final = 2
-NEWEST: Final = {"plain": 4, "batched": 3, "sharded": 3}
+NEWEST: Final = {"plain": 4, "batched": 3, "sharded": 3, "rebuilt": 3}
 SHARDS: Final = 2
 
 
@@ -26,9 +26,8 @@ meddle: Callable[[HopContext], None] | None = None
 
 def releases() -> dict[str, dict[str, GraphType]]:
     """Both releases: types by name."""
-    return {
-        code: {"plain": _plain(code), "batched": _batched(code), "sharded": _sharded(code)} for code in "AB"
-    }
+    makers = (_plain, _batched, _sharded, _rebuilt)
+    return {code: {kind.name: kind for kind in (make(code) for make in makers)} for code in "AB"}
 
 
 def _plain(code: str) -> GraphType:
@@ -52,7 +51,22 @@ def _sharded(code: str) -> GraphType:
     return kind
 
 
-def _declare(kind: GraphType, code: str, version: int, *, batched: bool, shards: int | None = None) -> None:
+def _rebuilt(code: str) -> GraphType:
+    kind = GraphType("rebuilt")
+    for version in (1, 2):
+        _declare(kind, code, version, batched=True, rebuild=True)
+    return kind
+
+
+def _declare(
+    kind: GraphType,
+    code: str,
+    version: int,
+    *,
+    batched: bool,
+    shards: int | None = None,
+    rebuild: bool = False,
+) -> None:
     def whole(entry: str) -> Callable[[HopContext], None]:
         def hop(ctx: HopContext) -> None:
             assert code
@@ -78,8 +92,10 @@ def _declare(kind: GraphType, code: str, version: int, *, batched: bool, shards:
     forward, back = make(f"{version}>{version + 1}"), make(f"{version + 1}>{version}")
     forward.__name__ = f"step_{version}"
     over = Nodes() if batched else None
-    hop = kind.hop(version, version + 1, over=over, batch_size=BATCH, retry_on=Shaky, shards=shards)(forward)
-    hop.reverse(back)
+    declared = kind.hop(
+        version, version + 1, over=over, batch_size=BATCH, retry_on=Shaky, shards=shards, rebuild=rebuild
+    )
+    declared(forward).reverse(back)
 
 
 def _meddle(ctx: HopContext) -> None:

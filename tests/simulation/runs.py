@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
 
 import psycopg2
 
@@ -20,10 +19,6 @@ from tests.simulation.explorer import Run, run, shorten
 from tests.simulation.world import Platform
 
 CLEAN_EVERY = 100
-
-
-SIMULATED: Final = tuple(point for point in POINTS if not point.startswith(("rebuild", "undo")))
-"""Rebuild hops have a model (tests/simulation_rebuild) and crash cases."""
 
 
 @dataclass
@@ -38,7 +33,7 @@ class Tally:
     @property
     def never_reached(self) -> list[str]:
         """The failpoints that no run passed, or at which none was struck."""
-        return [point for point in SIMULATED if not self.points[point] or not self.points[f"*{point}"]]
+        return [point for point in POINTS if not self.points[point] or not self.points[f"*{point}"]]
 
     def add(self, other: Tally) -> None:
         self.runs += other.runs

@@ -189,6 +189,9 @@ class Platform:
             "losses",
             "checkpoints",
             "shards",
+            "rebuilds",
+            "rebuilt_rows",
+            "rebuild_changes",
             "requests",
         )
         guarded = ("graphs", "nodes", "edges", "migrations", "hop_attempts", "losses")
