@@ -85,6 +85,8 @@ def _why(attempt: Attempt) -> str:
         return pace(attempt.rows_per_second, attempt.seconds_left)
     if attempt.status is AttemptStatus.LOST:
         return escape(loss_phrase(attempt.lost_because, attempt.lost_how))
+    if attempt.undid is not None and attempt.status is AttemptStatus.SUCCEEDED:
+        return "restored the old values that were kept"
     return attempt.status.phrase if attempt.status is AttemptStatus.STOPPED else ""
 
 

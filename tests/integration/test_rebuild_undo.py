@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 import pytest
+from rich.console import Console
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
@@ -22,6 +24,7 @@ from graph_migrator.core.execution.recovery import sweep
 from graph_migrator.core.execution.run_hop import run_hop
 from graph_migrator.core.inspection.history import graph_state, history
 from graph_migrator.core.store.session import Executors
+from graph_migrator.tasks.cli.history import print_story
 from tests.integration.hand_driven import ISOLATIONS
 from tests.integration.scripted import Killed, Script
 from tests.integration.test_rebuild_hops import circle, exported, staged
@@ -395,6 +398,16 @@ def test_the_state_says_what_is_staged_and_until_when_it_can_be_undone(
     state = graph_state(engine, "g")
     assert state.rebuild is not None
     assert "but the graph was changed since" in state.rebuild.phrase(state.graph.undoable_to)
+
+
+def test_the_history_says_what_was_restored(engine: Engine) -> None:
+    circle(engine)
+    run_graph_migration(engine, "g", 2)
+    run_graph_migration(engine, "g", 1)
+    printed = io.StringIO()
+    for story in history(engine, "g"):
+        print_story(story, Console(file=printed, width=200))
+    assert printed.getvalue().count("restored the old values that were kept") == 1
 
 
 def operations_pause(executors: Executors) -> UUID | None:
