@@ -69,8 +69,8 @@ def cancel(
 ) -> VerbReport:
     """Ask a migration to end at the next hop or batch boundary. The graph stays at the version it reached.
 
-    In the middle of a batched hop it fails (`PartiallyMigrated`) and keeps the graph, which is partially migrated; but not
-    in a rebuild hop, before whose swap the graph is whole.
+    In the middle of a batched hop it fails (`PartiallyMigrated`) and keeps the graph, which is partially migrated.
+    In a rebuild hop it does not: before the swap the graph is whole.
 
     Raises:
         UnknownGraph: Nothing has this id or slug.
