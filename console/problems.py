@@ -14,11 +14,11 @@ from graph_migrator.core.errors import (
     GraphMigratorError,
     MigrationError,
     Refused,
+    ServiceUnavailable,
     UnknownAttempt,
     UnknownGraph,
     UnknownGraphType,
     UnknownRollout,
-    Unreachable,
     WrongUsage,
 )
 from graph_migrator.core.recorded_errors import name_of
@@ -46,7 +46,7 @@ def status_of(error: GraphMigratorError) -> int:
             return 400
         case Refused() | MigrationError():
             return 409
-        case Unreachable():
+        case ServiceUnavailable():
             return 503
         case _:
             return 500

@@ -85,9 +85,9 @@ class HopState:
     running_batches: int | None
     running_crashed: bool
     next_hop_started: bool
-    lost: int
-    crashed: int
-    crashed_how: str | None
+    interruptions: int
+    crashes: int
+    how_crashed: str | None
     tries: int
     mismatches: int
     mismatch_seconds: float
@@ -127,9 +127,9 @@ class RecoveryState:
     running_crashed: bool
     hop_name: str | None
     hop_to: int | None
-    lost: int
-    crashed: int
-    crashed_how: str | None
+    interruptions: int
+    crashes: int
+    how_crashed: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

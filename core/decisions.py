@@ -30,7 +30,7 @@ class NoSuchGraph:
 
 
 @dataclass(frozen=True)
-class InFlight:
+class IsInFlight:
     """A live migration owns the graph."""
 
 
@@ -57,34 +57,34 @@ class Begin:
 
 
 BeginDecision = (
-    KnownRequest | NoSuchGraph | InFlight | IsPartiallyMigrated | AlreadyThere | ResumeFailed | Begin
+    KnownRequest | NoSuchGraph | IsInFlight | IsPartiallyMigrated | AlreadyThere | ResumeFailed | Begin
 )
 
 
-def decide_begin(facts: BeginState, target: int, *, finish_partially_migrated: bool = False) -> BeginDecision:
+def decide_begin(state: BeginState, target: int, *, finish_partially_migrated: bool = False) -> BeginDecision:
     """Answer a call of `migrate_graph`.
 
     Args:
-        facts: What was found, under the graph's lock unless a live migration owns it.
+        state: What was found, under the graph's lock unless a live migration owns it.
         target: The version asked for.
         finish_partially_migrated: An operator means to finish a hop that was force-released half-way.
     """
-    if facts.request_known:
+    if state.request_known:
         return KnownRequest()
-    if facts.graph_id is None:
+    if state.graph_id is None:
         return NoSuchGraph()
-    if facts.partially_migrated is not None and not finish_partially_migrated:
+    if state.partially_migrated is not None and not finish_partially_migrated:
         return IsPartiallyMigrated()
-    if facts.claim is None:
-        return AlreadyThere() if facts.version == target and facts.partially_migrated is None else Begin()
-    if facts.status != MigrationStatus.FAILED:
-        return InFlight()
-    if facts.to_version == target:
+    if state.claim is None:
+        return AlreadyThere() if state.version == target and state.partially_migrated is None else Begin()
+    if state.status != MigrationStatus.FAILED:
+        return IsInFlight()
+    if state.to_version == target:
         return ResumeFailed()
-    if facts.checkpoint is not None:
+    if state.checkpoint is not None:
         return IsPartiallyMigrated()
     # Another target: the new migration replaces the failed one. At its target already, that one is only released.
-    return Begin(releases=facts.claim)
+    return Begin(releases=state.claim)
 
 
 # ── a delivered run_hop message ─────────────────────────────────────────────────────────────────────
@@ -208,55 +208,55 @@ HopDecision = (
 )
 
 
-def decide_hop(facts: HopState, message: HopMessage, fingerprint: str | None, limits: Limits) -> HopDecision:
+def decide_hop(state: HopState, message: HopMessage, fingerprint: str | None, limits: Limits) -> HopDecision:
     """Decide what a delivered `run_hop` does. Each line has a test (tests/unit/test_decisions.py).
 
     Args:
-        facts: What was found, with the graph's lock held where `facts.locked`.
+        state: What was found, with the graph's lock held where `state.locked`.
         message: What was delivered.
         fingerprint: This process's code for the hop; None where it has none.
         limits: How often a hop may go wrong.
     """
-    status = MigrationStatus(facts.status)
+    status = MigrationStatus(state.status)
     if status in SETTLED:  # also by a message of an old dispatch
         return Answer()
-    if facts.claim != message.migration_id:
+    if state.claim != message.migration_id:
         return Ignored("the graph is owned by another migration")
-    if facts.dispatch != message.dispatch:
-        return Ignored(f"dispatch {message.dispatch} is stale; the current dispatch is {facts.dispatch}")
+    if state.dispatch != message.dispatch:
+        return Ignored(f"dispatch {message.dispatch} is stale; the current dispatch is {state.dispatch}")
     if status is MigrationStatus.PAUSED:
         return Ignored("the migration is paused")
-    if not facts.locked:
-        if facts.running_id is not None and facts.running_dispatch == message.dispatch:
+    if not state.locked:
+        if state.running_id is not None and state.running_dispatch == message.dispatch:
             return Ignored("another executor is on it")
-        return Later(5.0 if facts.shards else 1.0, "the graph's lock is held")
-    assert facts.version is not None  # noqa: S101 - a claimed graph cannot be deleted
-    forward = 1 if facts.to_version > facts.from_version else -1
-    if (facts.version - message.to_version) * forward >= 0:
-        if facts.next_hop_started:
+        return Later(5.0 if state.shards else 1.0, "the graph's lock is held")
+    assert state.version is not None  # noqa: S101 - a claimed graph cannot be deleted
+    forward = 1 if state.to_version > state.from_version else -1
+    if (state.version - message.to_version) * forward >= 0:
+        if state.next_hop_started:
             return Ignored("this hop is applied and a later one has begun")
         return PassOn()
-    if facts.version != message.from_version:
-        return Ignored(f"the graph is at v{facts.version}", must_not_occur=True)
+    if state.version != message.from_version:
+        return Ignored(f"the graph is at v{state.version}", must_not_occur=True)
     if message.shard is not None:
-        if facts.shard is None:
+        if state.shard is None:
             return Ignored("there is no such shard")
-        if facts.shard["is_done"]:
+        if state.shard["is_done"]:
             return PassOn()
-    losses = count_losses(facts)
+    losses = count_losses(state)
     if status in {
         MigrationStatus.PAUSING,
         MigrationStatus.CANCELLING,
     }:  # before the limits: an operator's wish goes first
         return StopAtBoundary()
-    if (reached := _limit_reached(losses, facts.running_id, limits)) is not None:
+    if (reached := _limit_reached(losses, state.running_id, limits)) is not None:
         return reached
-    if facts.hop is None or fingerprint != facts.hop["fingerprint"]:
-        waiting = facts.mismatch_seconds < limits.deploy_seconds
-        return Requeue(deploy_pause(facts.mismatches)) if waiting else CodeDiffers()
-    if facts.running_id is not None and (pause := loss_pause(losses, limits)):
-        return Postpone(facts.running_id, pause)
-    return Run(facts.running_id)
+    if state.hop is None or fingerprint != state.hop["fingerprint"]:
+        waiting = state.mismatch_seconds < limits.deploy_seconds
+        return Requeue(deploy_pause(state.mismatches)) if waiting else CodeDiffers()
+    if state.running_id is not None and (pause := loss_pause(losses, limits)):
+        return Postpone(state.running_id, pause)
+    return Run(state.running_id)
 
 
 def deploy_pause(tries: int) -> float:
@@ -269,15 +269,15 @@ def deploy_waited(tries: int) -> float:
     return sum(map(deploy_pause, range(tries)))
 
 
-def count_losses(facts: HopState | RecoveryState) -> Losses:
+def count_losses(state: HopState | RecoveryState) -> Losses:
     """How often the hop's executor was lost since its last progress, an attempt just found dead included.
 
     A batched attempt that committed a batch has made progress: counting starts again with it.
     """
-    if facts.running_id is not None and facts.running_batches:
+    if state.running_id is not None and state.running_batches:
         return Losses(0, 0)
-    just_now = facts.running_id is not None and not facts.running_crashed
-    return Losses(facts.crashed, facts.lost + just_now, facts.crashed_how)
+    just_now = state.running_id is not None and not state.running_crashed
+    return Losses(state.crashes, state.interruptions + just_now, state.how_crashed)
 
 
 def _limit_reached(losses: Losses, running_id: int | None, limits: Limits) -> LossLimitReached | None:
@@ -304,7 +304,7 @@ def loss_pause(losses: Losses, limits: Limits) -> float:
 
 
 @dataclass(frozen=True)
-class Nothing:
+class LeaveAlone:
     """Somebody executes it, or it has changed meanwhile."""
 
 
@@ -320,18 +320,18 @@ class Redeliver:
     """It only waits. The same dispatch: a new number would kill the message that still queues."""
 
 
-RecoveryDecision = Nothing | StopAtBoundary | LossLimitReached | Redispatch | Redeliver
+RecoveryDecision = LeaveAlone | StopAtBoundary | LossLimitReached | Redispatch | Redeliver
 
 
-def decide_recovery(facts: RecoveryState, limits: Limits) -> RecoveryDecision:
+def decide_recovery(state: RecoveryState, limits: Limits) -> RecoveryDecision:
     """Decide what recovery does with a migration whose lock it holds."""
-    status = MigrationStatus(facts.status)
+    status = MigrationStatus(state.status)
     if status in {MigrationStatus.PAUSING, MigrationStatus.CANCELLING}:
         return StopAtBoundary()
     if status not in {MigrationStatus.QUEUED, MigrationStatus.RUNNING}:
-        return Nothing()
-    if facts.running_id is not None:  # rows are opened and finished under the lock, so its executor is dead
-        losses = count_losses(facts)
-        reached = _limit_reached(losses, facts.running_id, limits)
+        return LeaveAlone()
+    if state.running_id is not None:  # rows are opened and finished under the lock, so its executor is dead
+        losses = count_losses(state)
+        reached = _limit_reached(losses, state.running_id, limits)
         return reached or Redispatch(loss_pause(losses, limits))
-    return Redeliver() if facts.overdue else Nothing()
+    return Redeliver() if state.overdue else LeaveAlone()

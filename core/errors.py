@@ -43,7 +43,7 @@
     │   ├── PartiallyMigrated       cancelled inside a batched hop
     │   ├── MigrationCancelled
     │   └── MigrationReleased
-    ├── Unreachable                 exit 4
+    ├── ServiceUnavailable                 exit 4
     │   ├── DatabaseUnreachable
     │   ├── BrokerUnreachable
     │   ├── ResultsUnreachable
@@ -769,14 +769,14 @@ class MigrationReleased(MigrationError):
 # ── exit 4 ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Unreachable(GraphMigratorError):
+class ServiceUnavailable(GraphMigratorError):
     """Something this command needs does not answer."""
 
     exit_code = 4
 
 
 @dataclass(eq=False, repr=False)
-class DatabaseUnreachable(Unreachable):
+class DatabaseUnreachable(ServiceUnavailable):
     """Postgres does not answer."""
 
     where: str
@@ -788,7 +788,7 @@ class DatabaseUnreachable(Unreachable):
 
 
 @dataclass(eq=False, repr=False)
-class BrokerUnreachable(Unreachable):
+class BrokerUnreachable(ServiceUnavailable):
     """The Celery broker does not answer."""
 
     where: str
@@ -800,7 +800,7 @@ class BrokerUnreachable(Unreachable):
 
 
 @dataclass(eq=False, repr=False)
-class ResultsUnreachable(Unreachable):
+class ResultsUnreachable(ServiceUnavailable):
     """The Celery result backend does not answer."""
 
     where: str
@@ -811,7 +811,7 @@ class ResultsUnreachable(Unreachable):
 
 
 @dataclass(eq=False, repr=False)
-class SchemaOutdated(Unreachable):
+class SchemaOutdated(ServiceUnavailable):
     """The database's tables are not those of this release."""
 
     found: str | None

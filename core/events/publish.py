@@ -16,12 +16,12 @@ from uuid import UUID
 from graph_migrator.core.decision_inputs import BeginState, OperatorState
 from graph_migrator.core.events import types as events
 from graph_migrator.core.execution.model import Attempt, Caller, Dispatch, Done, Worker
-from graph_migrator.core.pace import seconds_left
 from graph_migrator.core.recorded_errors import name_of, rows_of
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.store.protocol import LoadReport
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.core.store.session import Executor
+from graph_migrator.core.time_left import seconds_left
 
 _log = logging.getLogger("graph_migrator.events")
 _P = ParamSpec("_P")
@@ -83,7 +83,7 @@ def started(executor: Executor, attempt: Attempt, worker: Worker, lost_id: int |
             attempt=attempt.number,
             dispatch=attempt.message.dispatch,
             worker=worker.name,
-            done=attempt.facts.done or 0,
+            done=attempt.state.done or 0,
         )
     )
 
@@ -232,12 +232,12 @@ def _lost(report: MigrationReport, attempt_id: int, found_by: str) -> events.Hop
 
 
 def _graph(attempt: Attempt) -> dict[str, Any]:
-    facts = attempt.facts
+    state = attempt.state
     return {
         "migration_id": attempt.message.migration_id,
-        "graph_id": facts.graph_id,
-        "graph": facts.slug,
-        "graph_type": facts.graph_type,
+        "graph_id": state.graph_id,
+        "graph": state.slug,
+        "graph_type": state.graph_type,
     }
 
 

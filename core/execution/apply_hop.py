@@ -61,7 +61,7 @@ def apply_hop(executor: Executor, attempt: Attempt, *, most_batches: int | None 
         Exception: What the hop raised; it was rolled back.
     """
     with TimeLimit(executor, attempt) as limit, locating(executor, attempt):
-        if attempt.facts.undo is not None:
+        if attempt.state.undo is not None:
             return _undo(executor, attempt)
         if attempt.hop.run is None and attempt.hop.sql is None:
             hop, message = attempt.hop, attempt.message
@@ -118,7 +118,7 @@ def _finish(executor: Executor, attempt: Attempt, *, skipped: bool, rows: int, d
         last=attempt.is_last,
         callers=executor.in_callers_transaction,
         deadline_seconds=settings().deadline_seconds,
-        checkpoint=attempt.hop.is_batched or attempt.facts.cursor is not None,
+        checkpoint=attempt.hop.is_batched or attempt.state.cursor is not None,
     )
 
 
@@ -193,7 +193,7 @@ def _apply_whole(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done
 
 def _close(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done:
     """End a hop whose shards are all done: what needs the whole graph, and the version."""
-    hop, first = attempt.hop, attempt.facts.shard or {}
+    hop, first = attempt.hop, attempt.state.shard or {}
     with executor.transaction() as connection, _context(connection, attempt, None) as ctx:
         with limit.around_code(), _no_ending(executor, hop):
             assert hop.over is not None  # noqa: S101 - it was cut by its selector
@@ -203,7 +203,7 @@ def _close(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done:
         if hop.digest:
             after = executor.call(GraphDigest(graph=attempt.graph.id))
             executor.call(RecordDigests(attempt=attempt.id, before=first["digest_before"], after=after))
-        report, _ = _commit(executor, attempt, skipped=False, rows=ctx.rows_changed, done=attempt.facts.done)
+        report, _ = _commit(executor, attempt, skipped=False, rows=ctx.rows_changed, done=attempt.state.done)
     return Done(ctx.rows_changed, False, report)
 
 
@@ -218,7 +218,7 @@ def _undo(executor: Executor, attempt: Attempt) -> Done:
                 attempt=attempt.id,
                 migration=attempt.message.migration_id,
                 graph=attempt.graph.id,
-                rebuild=attempt.facts.undo or 0,
+                rebuild=attempt.state.undo or 0,
             )
         )
         assert rows is not None  # noqa: S101 - it was found under the lock that is still held
@@ -265,9 +265,9 @@ class _Batches:
         self.walk = BatchWalk(
             attempt.hop,
             attempt.graph,
-            after=attempt.facts.cursor if self._rebuild is None else self._rebuild.cursor,
-            done=(attempt.facts.done or 0) if self._rebuild is None else self._rebuild.done,
-            shard=attempt.facts.shard,
+            after=attempt.state.cursor if self._rebuild is None else self._rebuild.cursor,
+            done=(attempt.state.done or 0) if self._rebuild is None else self._rebuild.done,
+            shard=attempt.state.shard,
             rebuild=None if self._rebuild is None else self._rebuild.id,
         )
         self._is_staged = self._rebuild is not None and self._rebuild.is_staged

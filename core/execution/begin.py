@@ -17,7 +17,7 @@ from graph_migrator.core.decisions import (
     AlreadyThere,
     Begin,
     Ignored,
-    InFlight,
+    IsInFlight,
     IsPartiallyMigrated,
     KnownRequest,
     Later,
@@ -162,7 +162,7 @@ def _begin(
     match decide_begin(state, goal, finish_partially_migrated=finish):
         case KnownRequest() | NoSuchGraph():
             raise AssertionError("handled above")
-        case InFlight():
+        case IsInFlight():
             raise MigrationInFlight(state.slug, str(state.claim), state.status or "", state.to_version or 0)
         case IsPartiallyMigrated():
             raise partially_migrated(state)

@@ -49,7 +49,7 @@ def record_failure(
         raise ConnectionLost(attempt) from error
     try:
         transient = kind is Failure.TRANSIENT or isinstance(error, attempt.hop.retry_on or ())
-        if transient and attempt.facts.tries + 1 < limits.transient_tries:
+        if transient and attempt.state.tries + 1 < limits.transient_tries:
             return retry_later(executor, attempt, error)
         return fail_migration(executor, attempt, error, transient=transient)
     except DRIVER_ERRORS as second:
@@ -61,7 +61,7 @@ def record_failure(
 
 def retry_later(executor: Executor, attempt: Attempt, error: Exception) -> AttemptFailed | Ignored:
     """Record a transient error; the migration goes on with another attempt after a pause."""
-    pause = backoff(attempt.facts.tries)
+    pause = backoff(attempt.state.tries)
     if not _write(executor, attempt, error, transient=True, final=False, pause=pause):
         return _abandon(executor, "somebody else has settled the attempt")
     return AttemptFailed(error, pause)
@@ -86,7 +86,7 @@ def _write(
         call(
             attempt=attempt.id,
             migration=attempt.message.migration_id,
-            graph=attempt.facts.graph_id,
+            graph=attempt.state.graph_id,
             transient=transient,
             final=final,
             type=name_of(error),

@@ -45,7 +45,7 @@ def resolve_lost_commit(executors: Executors, attempt: Attempt, limits: Limits) 
 
 
 def _locked(executor: Executor, attempt: Attempt) -> AbstractContextManager[GraphLock | None]:
-    graph_id, message = attempt.facts.graph_id, attempt.message
+    graph_id, message = attempt.state.graph_id, attempt.message
     if message.shard is None:
         return hold_graph_lock(executor, graph_id, seconds=5, stamp=attempt.is_last)
     return shard_taken(executor, graph_id, message.migration_id, message.to_version, message.shard, seconds=5)
@@ -69,7 +69,7 @@ def _resolve(executor: Executor, attempt: Attempt, limits: Limits) -> HopOutcome
     else:
         executor.call(BecomeShardExecutor(migration=migration, attempt=attempt.id))
     lost = ConnectionError("the connection to Postgres was lost")
-    if attempt.facts.tries + 1 < limits.transient_tries:
+    if attempt.state.tries + 1 < limits.transient_tries:
         failed = retry_later(executor, attempt, lost)
     else:
         failed = fail_migration(executor, attempt, lost, transient=True)

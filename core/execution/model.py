@@ -76,7 +76,7 @@ class Attempt:
     id: int
     number: int
     message: HopMessage
-    facts: HopState
+    state: HopState
     hop: DirectedHop
     began: float = field(default_factory=time.monotonic)
     following: Following | None = None
@@ -91,17 +91,17 @@ class Attempt:
     @property
     def is_closing(self) -> bool:
         """Whether all shards of the hop are done, and it only ends the hop."""
-        return self.shard is None and self.facts.shards > 0
+        return self.shard is None and self.state.shards > 0
 
     @property
     def is_last(self) -> bool:
         """Whether the migration ends with this attempt."""
-        return self.shard is None and self.message.to_version == self.facts.to_version
+        return self.shard is None and self.message.to_version == self.state.to_version
 
     @property
     def graph(self) -> GraphFacts:
         """The graph as the hop sees it."""
-        f = self.facts
+        f = self.state
         assert f.version is not None  # noqa: S101 - a claimed graph cannot be deleted
         return GraphFacts(f.graph_id, f.slug, f.graph_type, f.version, f.config or {})
 

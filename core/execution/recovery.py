@@ -18,9 +18,9 @@ from uuid import UUID
 from graph_migrator.core.decision_inputs import RecoveryState
 from graph_migrator.core.decisions import (
     HopMessage,
+    LeaveAlone,
     Limits,
     LossLimitReached,
-    Nothing,
     RecoveryDecision,
     Redeliver,
     Redispatch,
@@ -136,7 +136,7 @@ def recover_one(executor: Executor, migration_id: UUID, done: Sweep, limits: Lim
     with executor.transaction():
         state = executor.call(protocol.LockAndLoadStalled(migration=migration_id))
         if state is None:  # somebody executes it
-            return Nothing()
+            return LeaveAlone()
         decision = decide_recovery(state, limits)
         failpoints.hit("recovery_decided")
         _write(executor, migration_id, state, decision, done)
@@ -233,7 +233,7 @@ def _write(
                 )
             )
             done.redelivered += 1
-        case Nothing():
+        case LeaveAlone():
             pass
 
 

@@ -1,8 +1,8 @@
 """A migration that one session carries out from begin to end without giving the graph's lock back in between.
 
 A pack runs its graphs so. Under the lock nobody else changes what a hop's message reads and decides on, but for an
-operator's wish. So the facts are known beforehand: they are decided on here as ever, and Postgres begins, or opens the
-next hop, only where it finds them so. Each hop commits by itself, with its audit row. What comes otherwise is left to
+operator's wish. So its state is known beforehand: it is decided on here as ever, and Postgres begins, or opens the
+next hop, only where it finds it so. Each hop commits by itself, with its audit row. What comes otherwise is left to
 `run_hop`, which looks again.
 """
 
@@ -157,13 +157,15 @@ class _Run:
         """Whether a graph as it was read is begun, and its first hop run."""
         decided = decide_begin(self._free(), self.plan.to_version)
         return (
-            bool(self.hops) and decided == Begin() and self._may_run(0, self._facts(0, self.graph.slug, {}))
+            bool(self.hops)
+            and decided == Begin()
+            and self._may_run(0, self._hop_state(0, self.graph.slug, {}))
         )
 
-    def _may_run(self, number: int, facts: HopState) -> bool:
+    def _may_run(self, number: int, state: HopState) -> bool:
         step = self.plan.steps[number]
         hop = self.kind.directed(step.from_version, step.to_version)
-        return decide_hop(facts, self.messages[number], hop.fingerprint, self.limits) == Run(None)
+        return decide_hop(state, self.messages[number], hop.fingerprint, self.limits) == Run(None)
 
     def _free(self) -> BeginState:
         """What begin_and_open requires, as `lock_and_load_graph` would read it."""
@@ -187,7 +189,7 @@ class _Run:
             locked=True,
         )
 
-    def _facts(self, number: int, slug: str, config: dict[str, Any]) -> HopState:
+    def _hop_state(self, number: int, slug: str, config: dict[str, Any]) -> HopState:
         """What is so for the hop under the lock that was held since the begin, as `lock_and_load_hop` would read it."""
         step = self.plan.steps[number]
         return HopState(
@@ -210,9 +212,9 @@ class _Run:
             running_batches=None,
             running_crashed=False,
             next_hop_started=False,
-            lost=0,
-            crashed=0,
-            crashed_how=None,
+            interruptions=0,
+            crashes=0,
+            how_crashed=None,
             tries=0,
             mismatches=0,
             mismatch_seconds=0.0,
@@ -256,16 +258,18 @@ class _Run:
         self.applied = 0
         failpoints.hit("begin_committed")
         publish.begun(executor, self.begun, self._free(), self.plan.to_version, self.caller, None)
-        return self._attempt(0, opened.attempt_id, self._facts(0, opened.slug, opened.config))
+        return self._attempt(0, opened.attempt_id, self._hop_state(0, opened.slug, opened.config))
 
-    def _attempt(self, number: int, attempt_id: int, facts: HopState) -> Attempt:
+    def _attempt(self, number: int, attempt_id: int, state: HopState) -> Attempt:
         step, last = self.plan.steps[number], number + 1 == len(self.hops)
         following = None
-        if not last and self._may_run(number + 1, self._facts(number + 1, facts.slug, facts.config or {})):
+        if not last and self._may_run(
+            number + 1, self._hop_state(number + 1, state.slug, state.config or {})
+        ):
             following = Following(self.plan.steps[number + 1], self.worker)
         hop = self.kind.directed(step.from_version, step.to_version)
         return Attempt(
-            attempt_id, 1, self.messages[number], facts, hop, following=following, asks_report=False
+            attempt_id, 1, self.messages[number], state, hop, following=following, asks_report=False
         )
 
     def to_the_end(self, executor: Executor, attempt: Attempt, lock: GraphLock) -> Straight:
@@ -284,8 +288,8 @@ class _Run:
             if ending.opened is None:
                 return self.came_to(None)
             assert self.applied is not None  # noqa: S101 - an attempt was open
-            facts = self._facts(self.applied, attempt.facts.slug, attempt.facts.config or {})
-            attempt = self._attempt(self.applied, ending.opened, facts)
+            state = self._hop_state(self.applied, attempt.state.slug, attempt.state.config or {})
+            attempt = self._attempt(self.applied, ending.opened, state)
 
     def came_to(self, outcome: HopOutcome | None) -> Straight:
         """How far it is now."""
@@ -313,7 +317,7 @@ class _Run:
         return MigrationReport(
             migration_id=self.begun.migration_id,
             graph_id=self.graph.id,
-            graph=attempt.facts.slug,
+            graph=attempt.state.slug,
             graph_type=self.plan.graph_type,
             status=MigrationStatus.SUCCEEDED,
             from_version=self.plan.from_version,

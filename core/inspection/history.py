@@ -19,11 +19,11 @@ from graph_migrator.core.errors import GraphPartiallyMigrated, MigrationInFlight
 from graph_migrator.core.inspection.metrics import current_counts
 from graph_migrator.core.inspection.quantities import count
 from graph_migrator.core.inspection.waiting_calls import WaitingCall, waiting_calls
-from graph_migrator.core.pace import seconds_left
 from graph_migrator.core.recorded_errors import own_error
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.statuses import AttemptStatus, MigrationStatus, ReadOnlyReason, loss_phrase
 from graph_migrator.core.store.lock_sessions import lock_holders
+from graph_migrator.core.time_left import seconds_left
 
 _READ_ONLY = """
 CASE WHEN m.status = 'failed' THEN 'error' WHEN g.migration_id IS NOT NULL THEN 'migrating'

@@ -72,8 +72,8 @@ def waiting_calls(
 _WAITING = """
 SELECT w.task_id, g.slug AS graph, w.target, w.requested_by, w.sent_at, w.tries, w.worker,
        w.because, extract(epoch FROM clock_timestamp() - w.sent_at)::float AS seconds,
-       CASE WHEN w.refused_at IS NOT NULL
-            THEN greatest(0, extract(epoch FROM w.refused_at - clock_timestamp()))::float END AS seconds_left
+       CASE WHEN w.refuse_after IS NOT NULL
+            THEN greatest(0, extract(epoch FROM w.refuse_after - clock_timestamp()))::float END AS seconds_left
 FROM graph_migrator.waiting_calls w JOIN graph_migrator.graphs g ON g.id = w.graph_id
 WHERE NOT EXISTS (SELECT FROM graph_migrator.requests r WHERE r.task_id = w.task_id) {which}
 ORDER BY w.sent_at LIMIT :limit

@@ -115,28 +115,28 @@ class End:
 
 
 @dataclass(frozen=True)
-class Nothing:
+class KeepWaiting:
     """Wait: for members in flight, a bake, or an operator."""
 
     why: str
 
 
-RolloutDecision = Hold | Resume | OpenStage | CloseStage | DispatchMembers | End | Nothing
+RolloutDecision = Hold | Resume | OpenStage | CloseStage | DispatchMembers | End | KeepWaiting
 
 
 def decide_rollout(facts: RolloutFacts) -> RolloutDecision:
-    """Decide the controller's next step for one rollout. The controller repeats it until it says `Nothing`."""
+    """Decide the controller's next step for one rollout. The controller repeats it until it says `KeepWaiting`."""
     in_hand = facts.in_flight + facts.packed + facts.paused
     unsettled = facts.pending + in_hand
     match facts.status:
         case RolloutStatus.CANCELLING:
-            return Nothing("graphs are in flight") if in_hand else End(RolloutStatus.CANCELLED)
+            return KeepWaiting("graphs are in flight") if in_hand else End(RolloutStatus.CANCELLED)
         case RolloutStatus.HELD:
-            return Resume() if _is_over(facts) else Nothing("it is held")
+            return Resume() if _is_over(facts) else KeepWaiting("it is held")
         case RolloutStatus.RUNNING:
             pass
         case _:
-            return Nothing("it has ended")
+            return KeepWaiting("it has ended")
     if facts.breaker is not None:
         tripped = facts.breaker
         evidence = {"why": tripped.why, "error_group": tripped.group, "graphs": list(tripped.graphs)}
@@ -157,7 +157,7 @@ def decide_rollout(facts: RolloutFacts) -> RolloutDecision:
         return DispatchMembers(min(free, facts.pending))
     if facts.in_flight and facts.stalled_seconds > facts.stall_limit:
         return Hold(HoldReason.STALL, {"seconds": round(facts.stalled_seconds), "limit": facts.stall_limit})
-    return Nothing("graphs are in flight" if facts.in_flight else "a paused graph keeps the stage open")
+    return KeepWaiting("graphs are in flight" if facts.in_flight else "a paused graph keeps the stage open")
 
 
 def _is_over(facts: RolloutFacts) -> bool:
@@ -181,7 +181,7 @@ def _after_the_stage(facts: RolloutFacts) -> RolloutDecision | None:
         ended = RolloutStatus.FINISHED_WITH_FAILURES if facts.failed else RolloutStatus.SUCCEEDED
         return End(ended)
     if not facts.baked:
-        return Nothing("the stage bakes")
+        return KeepWaiting("the stage bakes")
     if not facts.gate_open:
         return Hold(HoldReason.GATE, {"stage": facts.stage})
     return None
@@ -252,7 +252,7 @@ class Settled:
 
 
 @dataclass(frozen=True)
-class InFlight:
+class MemberInFlight:
     """Its migration goes on, or stands still because an operator paused it."""
 
     paused: bool
@@ -263,7 +263,7 @@ class Unsent:
     """No worker has begun it: its message waits, or was lost."""
 
 
-MemberDecision = Settled | InFlight | Unsent
+MemberDecision = Settled | MemberInFlight | Unsent
 
 _SKIPPED = {
     "graph_migrator.UnknownGraph": "deleted",
@@ -304,9 +304,9 @@ def decide_member(facts: MemberFacts) -> MemberDecision:
             by = f" by {facts.ended_by}" if facts.ended_by else " by an operator"
             return Settled(MemberStatus.SKIPPED, f"its migration was {facts.migration}{by}")
         case MigrationStatus.PAUSED:
-            return InFlight(paused=True)
+            return MemberInFlight(paused=True)
         case _:
-            return InFlight(paused=False)
+            return MemberInFlight(paused=False)
 
 
 def _of_outcome(facts: MemberFacts) -> MemberDecision:
@@ -373,7 +373,7 @@ def decide_pack(facts: PackFacts) -> ClosePack | ResendPack | None:
 
 
 @dataclass(frozen=True)
-class GraphFacts:
+class PendingGraph:
     """A pending member's graph at the moment of its dispatch; `version` is None where it was deleted.
 
     `packable`: it is small enough to share a task with others.
@@ -387,7 +387,7 @@ class GraphFacts:
     packable: bool = False
 
 
-def hindered(facts: GraphFacts) -> Settled | None:
+def hindered(facts: PendingGraph) -> Settled | None:
     """What settles a member instead of its dispatch; None where it can be sent.
 
     A rollout moves in its own direction only: `migrate_graph` would move a graph that somebody has moved beyond the

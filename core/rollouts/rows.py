@@ -20,10 +20,10 @@ from graph_migrator.core.planning import Step
 from graph_migrator.core.recorded_errors import own_error
 from graph_migrator.core.rollouts.breaker import LOOK_BACK, FailedGroup, Tripped, breaker
 from graph_migrator.core.rollouts.decisions import (
-    GraphFacts,
     Hold,
     MemberFacts,
     PackFacts,
+    PendingGraph,
     RolloutFacts,
     Settled,
 )
@@ -237,7 +237,7 @@ class PostgresRows:
         )  # fmt: skip
         return [self._sending(row) for row in rows]
 
-    def next_pending(self, count: int) -> Iterable[tuple[UUID, GraphFacts]]:
+    def next_pending(self, count: int) -> Iterable[tuple[UUID, PendingGraph]]:
         """See `Rows`. A place may be a pack of many graphs; the rate counts graphs."""
         rows = query(
             self.cursor,
@@ -253,7 +253,7 @@ class PostgresRows:
         for row in rows:
             yield (
                 row.graph_id,
-                GraphFacts(
+                PendingGraph(
                     row.version,
                     self.row.to_version,
                     self.row.direction,

@@ -16,13 +16,13 @@ from graph_migrator.core.rollouts.decisions import (
     CloseStage,
     DispatchMembers,
     End,
-    GraphFacts,
     Hold,
-    InFlight,
+    KeepWaiting,
     MemberFacts,
-    Nothing,
+    MemberInFlight,
     OpenStage,
     PackFacts,
+    PendingGraph,
     ResendPack,
     Resume,
     RolloutDecision,
@@ -126,7 +126,7 @@ class Rows(Protocol):
     def end(self, status: RolloutStatus) -> None:
         """End the rollout."""
 
-    def next_pending(self, count: int) -> Iterable[tuple[UUID, GraphFacts]]:
+    def next_pending(self, count: int) -> Iterable[tuple[UUID, PendingGraph]]:
         """The next members that wait in the open stage and before it, and what their graphs are now."""
 
     def dispatch(self, units: Sequence[tuple[UUID, ...]]) -> list[Sending | SendingPack]:
@@ -167,7 +167,7 @@ def take_turn(rows: Rows) -> Turn:
             case End(status):
                 rows.end(status)
                 return turn
-            case Nothing():
+            case KeepWaiting():
                 return turn
     return turn
 
@@ -179,7 +179,7 @@ def _take_in_outcomes(rows: Rows, turn: Turn) -> None:
         match decide_member(member.facts):
             case Settled() as settled:
                 turn.settled[member.graph_id] = settled
-            case InFlight(is_paused):
+            case MemberInFlight(is_paused):
                 if is_paused is not member.paused:
                     paused[member.graph_id] = is_paused
             case Unsent():

@@ -515,7 +515,7 @@ class WaitingCall(_Base):
     requested_by: Mapped[str | None]
     sent_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
     tries: Mapped[int] = mapped_column(server_default=text("0"))
-    refused_at: Mapped[datetime | None]
+    refuse_after: Mapped[datetime | None]
     worker: Mapped[str | None]
     because: Mapped[str | None]
 

@@ -11,10 +11,10 @@ from uuid import UUID, uuid5
 
 from graph_migrator.core.rollouts.breaker import FailedGroup, breaker
 from graph_migrator.core.rollouts.decisions import (
-    GraphFacts,
     Hold,
     MemberFacts,
     PackFacts,
+    PendingGraph,
     RolloutFacts,
     Settled,
 )
@@ -191,14 +191,17 @@ class ModelRows:
         number = self.t.members[graph].number
         return Sending(ROLLOUT, graph, number, request(graph, number), str(graph), TARGET)
 
-    def next_pending(self, count: int) -> Iterable[tuple[UUID, GraphFacts]]:
+    def next_pending(self, count: int) -> Iterable[tuple[UUID, PendingGraph]]:
         waiting = [
             graph
             for graph, member in self.t.members.items()
             if member.status is MemberStatus.PENDING and member.stage <= self.t.stage
         ]
         for graph in sorted(waiting, key=lambda g: (self.t.members[g].stage, g))[:count]:
-            yield graph, GraphFacts(self.t.graphs[graph], TARGET, 1, packable=self.t.members[graph].stage > 1)
+            yield (
+                graph,
+                PendingGraph(self.t.graphs[graph], TARGET, 1, packable=self.t.members[graph].stage > 1),
+            )
 
     def dispatch(self, units: Sequence[tuple[UUID, ...]]) -> list[Sending | SendingPack]:
         sent: list[Sending | SendingPack] = []

@@ -17,15 +17,15 @@ from graph_migrator.core.decisions import (
     HopDecision,
     HopMessage,
     Ignored,
-    InFlight,
+    IsInFlight,
     IsPartiallyMigrated,
     KnownRequest,
     Later,
+    LeaveAlone,
     Limits,
     Losses,
     LossLimitReached,
     NoSuchGraph,
-    Nothing,
     PassOn,
     Postpone,
     RecoveryDecision,
@@ -83,7 +83,7 @@ def test_an_unknown_graph_is_no_graph() -> None:
 @pytest.mark.parametrize("status", LIVE)
 @pytest.mark.parametrize("target", [1, 3, 4])
 def test_a_live_migration_is_in_flight_whatever_the_target(status: str, target: int) -> None:
-    assert begin(target, claim=OTHER, status=status, to_version=3) == InFlight()
+    assert begin(target, claim=OTHER, status=status, to_version=3) == IsInFlight()
 
 
 def test_a_failed_migration_to_the_same_target_is_resumed() -> None:
@@ -145,9 +145,9 @@ def hop(
         "running_batches": None,
         "running_crashed": False,
         "next_hop_started": False,
-        "lost": 0,
-        "crashed": 0,
-        "crashed_how": None,
+        "interruptions": 0,
+        "crashes": 0,
+        "how_crashed": None,
         "mismatches": 0,
         "mismatch_seconds": 0.0,
         "shards": 0,
@@ -183,7 +183,7 @@ ROW: dict[int, tuple[dict[str, Any], type]] = {
     7: ({"version": 1}, Ignored),
     8: (RUNNING, Run),
     9: ({"status": "cancelling"}, StopAtBoundary),
-    10: ({"crashed": 3}, LossLimitReached),
+    10: ({"crashes": 3}, LossLimitReached),
     11: ({"hop": {"name": "second", "fingerprint": "other"}}, Requeue),
     12: ({}, Run),
 }
@@ -258,7 +258,7 @@ def test_8_a_running_row_under_a_free_lock_is_marked_lost_and_the_hop_runs() -> 
 
 
 @pytest.mark.parametrize("status", ["pausing", "cancelling"])
-@pytest.mark.parametrize("found", [{}, RUNNING, {"lost": 9}, {"crashed": 9}, {"hop": None}])
+@pytest.mark.parametrize("found", [{}, RUNNING, {"interruptions": 9}, {"crashes": 9}, {"hop": None}])
 def test_9_pausing_and_cancelling_are_settled_before_poison_and_other_code(
     status: str, found: dict[str, Any]
 ) -> None:
@@ -270,18 +270,18 @@ def crashed(crashes: int, interruptions: int, running_id: int | None = None) -> 
 
 
 def test_10_a_hop_whose_process_died_too_often_is_poison() -> None:
-    assert hop(crashed=2) == Run(None)
-    assert hop(crashed=3) == crashed(3, 0)
+    assert hop(crashes=2) == Run(None)
+    assert hop(crashes=3) == crashed(3, 0)
     dead = RUNNING | {"running_crashed": True}  # counted among those that crashed
-    assert hop(crashed=1, **dead) == hop(crashed=2, **dead) == Run(lost_id=11)
-    assert hop(crashed=3, **dead) == crashed(3, 0, 11)
+    assert hop(crashes=1, **dead) == hop(crashes=2, **dead) == Run(lost_id=11)
+    assert hop(crashes=3, **dead) == crashed(3, 0, 11)
 
 
 def test_10_a_hop_that_lost_its_worker_has_a_higher_limit() -> None:
-    assert hop(lost=5, crashed=2) == Run(None)
-    assert hop(lost=6) == LossLimitReached(Losses(0, 6), None, by_crashes=False)
-    assert hop(lost=5, **RUNNING) == LossLimitReached(Losses(0, 6), 11, by_crashes=False)
-    assert hop(lost=9, crashed=3) == crashed(3, 9), "what the hop does itself is the stronger reason"
+    assert hop(interruptions=5, crashes=2) == Run(None)
+    assert hop(interruptions=6) == LossLimitReached(Losses(0, 6), None, by_crashes=False)
+    assert hop(interruptions=5, **RUNNING) == LossLimitReached(Losses(0, 6), 11, by_crashes=False)
+    assert hop(interruptions=9, crashes=3) == crashed(3, 9), "what the hop does itself is the stronger reason"
 
 
 @pytest.mark.parametrize(
@@ -302,14 +302,14 @@ def test_the_pauses_between_interruptions_grow(crashes: int, interruptions: int,
 
 
 def test_10_a_message_that_comes_again_waits_as_recovery_would() -> None:
-    assert hop(lost=0, **RUNNING) == Run(lost_id=11)
-    assert hop(lost=1, **RUNNING) == Postpone(11, 5.0)
-    assert hop(lost=0, crashed=2, **RUNNING) == Postpone(11, 2.0)
-    assert hop(lost=4) == Run(None), "recovery sent it when the pause was over"
+    assert hop(interruptions=0, **RUNNING) == Run(lost_id=11)
+    assert hop(interruptions=1, **RUNNING) == Postpone(11, 5.0)
+    assert hop(interruptions=0, crashes=2, **RUNNING) == Postpone(11, 2.0)
+    assert hop(interruptions=4) == Run(None), "recovery sent it when the pause was over"
 
 
 def test_10_an_attempt_that_committed_a_batch_does_not_count_as_lost() -> None:
-    assert hop(lost=5, crashed=2, **RUNNING | {"running_batches": 1}) == Run(lost_id=11)
+    assert hop(interruptions=5, crashes=2, **RUNNING | {"running_batches": 1}) == Run(lost_id=11)
 
 
 @pytest.mark.parametrize("found", [{"hop": {"name": "second", "fingerprint": "other"}}, {"hop": None}])
@@ -342,11 +342,11 @@ PRECEDENCE: list[tuple[dict[str, Any], type]] = [
     ({"version": 3} | NOT_LOCKED, Later),  # 4 before 6
     ({"version": 3, "next_hop_started": True} | NOT_LOCKED | RUNNING, Ignored),  # 3 before 5
     ({"version": 3, "status": "cancelling"}, PassOn),  # 6 before 9: the next hop settles it
-    ({"version": 3, "crashed": 3}, PassOn),  # 6 before 10
+    ({"version": 3, "crashes": 3}, PassOn),  # 6 before 10
     ({"version": 3, "hop": None}, PassOn),  # 6 before 11
     ({"version": 1, "status": "cancelling"}, Ignored),  # 7 before 9
-    ({"status": "pausing", "crashed": 3, "hop": None}, StopAtBoundary),  # 9 before 10 and 11
-    ({"crashed": 3, "hop": None, "mismatch_seconds": 900.0}, LossLimitReached),  # 10 before 11
+    ({"status": "pausing", "crashes": 3, "hop": None}, StopAtBoundary),  # 9 before 10 and 11
+    ({"crashes": 3, "hop": None, "mismatch_seconds": 900.0}, LossLimitReached),  # 10 before 11
 ]
 
 
@@ -365,9 +365,9 @@ def recovery(status: str, *, overdue: bool = False, running: bool = False, **fou
         "running_id": 11 if running else None,
         "running_batches": 0 if running else None,
         "running_crashed": False,
-        "lost": 0,
-        "crashed": 0,
-        "crashed_how": None,
+        "interruptions": 0,
+        "crashes": 0,
+        "how_crashed": None,
     }
     return decide_recovery(SimpleNamespace(**facts | found), LIMITS)
 
@@ -376,28 +376,30 @@ def recovery(status: str, *, overdue: bool = False, running: bool = False, **fou
 @pytest.mark.parametrize("running", [True, False])
 @pytest.mark.parametrize("lost", [0, 9])
 def test_recovery_settles_what_nobody_executes(status: str, running: bool, lost: int) -> None:
-    assert recovery(status, running=running, lost=lost) == StopAtBoundary()
+    assert recovery(status, running=running, interruptions=lost) == StopAtBoundary()
 
 
 @pytest.mark.parametrize("status", ["queued", "running"])
 def test_recovery_sends_a_crashed_migration_again_under_a_new_dispatch(status: str) -> None:
     assert recovery(status, running=True) == Redispatch()
-    assert recovery(status, running=True, overdue=True, lost=1) == Redispatch(pause=5.0)
+    assert recovery(status, running=True, overdue=True, interruptions=1) == Redispatch(pause=5.0)
 
 
 @pytest.mark.parametrize("status", ["queued", "running"])
 def test_recovery_gives_a_poison_hop_up(status: str) -> None:
-    assert recovery(status, running=True, running_crashed=True, crashed=3) == crashed(3, 0, 11)
-    assert recovery(status, running=True, running_batches=1, crashed=2, lost=9) == Redispatch()
-    assert recovery(status, running=True, lost=5) == LossLimitReached(Losses(0, 6), 11, by_crashes=False)
+    assert recovery(status, running=True, running_crashed=True, crashes=3) == crashed(3, 0, 11)
+    assert recovery(status, running=True, running_batches=1, crashes=2, interruptions=9) == Redispatch()
+    assert recovery(status, running=True, interruptions=5) == LossLimitReached(
+        Losses(0, 6), 11, by_crashes=False
+    )
 
 
 @pytest.mark.parametrize("status", ["queued", "running"])
 def test_recovery_redelivers_a_waiting_migration_past_its_deadline_only(status: str) -> None:
-    assert recovery(status) == Nothing()
+    assert recovery(status) == LeaveAlone()
     assert recovery(status, overdue=True) == Redeliver()
 
 
 @pytest.mark.parametrize("status", ["paused", "succeeded", "failed", "cancelled", "released"])
 def test_recovery_leaves_everything_else_alone(status: str) -> None:
-    assert recovery(status, overdue=True) == Nothing()
+    assert recovery(status, overdue=True) == LeaveAlone()

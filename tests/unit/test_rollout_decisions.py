@@ -14,12 +14,12 @@ from graph_migrator.core.rollouts.decisions import (
     CloseStage,
     DispatchMembers,
     End,
-    GraphFacts,
     Hold,
-    InFlight,
+    KeepWaiting,
     MemberFacts,
-    Nothing,
+    MemberInFlight,
     OpenStage,
+    PendingGraph,
     Resume,
     RolloutFacts,
     Settled,
@@ -43,17 +43,20 @@ TRIPPED = Tripped("3 graphs failed with one error group", "ab12", ("a", "b", "c"
         (replace(RUNNING, stage=0, pending=0), OpenStage(1)),
         (RUNNING, DispatchMembers(4)),
         (replace(RUNNING, in_flight=3), DispatchMembers(1)),
-        (replace(RUNNING, in_flight=4), Nothing("graphs are in flight")),
-        (replace(RUNNING, in_flight=9), Nothing("graphs are in flight")),  # the limit was lowered meanwhile
+        (replace(RUNNING, in_flight=4), KeepWaiting("graphs are in flight")),
+        (
+            replace(RUNNING, in_flight=9),
+            KeepWaiting("graphs are in flight"),
+        ),  # the limit was lowered meanwhile
         (replace(RUNNING, pending=2), DispatchMembers(2)),
         (replace(ENDED, stage_closed=False), CloseStage(1)),
-        (replace(ENDED, baked=False), Nothing("the stage bakes")),
+        (replace(ENDED, baked=False), KeepWaiting("the stage bakes")),
         (replace(ENDED, gate_open=False), Hold(HoldReason.GATE)),
         (ENDED, OpenStage(2)),
         (replace(ENDED, stage=3), End(RolloutStatus.SUCCEEDED)),
         (replace(ENDED, stage=3, failed=1), End(RolloutStatus.FINISHED_WITH_FAILURES)),
         (replace(ENDED, stage=3, window_open=False, fleet_held=True), End(RolloutStatus.SUCCEEDED)),
-        (replace(ENDED, paused=1), Nothing("a paused graph keeps the stage open")),
+        (replace(ENDED, paused=1), KeepWaiting("a paused graph keeps the stage open")),
         (replace(RUNNING, breaker=TRIPPED), Hold(HoldReason.BREAKER)),
         (replace(ENDED, stage=3, breaker=TRIPPED), Hold(HoldReason.BREAKER)),
         (replace(RUNNING, fleet_held=True), Hold(HoldReason.FLEET)),
@@ -63,11 +66,11 @@ TRIPPED = Tripped("3 graphs failed with one error group", "ab12", ("a", "b", "c"
         (replace(RUNNING, in_flight=4, stalled_seconds=1801), Hold(HoldReason.STALL)),
         (
             replace(RUNNING, pending=0, paused=1, stalled_seconds=1801),
-            Nothing("a paused graph keeps the stage open"),
+            KeepWaiting("a paused graph keeps the stage open"),
         ),
-        (replace(RUNNING, status=RolloutStatus.CANCELLING, in_flight=1), Nothing("graphs are in flight")),
+        (replace(RUNNING, status=RolloutStatus.CANCELLING, in_flight=1), KeepWaiting("graphs are in flight")),
         (replace(RUNNING, status=RolloutStatus.CANCELLING), End(RolloutStatus.CANCELLED)),
-        (replace(RUNNING, status=RolloutStatus.SUCCEEDED), Nothing("it has ended")),
+        (replace(RUNNING, status=RolloutStatus.SUCCEEDED), KeepWaiting("it has ended")),
     ],
 )
 def test_each_situation_has_its_decision(facts: RolloutFacts, decision: object) -> None:
@@ -82,10 +85,10 @@ def test_each_situation_has_its_decision(facts: RolloutFacts, decision: object) 
 @pytest.mark.parametrize("reason", list(HoldReason))
 def test_only_the_window_the_signals_and_the_fleets_hold_end_by_themselves(reason: HoldReason) -> None:
     held = replace(RUNNING, status=RolloutStatus.HELD, held_for=reason)
-    expected = Resume() if reason in ENDS_BY_ITSELF else Nothing("it is held")
+    expected = Resume() if reason in ENDS_BY_ITSELF else KeepWaiting("it is held")
     assert decide_rollout(held) == expected
     bad = replace(held, window_open=False, fleet_held=True, stop_signal={"signal": "replica_lag"})
-    assert decide_rollout(bad) == Nothing("it is held")
+    assert decide_rollout(bad) == KeepWaiting("it is held")
 
 
 def test_a_breaker_names_its_evidence() -> None:
@@ -197,9 +200,9 @@ def test_each_outcome_settles_a_member_with_its_reason(
 def test_a_member_without_an_outcome_waits() -> None:
     assert decide_member(member()) == Unsent()
     assert decide_member(member(request_known=True)) == Unsent()
-    assert decide_member(member(migration=MigrationStatus.PAUSED)) == InFlight(paused=True)
+    assert decide_member(member(migration=MigrationStatus.PAUSED)) == MemberInFlight(paused=True)
     for status in ("queued", "running", "pausing", "cancelling"):
-        assert decide_member(member(migration=MigrationStatus(status))) == InFlight(paused=False)
+        assert decide_member(member(migration=MigrationStatus(status))) == MemberInFlight(paused=False)
 
 
 def test_a_hop_that_kills_its_worker_is_counted_as_a_crash() -> None:
@@ -213,27 +216,27 @@ def test_a_hop_that_kills_its_worker_is_counted_as_a_crash() -> None:
 @pytest.mark.parametrize(
     ("facts", "status", "note"),
     [
-        (GraphFacts(None, 3, 1), "skipped", "deleted"),
-        (GraphFacts(3, 3, 1), "succeeded", "was at the target already"),
-        (GraphFacts(4, 3, 1), "skipped", "beyond the target"),
-        (GraphFacts(2, 3, -1), "skipped", "beyond the target"),
-        (GraphFacts(2, 3, 1, partially_migrated=True), "skipped", "partially migrated"),
+        (PendingGraph(None, 3, 1), "skipped", "deleted"),
+        (PendingGraph(3, 3, 1), "succeeded", "was at the target already"),
+        (PendingGraph(4, 3, 1), "skipped", "beyond the target"),
+        (PendingGraph(2, 3, -1), "skipped", "beyond the target"),
+        (PendingGraph(2, 3, 1, partially_migrated=True), "skipped", "partially migrated"),
         (
-            GraphFacts(1, 3, 1, known_versions=(2, 3)),
+            PendingGraph(1, 3, 1, known_versions=(2, 3)),
             "skipped",
             "unreachable: its type does not know its version",
         ),
     ],
 )
-def test_a_graph_that_must_not_be_sent_is_settled(facts: GraphFacts, status: str, note: str) -> None:
+def test_a_graph_that_must_not_be_sent_is_settled(facts: PendingGraph, status: str, note: str) -> None:
     found = hindered(facts)
     assert found is not None
     assert (found.status, found.note) == (status, note)
 
 
 def test_a_graph_on_its_way_is_sent() -> None:
-    assert hindered(GraphFacts(2, 3, 1, known_versions=(1, 3))) is None
-    assert hindered(GraphFacts(4, 3, -1)) is None
+    assert hindered(PendingGraph(2, 3, 1, known_versions=(1, 3))) is None
+    assert hindered(PendingGraph(4, 3, -1)) is None
 
 
 # ── the breaker ─────────────────────────────────────────────────────────────────────────────────────

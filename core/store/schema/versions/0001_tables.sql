@@ -219,12 +219,12 @@ CREATE TABLE waiting_calls (
     requested_by text,
     sent_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     tries        integer NOT NULL DEFAULT 0,
-    refused_at   timestamptz,
+    refuse_after timestamptz,
     worker       text,
     because      text
 );
 COMMENT ON COLUMN waiting_calls.tries IS 'How often a worker has taken the message and requeued it.';
-COMMENT ON COLUMN waiting_calls.refused_at IS 'When workers stop requeueing it and refuse it. NULL if no worker has requeued it.';
+COMMENT ON COLUMN waiting_calls.refuse_after IS 'When workers stop requeueing it and refuse it. NULL if no worker has requeued it.';
 COMMENT ON COLUMN waiting_calls.because IS 'Why the worker in column worker could not carry out the call.';
 CREATE INDEX waiting_calls_by_graph ON waiting_calls (graph_id);
 

@@ -75,8 +75,8 @@ END $$;
 -- How often a hop was interrupted without an error of its own, since its last progress and the last retry. Lost: its
 -- worker or its session is gone, as far as is known. Crashed: its process died and the worker lived on. p_shard: of
 -- one shard.
-CREATE FUNCTION count_losses(p_migration uuid, p_to integer, p_forgiven bigint, p_shard integer, OUT lost integer,
-    OUT crashed integer, OUT crashed_how text, OUT tries integer)
+CREATE FUNCTION count_losses(p_migration uuid, p_to integer, p_forgiven bigint, p_shard integer, OUT interruptions integer,
+    OUT crashes integer, OUT how_crashed text, OUT tries integer)
 LANGUAGE sql STABLE SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
     SELECT count(*) FILTER (WHERE a.status = 'lost' AND l.because IS DISTINCT FROM 'process'),
            count(*) FILTER (WHERE l.because = 'process'),
@@ -127,7 +127,7 @@ CREATE FUNCTION lock_and_load_hop(p_migration uuid, p_to integer, p_dispatch int
     OUT claim uuid, OUT status text, OUT dispatch integer, OUT from_version integer, OUT to_version integer,
     OUT task_id text, OUT hop jsonb, OUT locked boolean, OUT running_id bigint, OUT running_to integer,
     OUT running_dispatch integer, OUT running_batches integer, OUT running_crashed boolean, OUT next_hop_started boolean,
-    OUT lost integer, OUT crashed integer, OUT crashed_how text, OUT tries integer,
+    OUT interruptions integer, OUT crashes integer, OUT how_crashed text, OUT tries integer,
     OUT mismatches integer, OUT mismatch_seconds double precision, OUT cursor jsonb, OUT done bigint,
     OUT error_type text, OUT error_message text, OUT error_args jsonb, OUT shards integer, OUT shard jsonb,
     OUT undo bigint)
@@ -178,13 +178,13 @@ BEGIN
                             AND (a.to_version - p_to) * sign(lock_and_load_hop.to_version - lock_and_load_hop.from_version) > 0), false),
            count(*) FILTER (WHERE a.to_version = p_to AND a.shard IS NOT DISTINCT FROM p_shard
                             AND (a.status = 'lost' OR a.transient))
-        INTO running_id, running_to, running_dispatch, running_batches, next_hop_started, lost
+        INTO running_id, running_to, running_dispatch, running_batches, next_hop_started, interruptions
         FROM hop_attempts a WHERE a.migration_id = p_migration;
     tries := 0;
-    crashed := 0;
+    crashes := 0;
     running_crashed := running_id IS NOT NULL AND has_crashed(running_id);
-    IF lost > 0 OR running_crashed THEN
-        SELECT l.lost, l.crashed, l.crashed_how, l.tries INTO lost, crashed, crashed_how, tries
+    IF interruptions > 0 OR running_crashed THEN
+        SELECT l.interruptions, l.crashes, l.how_crashed, l.tries INTO interruptions, crashes, how_crashed, tries
             FROM count_losses(p_migration, p_to, forgiven, p_shard) l;
     END IF;
 END $$;

@@ -39,7 +39,7 @@ END $$;
 -- Tries the graph's lock for this transaction and reads what recovery decides on. NULL graph_id: not taken.
 CREATE FUNCTION lock_and_load_stalled(p_migration uuid, OUT graph_id uuid, OUT status text, OUT overdue boolean,
     OUT dispatch integer, OUT running_id bigint, OUT running_batches integer, OUT running_crashed boolean,
-    OUT hop_name text, OUT hop_to integer, OUT lost integer, OUT crashed integer, OUT crashed_how text)
+    OUT hop_name text, OUT hop_to integer, OUT interruptions integer, OUT crashes integer, OUT how_crashed text)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     forgiven bigint;
@@ -56,7 +56,7 @@ BEGIN
         INTO running_id, running_batches, running_crashed, hop_name, hop_to
         FROM hop_attempts a WHERE a.migration_id = p_migration AND a.status = 'running' AND a.shard IS NULL;
     running_crashed := coalesce(running_crashed, false);
-    SELECT l.lost, l.crashed, l.crashed_how INTO lost, crashed, crashed_how
+    SELECT l.interruptions, l.crashes, l.how_crashed INTO interruptions, crashes, how_crashed
         FROM count_losses(p_migration, hop_to, forgiven, NULL) l;
 END $$;
 
@@ -524,12 +524,12 @@ $$;
 CREATE FUNCTION record_requeue(p_call text, p_graph text, p_target integer, p_by text, p_worker text, p_because text,
     p_most_seconds double precision)
 RETURNS void LANGUAGE sql SET search_path = graph_migrator, pg_temp AS $$
-    INSERT INTO waiting_calls AS w (task_id, graph_id, target, requested_by, tries, refused_at, worker, because)
+    INSERT INTO waiting_calls AS w (task_id, graph_id, target, requested_by, tries, refuse_after, worker, because)
         SELECT p_call, g.id, p_target, p_by, 1, clock_timestamp() + make_interval(secs => p_most_seconds), p_worker,
                p_because
         FROM graphs g WHERE g.id = graph_id_of(p_graph)
         ON CONFLICT (task_id) DO UPDATE SET tries = w.tries + 1, worker = excluded.worker, because = excluded.because,
-            refused_at = coalesce(w.refused_at, excluded.refused_at)
+            refuse_after = coalesce(w.refuse_after, excluded.refuse_after)
 $$;
 
 -- Removes calls that have their row in requests, and those that no worker has taken for p_most_seconds.

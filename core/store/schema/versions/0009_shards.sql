@@ -310,7 +310,7 @@ END $$;
 -- for a hop. NULL graph_id: not taken, or not running any more.
 CREATE FUNCTION lock_and_load_dead_shard(p_attempt bigint, OUT graph_id uuid, OUT status text, OUT overdue boolean,
     OUT dispatch integer, OUT running_id bigint, OUT running_batches integer, OUT running_crashed boolean,
-    OUT hop_name text, OUT hop_to integer, OUT lost integer, OUT crashed integer, OUT crashed_how text,
+    OUT hop_name text, OUT hop_to integer, OUT interruptions integer, OUT crashes integer, OUT how_crashed text,
     OUT migration_id uuid, OUT hop_from integer, OUT shard integer)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
@@ -331,7 +331,7 @@ BEGIN
     END IF;
     graph_id := a.graph_id; migration_id := a.migration_id; shard := a.shard; overdue := false;
     hop_name := a.hop_name; hop_from := a.from_version; hop_to := a.to_version;
-    SELECT l.lost, l.crashed, l.crashed_how INTO lost, crashed, crashed_how
+    SELECT l.interruptions, l.crashes, l.how_crashed INTO interruptions, crashes, how_crashed
         FROM count_losses(a.migration_id, a.to_version, forgiven, a.shard) l;
 END $$;
 
