@@ -162,7 +162,7 @@ def _executing(executor: Executor, slug: str) -> str:
         executor.call(
             protocol.CutShards(
                 migration=begun.migration_id, to=2, status="queued", dispatch=1, table_name="graph_migrator.nodes",
-                key=["id"], shards=[*cut], digest=None, deadline=3_600,
+                key=["id"], rebuild=None, shards=[*cut], digest=None, deadline=3_600,
             )
         )  # fmt: skip
         message = replace(message, shard=1)

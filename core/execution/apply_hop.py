@@ -195,6 +195,8 @@ def _close(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done:
     """End a hop whose shards are all done: what needs the whole graph, and the version."""
     hop, first = attempt.hop, attempt.state.shard or {}
     with executor.transaction() as connection, _context(connection, attempt, None) as ctx:
+        if attempt.stages:
+            ctx.rows_changed = _swap(executor, attempt, first["rebuild_id"])
         with limit.around_code(), _no_ending(executor, hop):
             assert hop.over is not None  # noqa: S101 - it was cut by its selector
             validate_labels(ctx, hop, except_for=hop.over)
@@ -261,14 +263,17 @@ class _Batches:
 
     def __init__(self, executor: Executor, attempt: Attempt, limit: TimeLimit) -> None:
         self._executor, self._attempt, self._limit = executor, attempt, limit
-        self._rebuild = executor.call(_rebuilding(attempt)) if attempt.hop.rebuild else None
+        staging = attempt.stages and attempt.shard is None
+        self._rebuild = executor.call(_rebuilding(attempt)) if staging else None
         self.walk = BatchWalk(
             attempt.hop,
             attempt.graph,
             after=attempt.state.cursor if self._rebuild is None else self._rebuild.cursor,
             done=(attempt.state.done or 0) if self._rebuild is None else self._rebuild.done,
             shard=attempt.state.shard,
-            rebuild=None if self._rebuild is None else self._rebuild.id,
+            rebuild=self._rebuild.id
+            if self._rebuild is not None
+            else (attempt.state.shard or {}).get("rebuild_id"),
         )
         self._is_staged = self._rebuild is not None and self._rebuild.is_staged
         self.total = 0
@@ -367,7 +372,7 @@ class _Batches:
             rebuild=self._rebuild.id,
             cursor=walk.cursor,
             done=walk.done,
-            rows=rows,
+            rows=walk.staged,
             ends=walk.is_at_end,
             deadline_seconds=settings().deadline_seconds,
         )
@@ -376,17 +381,7 @@ class _Batches:
         """The last transaction of a rebuild hop: the staged values become the graph's."""
         hop, attempt = self._attempt.hop, self._attempt
         assert self._rebuild is not None  # noqa: S101 - its rows are staged
-        failpoints.hit("rebuild_before_swap")
-        rows = self._executor.call(
-            SwapRebuild(
-                attempt=attempt.id,
-                migration=attempt.message.migration_id,
-                graph=attempt.graph.id,
-                rebuild=self._rebuild.id,
-                undo_seconds=hop.undo_for if hop.direction is Direction.FORWARD else 0,
-            )
-        )
-        failpoints.hit("rebuild_swapped")
+        rows = _swap(self._executor, attempt, self._rebuild.id)
         with self._limit.around_code(), _no_ending(self._executor, hop):
             _check(hop, ctx)
             ctx.flush()
@@ -410,7 +405,7 @@ class _Batches:
             shard=message.shard,
             cursor=walk.cursor,
             done=walk.done,
-            rows=rows,
+            rows=walk.staged if self._attempt.stages else rows,
             ends=walk.is_at_end,
             deadline_seconds=settings().deadline_seconds,
         )
@@ -439,6 +434,23 @@ class _Batches:
         if self._attempt.hop.digest:
             after = self._executor.call(GraphDigest(graph=self._attempt.graph.id))
             self._executor.call(RecordDigests(attempt=self._attempt.id, after=after))
+
+
+def _swap(executor: Executor, attempt: Attempt, rebuild_id: int) -> int:
+    """The staged values become the graph's. Returns how many rows that changes."""
+    hop = attempt.hop
+    failpoints.hit("rebuild_before_swap")
+    rows = executor.call(
+        SwapRebuild(
+            attempt=attempt.id,
+            migration=attempt.message.migration_id,
+            graph=attempt.graph.id,
+            rebuild=rebuild_id,
+            undo_seconds=hop.undo_for if hop.direction is Direction.FORWARD else 0,
+        )
+    )
+    failpoints.hit("rebuild_swapped")
+    return rows
 
 
 def _rebuilding(attempt: Attempt) -> OpenRebuild:

@@ -20,7 +20,13 @@ from graph_migrator.core.recorded_errors import note_rows
 from graph_migrator.core.store.batches import FailedBatch, failed_batch
 from graph_migrator.core.store.errors import Failure, classify, sqlstate
 from graph_migrator.core.store.keyset import Key
-from graph_migrator.core.store.protocol import Call, OpenBatch, OpenRebuildBatch, OpenShardBatch
+from graph_migrator.core.store.protocol import (
+    Call,
+    OpenBatch,
+    OpenRebuildBatch,
+    OpenRebuildShardBatch,
+    OpenShardBatch,
+)
 from graph_migrator.core.store.session import Executor
 
 SEARCH_SECONDS: Final = 10.0
@@ -82,11 +88,12 @@ def _find(executor: Executor, attempt: Attempt, batch: FailedBatch) -> str:
 
 def opening_of_batch(attempt: Attempt) -> Call[str]:
     """The call that opens a batch's transaction with its fences, and returns the migration's status."""
-    if attempt.hop.rebuild:
-        kind: type[OpenBatch] = OpenRebuildBatch
-    else:
-        kind = OpenBatch if attempt.shard is None else OpenShardBatch
-    return kind(attempt=attempt.id, migration=attempt.message.migration_id, graph=attempt.graph.id)
+    kinds: tuple[type[OpenBatch], type[OpenBatch]] = (
+        (OpenRebuildBatch, OpenRebuildShardBatch) if attempt.stages else (OpenBatch, OpenShardBatch)
+    )
+    return kinds[attempt.shard is not None](
+        attempt=attempt.id, migration=attempt.message.migration_id, graph=attempt.graph.id
+    )
 
 
 def _context(attempt: Attempt, connection: Connection) -> HopContext:

@@ -94,6 +94,13 @@ class Attempt:
         return self.shard is None and self.state.shards > 0
 
     @property
+    def stages(self) -> bool:
+        """Whether what it changes is staged. A hop that stands half-way in the graph goes on as it began."""
+        if self.state.shard is not None:
+            return self.state.shard["rebuild_id"] is not None
+        return self.hop.rebuild and self.state.cursor is None
+
+    @property
     def is_last(self) -> bool:
         """Whether the migration ends with this attempt."""
         return self.shard is None and self.message.to_version == self.state.to_version

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from graph_migrator.core.decision_inputs import HopState
-from graph_migrator.core.decisions import HopMessage, Ignored
+from graph_migrator.core.decisions import HopMessage, Ignored, Later
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.model import Sharded
@@ -19,10 +19,17 @@ from graph_migrator.core.execution.recorded import load_dispatch
 from graph_migrator.core.execution.recovery import settle_now
 from graph_migrator.core.graph_types.context import GraphFacts
 from graph_migrator.core.graph_types.definition import DirectedHop
+from graph_migrator.core.graph_types.selectors import Nodes
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store.keyset import Key, Keyset
-from graph_migrator.core.store.protocol import CutShards, GraphDigest, NextShards, ShardsToSend
+from graph_migrator.core.store.protocol import (
+    CutShards,
+    GraphDigest,
+    NextShards,
+    PrepareRebuild,
+    ShardsToSend,
+)
 from graph_migrator.core.store.session import Executor
 
 SHARD_ROWS: Final = 100_000
@@ -31,21 +38,27 @@ MOST_SHARDS: Final = 256
 
 def coordinate(
     executor: Executor, message: HopMessage, state: HopState, hop: DirectedHop
-) -> Sharded | Ignored | None:
+) -> Sharded | Ignored | Later | None:
     """Do what a hop's message asks for where the hop runs in shards. The caller holds the graph's lock.
 
     Returns:
         What to send; None where the hop is to be run: it is not cut, or all its shards are done and it is to be closed.
-        `Ignored` where an operator was quicker.
+        `Ignored` where an operator was quicker; `Later` where what other code has staged was discarded with its shards.
     """
-    # A hop that stands half-way goes on as it began, whatever its code says about shards today.
-    if not state.shards and (hop.shards is None or state.cursor is not None):
+    # A hop that stands half-way goes on as it began, whatever its code says about shards today. What is taken back by
+    # the old values needs neither.
+    if not state.shards and (hop.shards is None or state.cursor is not None or state.undo is not None):
         return None
-    if not state.shards:
-        found_cut = cut(executor, _graph_of(state), hop)
+    shards, rebuild_id, may_cut = state.shards, None, hop.shards is not None
+    if hop.rebuild or shards:
+        prepared = executor.call(_preparing(message, state, hop))
+        shards, rebuild_id = prepared.shards, prepared.rebuild_id
+        may_cut = may_cut and not prepared.is_begun
+    if not shards:
+        found_cut = cut(executor, _graph_of(state), hop) if may_cut else None
         if found_cut is None:
-            return None
-        if not executor.call(_cutting(executor, message, state, hop, found_cut)):
+            return Later(0, "its shards were of other code") if state.shards else None
+        if not executor.call(_cutting(executor, message, state, hop, found_cut, rebuild_id)):
             return Ignored("the migration has changed meanwhile")
         failpoints.hit("shards_cut")
     found = _next(executor, message, anew=True)
@@ -112,6 +125,7 @@ def _cutting(
     state: HopState,
     hop: DirectedHop,
     found: Cut,
+    rebuild_id: int | None,
 ) -> CutShards:
     return CutShards(
         migration=message.migration_id,
@@ -120,9 +134,21 @@ def _cutting(
         dispatch=message.dispatch,
         table_name=found.table,
         key=list(found.key),
+        rebuild=rebuild_id,
         shards=[list(each) for each in found.ranges],
         digest=executor.call(GraphDigest(graph=state.graph_id)) if hop.digest else None,
         deadline_seconds=settings().deadline_seconds,
+    )
+
+
+def _preparing(message: HopMessage, state: HopState, hop: DirectedHop) -> PrepareRebuild:
+    return PrepareRebuild(
+        migration=message.migration_id,
+        graph=state.graph_id,
+        from_=message.from_version,
+        to=message.to_version,
+        table_name=("nodes" if isinstance(hop.over, Nodes) else "edges") if hop.rebuild else None,
+        fingerprint=hop.fingerprint,
     )
 
 

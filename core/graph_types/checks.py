@@ -117,8 +117,6 @@ def _in_the_rebuild(what: str, hop: DirectedHop) -> Iterator[str]:
         yield f"{what}: rebuild= without over= has no meaning; a hop in one transaction is one commit as it is"
     elif isinstance(hop.over, Rows):
         yield f"{what}: rebuild= is for Nodes and Edges; rows of a table of your own are not staged"
-    if hop.shards is not None:
-        yield f"{what}: a hop with rebuild= takes no shards="
     if hop.undo_for < 0:
         yield f"{what}: undo_for= must be 0 or more"
 

@@ -274,7 +274,8 @@ class GraphType:
             rebuild: Readers see the old version whole until the hop's last commit, and then the new one. Batches stage
                 what the function changes in the rows that it is given; that is all that it may write: the write guard
                 refuses the rest. Whatever it reads is the old version, also where a row is staged already. `when` sees
-                the old version, `check` the new one; neither writes. For `Nodes` and `Edges`, and without `shards`.
+                the old version, `check` the new one; neither writes. For `Nodes` and `Edges`, in
+                `shards` or not.
             undo_for: Seconds, or a timedelta, for which the old values are kept. Until then, and until the graph is
                 changed, going back takes one commit, which restores them, also where the hop has no reverse.
 

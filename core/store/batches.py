@@ -82,6 +82,7 @@ class BatchWalk:
         cursor: The key of the last row that has the new shape; None at the start.
         done: Rows visited, those of earlier attempts included.
         size: Rows that the next batch may have.
+        staged: Rows whose changes the last batch has staged, of a rebuild hop.
         is_at_start: No batch was taken, in this attempt or an earlier one.
         is_at_end: The last batch was taken.
     """
@@ -104,6 +105,7 @@ class BatchWalk:
         self.size = hop.batch_size
         self.is_at_start = after is None
         self.is_at_end = False
+        self.staged = 0
         self._total = 0
         self._most: int | None = None
         self._over: Nodes | Edges | Rows = hop.over
@@ -142,6 +144,7 @@ class BatchWalk:
             Exception: What the hop raised.
         """
         self.is_at_start = False
+        self.staged = 0
         try:
             with _no_cycle_collection():
                 taken = self.take(ctx, self.cursor, self.size)
@@ -204,7 +207,8 @@ class BatchWalk:
             ctx.rows_changed += batch.write_back(cursor)
         else:
             assert isinstance(batch, GraphRows)  # noqa: S101 - a type with others is refused when it is loaded
-            ctx.rows_changed += batch.stage(cursor, self._rebuild)
+            self.staged = batch.stage(cursor, self._rebuild)
+            ctx.rows_changed += self.staged
         return Taken(rows, batch.last, is_full=batch.is_cut or rows == size)
 
     def _batch(self) -> GraphRows | OwnRows:

@@ -306,6 +306,7 @@ class Shard(_Base):
     is_sent: Mapped[bool] = mapped_column(server_default=text("false"))
     is_done: Mapped[bool] = mapped_column(server_default=text("false"))
     digest_before: Mapped[str | None]
+    rebuild_id: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class Rebuild(_Base):

@@ -53,8 +53,8 @@ def _sharded(code: str) -> GraphType:
 
 def _rebuilt(code: str) -> GraphType:
     kind = GraphType("rebuilt")
-    for version in (1, 2):
-        _declare(kind, code, version, batched=True, rebuild=True)
+    _declare(kind, code, 1, batched=True, shards=SHARDS, rebuild=True)
+    _declare(kind, code, 2, batched=True, rebuild=True)
     return kind
 
 

@@ -297,7 +297,6 @@ def test_more_arguments_are_welcome_where_they_have_defaults(kind):
         ({"over": Nodes(), "shards": 2, "when": _ready}, "takes no when="),
         ({"rebuild": True}, "rebuild= without over="),
         ({"over": Rows("orders", "id"), "rebuild": True}, "rebuild= is for Nodes and Edges"),
-        ({"over": Nodes(), "rebuild": True, "shards": 2}, "a hop with rebuild= takes no shards="),
         ({"over": Nodes(), "rebuild": True, "undo_for": -1}, "undo_for= must be 0 or more"),
         ({"over": Nodes(), "undo_for": 60}, "undo_for= without rebuild="),
         ({"timeout": 0}, "timeout= must be above 0"),

@@ -34,6 +34,32 @@ class OpenRebuild(Call[RebuildOpened], function="open_rebuild"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RebuildPrepared:
+    """Where shards that are cut now stage; whether it stages without shards already; how many shards are left."""
+
+    rebuild_id: int | None
+    is_begun: bool
+    shards: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareRebuild(Call[RebuildPrepared], function="prepare_rebuild"):
+    """Discard what other code has staged, with its shards; `table_name` None: this code rebuilds nothing."""
+
+    migration: UUID
+    graph: UUID
+    from_: int
+    to: int
+    table_name: str | None
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenRebuildShardBatch(OpenBatch, function="open_rebuild_shard_batch"):
+    """`OpenRebuildBatch` of a shard."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpenRebuildBatch(OpenBatch, function="open_rebuild_batch"):
     """`OpenBatch` of a rebuild hop: its transaction writes the graph by nothing but the swap."""
 

@@ -22,6 +22,7 @@ class CutShards(Call[bool], function="cut_shards"):
     dispatch: int
     table_name: str
     key: list[str]
+    rebuild: int | None
     shards: list[Any]
     digest: str | None
     deadline_seconds: float

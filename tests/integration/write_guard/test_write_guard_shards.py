@@ -48,7 +48,7 @@ class Shards:
         self.app, self.migration = app, migration
         migration.begin()
         app.do(
-            "SELECT cut_shards(%s, 2, 'queued', 1, 'graph_migrator.nodes', '[\"id\"]', "
+            "SELECT cut_shards(%s, 2, 'queued', 1, 'graph_migrator.nodes', '[\"id\"]', NULL, "
             "'[[[\"n4\"], 4], [null, 4]]', NULL, 30)",
             str(migration.id),
         )

@@ -167,7 +167,7 @@ BEGIN
             WHERE s.migration_id = p_migration AND s.to_version = p_to AND s.number = p_shard;
     ELSIF shards > 0 THEN
         SELECT to_jsonb(s) INTO shard FROM shards s
-            WHERE s.migration_id = p_migration AND s.to_version = p_to AND s.number = 1;
+            WHERE s.migration_id = p_migration AND s.to_version = p_to ORDER BY s.number LIMIT 1;
     END IF;
     -- At most one attempt is running, of the hop or of this shard of it.
     SELECT max(a.id) FILTER (WHERE a.status = 'running' AND a.shard IS NOT DISTINCT FROM p_shard),
@@ -512,8 +512,8 @@ BEGIN
     IF dispatch IS NULL THEN
         RAISE EXCEPTION 'migration % is not failed', p_migration USING ERRCODE = 'GM001';
     END IF;
-    -- Nothing of the hop is committed: it is cut anew, by the code of today.
-    DELETE FROM shards s WHERE s.migration_id = p_migration
+    -- Nothing of the hop is committed: it is cut anew, by the code of today. (Of a rebuild hop: prepare_rebuild.)
+    DELETE FROM shards s WHERE s.migration_id = p_migration AND s.rebuild_id IS NULL
         AND NOT EXISTS (SELECT FROM checkpoints c WHERE c.migration_id = p_migration);
     -- The caller whose id the chain has is answered again: the result of this run replaces FAILURE.
     UPDATE requests r SET answered_at = NULL, answer_failures = 0, next_answer_at = NULL, unanswered_because = NULL

@@ -15,6 +15,7 @@ CREATE TABLE shards (
     is_sent      boolean NOT NULL DEFAULT false,
     is_done      boolean NOT NULL DEFAULT false,
     digest_before text,
+    rebuild_id   bigint,
     PRIMARY KEY (migration_id, to_version, number)
 );
 COMMENT ON COLUMN shards.table_name IS 'The table whose rows the hop processes, with its schema.';
@@ -25,6 +26,7 @@ COMMENT ON COLUMN shards.cursor IS 'The key of the last row that has the new sha
 COMMENT ON COLUMN shards.total IS 'Rows that it had when the hop was cut.';
 COMMENT ON COLUMN shards.is_sent IS 'Its message was sent in this dispatch; with is_done false it counts against the limits.';
 COMMENT ON COLUMN shards.digest_before IS 'Of the whole graph, at its first shard, where the type asks for digests.';
+COMMENT ON COLUMN shards.rebuild_id IS 'Where its changes are staged, of a rebuild hop.';
 CREATE INDEX shards_in_flight ON shards (migration_id) WHERE is_sent AND NOT is_done;
 
 CREATE FUNCTION shard_key(p_migration uuid, p_to integer, p_shard integer) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -152,8 +154,11 @@ END $$;
 -- upto is a key, each of its columns as text.
 -- False where the migration is not as it was looked at: nothing is written then, look again.
 CREATE FUNCTION cut_shards(p_migration uuid, p_to integer, p_status text, p_dispatch integer, p_table_name text,
-    p_key jsonb, p_shards jsonb, p_digest text, p_deadline_seconds double precision) RETURNS boolean
+    p_key jsonb, p_rebuild bigint, p_shards jsonb, p_digest text, p_deadline_seconds double precision) RETURNS boolean
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    -- Numbers of an earlier cut are not used again: they have attempts.
+    used integer := coalesce((SELECT max(a.shard) FROM hop_attempts a WHERE a.migration_id = p_migration AND a.to_version = p_to), 0);
 BEGIN
     UPDATE migrations m SET status = 'running', started_at = coalesce(m.started_at, clock_timestamp()),
            deadline = clock_timestamp() + make_interval(secs => p_deadline_seconds), redeliveries = 0, code_mismatches = 0,
@@ -162,8 +167,8 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    INSERT INTO shards (migration_id, to_version, number, table_name, key, after, upto, total, digest_before)
-        SELECT p_migration, p_to, x.number, p_table_name, p_key, lag(nullif(x.shard->0, 'null')) OVER (ORDER BY x.number),
+    INSERT INTO shards (migration_id, to_version, number, table_name, key, rebuild_id, after, upto, total, digest_before)
+        SELECT p_migration, p_to, used + x.number, p_table_name, p_key, p_rebuild, lag(nullif(x.shard->0, 'null')) OVER (ORDER BY x.number),
                nullif(x.shard->0, 'null'), (x.shard->>1)::bigint, CASE WHEN x.number = 1 THEN p_digest END
         FROM jsonb_array_elements(p_shards) WITH ORDINALITY AS x (shard, number);
     RETURN true;
@@ -236,21 +241,27 @@ CREATE FUNCTION save_shard_batch(p_attempt bigint, p_migration uuid, p_graph uui
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     more bigint;
+    staged bigint;
 BEGIN
     PERFORM require_shard(p_migration, p_graph), require_transaction(p_attempt);
-    SELECT p_done - s.done INTO more FROM shards s
+    SELECT p_done - s.done, s.rebuild_id INTO more, staged FROM shards s
         WHERE s.migration_id = p_migration AND s.to_version = p_to AND s.number = p_shard;
     UPDATE shards s SET cursor = coalesce(p_cursor, s.cursor), done = p_done, is_done = p_ends
         WHERE s.migration_id = p_migration AND s.to_version = p_to AND s.number = p_shard;
-    IF more > 0 THEN
+    IF staged IS NOT NULL THEN
+        UPDATE rebuilds r SET done = r.done + more, rows = r.rows + p_rows WHERE r.id = staged AND r.status = 'staging';
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'the staged rows of migration % are not its own any more', p_migration USING ERRCODE = 'GM001';
+        END IF;
+    ELSIF more > 0 THEN
         INSERT INTO checkpoints AS c (migration_id, to_version, cursor, done) VALUES (p_migration, p_to, '{"shards": []}', more)
             ON CONFLICT (migration_id, to_version) DO UPDATE SET done = c.done + more, updated_at = clock_timestamp();
     END IF;
     -- All shards write this row: not oftener than needed.
     UPDATE migrations m SET deadline = clock_timestamp() + make_interval(secs => p_deadline_seconds), redeliveries = 0
         WHERE m.id = p_migration AND m.deadline < clock_timestamp() + make_interval(secs => p_deadline_seconds * 0.75);
-    UPDATE hop_attempts a SET batches = a.batches + 1, done = p_done, rows_changed = a.rows_changed + p_rows,
-           progress_at = clock_timestamp(), rows_per_second = paced(a.rows_per_second, p_done - a.done,
+    UPDATE hop_attempts a SET batches = a.batches + 1, done = p_done,
+           rows_changed = a.rows_changed + CASE WHEN staged IS NULL THEN p_rows ELSE 0 END, progress_at = clock_timestamp(), rows_per_second = paced(a.rows_per_second, p_done - a.done,
                 extract(epoch FROM clock_timestamp() - a.progress_at)::double precision),
            status = CASE WHEN p_ends THEN 'succeeded' ELSE a.status END,
            finished_at = CASE WHEN p_ends THEN clock_timestamp() END

@@ -105,11 +105,45 @@ BEGIN
     END IF;
 END $$;
 
+-- Before a hop in shards is cut or its shards are sent, under the graph's lock. What other code has staged is discarded, or
+-- a repair has discarded it: its shards go with it. Shards that change the graph itself go on as they began. p_table_name:
+-- NULL where this process's code rebuilds nothing.
+-- rebuild_id: where shards that are cut now stage. is_begun: it stages without shards already. shards: so many are left.
+CREATE FUNCTION prepare_rebuild(p_migration uuid, p_graph uuid, p_from integer, p_to integer, p_table_name text,
+    p_fingerprint text, OUT rebuild_id bigint, OUT is_begun boolean, OUT shards integer)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+    UPDATE rebuilds r SET status = 'discarded'
+        WHERE r.migration_id = p_migration AND r.to_version = p_to AND r.status IN ('staging', 'staged')
+          AND (p_table_name IS NULL OR r.fingerprint <> p_fingerprint);
+    DELETE FROM shards s WHERE s.migration_id = p_migration AND s.to_version = p_to AND s.rebuild_id IS NOT NULL
+        AND NOT EXISTS (SELECT FROM rebuilds r WHERE r.id = s.rebuild_id AND r.status = 'staging');
+    SELECT count(*) INTO shards FROM shards s WHERE s.migration_id = p_migration AND s.to_version = p_to;
+    is_begun := false;
+    IF p_table_name IS NOT NULL AND shards = 0 THEN
+        SELECT r.id, r.cursor IS NOT NULL OR r.status = 'staged' INTO rebuild_id, is_begun FROM rebuilds r
+            WHERE r.migration_id = p_migration AND r.to_version = p_to AND r.status IN ('staging', 'staged');
+        IF rebuild_id IS NULL THEN
+            INSERT INTO rebuilds AS r (migration_id, graph_id, from_version, to_version, table_name, fingerprint)
+                VALUES (p_migration, p_graph, p_from, p_to, p_table_name, p_fingerprint) RETURNING r.id INTO rebuild_id;
+            is_begun := false;
+        END IF;
+    END IF;
+END $$;
+
 -- open_batch for a rebuild hop: until finish_hop its transaction writes no row of a graph but by its swap.
 CREATE FUNCTION open_rebuild_batch(p_attempt bigint, p_migration uuid, p_graph uuid, OUT status text)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     status := open_batch(p_attempt, p_migration, p_graph);
+    PERFORM set_config('graph_migrator.rebuild', 'staging', true);
+END $$;
+
+-- The same for a shard.
+CREATE FUNCTION open_rebuild_shard_batch(p_attempt bigint, p_migration uuid, p_graph uuid, OUT status text)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+    status := open_shard_batch(p_attempt, p_migration, p_graph);
     PERFORM set_config('graph_migrator.rebuild', 'staging', true);
 END $$;
 
@@ -168,7 +202,9 @@ DECLARE
 BEGIN
     PERFORM require_executor(p_migration, p_graph), require_transaction(p_attempt);
     SELECT * INTO r FROM rebuilds WHERE id = p_rebuild AND migration_id = p_migration AND graph_id = p_graph
-        AND status = 'staged' FOR UPDATE;
+        AND (status = 'staged' OR (status = 'staging'
+             AND (SELECT bool_and(s.is_done) FROM shards s WHERE s.migration_id = p_migration AND s.rebuild_id = p_rebuild)))
+        FOR UPDATE;
     SELECT * INTO g FROM graphs WHERE id = p_graph AND version = r.from_version;
     IF g.id IS NULL THEN
         RAISE EXCEPTION 'migration % has no staged rows for a graph at this version', p_migration USING ERRCODE = 'GM001';
