@@ -25,18 +25,18 @@ class BeginState:
     slug: str
     graph_type: str
     version: int
-    claim: UUID | None
-    partially_migrated: dict[str, Any] | None
-    status: str | None
-    dispatch: int | None
-    from_version: int | None
-    to_version: int | None
-    plan: list[dict[str, Any]] | None
-    started: bool | None
-    checkpoint: dict[str, Any] | None
-    request_known: bool
-    request_migration: UUID | None
-    request_outcome: dict[str, Any] | None
+    claim: UUID | None = None
+    partially_migrated: dict[str, Any] | None = None
+    status: str | None = None
+    dispatch: int | None = None
+    from_version: int | None = None
+    to_version: int | None = None
+    plan: list[dict[str, Any]] | None = None
+    started: bool | None = None
+    checkpoint: dict[str, Any] | None = None
+    request_known: bool = False
+    request_migration: UUID | None = None
+    request_outcome: dict[str, Any] | None = None
     locked: bool
     """Whether this session holds the graph's lock now. A graph that a live migration owns is not locked."""
     undoable_to: int | None = None
@@ -79,23 +79,23 @@ class HopState:
     hop: dict[str, Any] | None
     """The planned step that the message names; None where the plan has none."""
     locked: bool
-    running_id: int | None
-    running_to: int | None
-    running_dispatch: int | None
-    running_batches: int | None
-    running_crashed: bool
-    next_hop_started: bool
-    interruptions: int
-    crashes: int
-    how_crashed: str | None
-    tries: int
-    mismatches: int
-    mismatch_seconds: float
-    cursor: Any
-    done: int | None
-    error_type: str | None
-    error_message: str | None
-    error_args: list[Any] | None
+    running_id: int | None = None
+    running_to: int | None = None
+    running_dispatch: int | None = None
+    running_batches: int | None = None
+    running_crashed: bool = False
+    next_hop_started: bool = False
+    interruptions: int = 0
+    crashes: int = 0
+    how_crashed: str | None = None
+    tries: int = 0
+    mismatches: int = 0
+    mismatch_seconds: float = 0.0
+    cursor: Any = None
+    done: int | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+    error_args: list[Any] | None = None
     shards: int = 0
     """How many shards the hop was cut into; 0 where it was not."""
     shard: dict[str, Any] | None = None

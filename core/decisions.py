@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from graph_migrator.core.decision_inputs import BeginState, HopState, RecoveryState
+from graph_migrator.core.planning import versions_left
 from graph_migrator.core.statuses import SETTLED, MigrationStatus
 
 # ── a call of migrate_graph ─────────────────────────────────────────────────────────────────────────
@@ -231,8 +232,8 @@ def decide_hop(state: HopState, message: HopMessage, fingerprint: str | None, li
             return Ignored("another executor is on it")
         return Later(5.0 if state.shards else 1.0, "the graph's lock is held")
     assert state.version is not None  # noqa: S101 - a claimed graph cannot be deleted
-    forward = 1 if state.to_version > state.from_version else -1
-    if (state.version - message.to_version) * forward >= 0:
+    direction = 1 if state.to_version > state.from_version else -1
+    if versions_left(state.version, message.to_version, direction) <= 0:
         if state.next_hop_started:
             return Ignored("this hop is applied and a later one has begun")
         return PassOn()

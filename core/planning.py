@@ -12,6 +12,17 @@ from graph_migrator.core.errors import InvalidRequest, IrreversibleHop, UnknownT
 from graph_migrator.core.graph_types.definition import Direction, GraphType
 
 
+def versions_left(version: int, target: int, direction: int) -> int:
+    """How many versions are left on the way to a target.
+
+    Args:
+        version: Where the graph is.
+        target: Where it goes.
+        direction: 1 or -1; below 0 is what lies beyond the target in this direction.
+    """
+    return (target - version) * direction
+
+
 @dataclass(frozen=True)
 class Step:
     """One hop of a plan, as it is stored with the migration.

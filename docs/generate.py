@@ -86,7 +86,7 @@ def rollout_reference() -> Iterator[str]:
     for member in rollout_statuses.MemberStatus:
         yield f"| `{member}` | {member.phrase} |"
     yield from _edge_table(rollout_statuses.MEMBER_EDGES)
-    yield "\n## Why a rollout is held\n\n| reason | what it means | ends by itself | what leads on |\n|---|---|---|---|"
+    yield "\n## Why a rollout is held\n\n| reason | what it means | ends by itself | what to do |\n|---|---|---|---|"
     for reason in rollout_statuses.HoldReason:
         itself = "yes" if reason in rollout_statuses.ENDS_BY_ITSELF else "no"
         yield f"| `{reason}` | {reason.phrase} | {itself} | {reason.remedy.replace('{rollout}', 'ROLLOUT')} |"

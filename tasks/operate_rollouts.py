@@ -125,7 +125,7 @@ _ACTS: dict[str, tuple[type[BaseModel], Act, str]] = {
     "rollout_show": (
         _Which,
         lambda executor, given, _: inspection.show(executor, given.rollout),
-        "Say how far a rollout is, why it does not move, and what leads on.",
+        "Say how far a rollout is, why it does not move, and what to do next.",
     ),
     "rollout_graphs": (
         _Members,

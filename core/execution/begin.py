@@ -48,7 +48,7 @@ from graph_migrator.core.execution.recorded import (
 from graph_migrator.core.execution.waits import next_turn
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.graph_types.registry import graph_type
-from graph_migrator.core.planning import Plan, Step, continue_plan, make_plan
+from graph_migrator.core.planning import Plan, Step, continue_plan, make_plan, versions_left
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
@@ -134,7 +134,7 @@ def _require_direction(state: BeginState, target: int | None, direction: int | N
     """Refuse a graph that somebody has moved beyond the target meanwhile: it would be moved back."""
     if direction is None or target is None or state.graph_id is None:
         return
-    if (state.version - target) * direction > 0:
+    if versions_left(state.version, target, direction) < 0:
         raise GraphBeyondTarget(state.slug, state.version, target)
 
 

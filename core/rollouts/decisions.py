@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from graph_migrator.core.planning import versions_left
 from graph_migrator.core.rollouts.breaker import Tripped
 from graph_migrator.core.rollouts.error_groups import ErrorGroup, error_group
 from graph_migrator.core.rollouts.statuses import (
@@ -397,7 +398,7 @@ def hindered(facts: PendingGraph) -> Settled | None:
         return Settled(MemberStatus.SKIPPED, "deleted")
     if facts.version == facts.to_version:
         return Settled(MemberStatus.SUCCEEDED, "was at the target already")
-    if (facts.version - facts.to_version) * facts.direction > 0:
+    if versions_left(facts.version, facts.to_version, facts.direction) < 0:
         return Settled(MemberStatus.SKIPPED, "beyond the target")
     if facts.partially_migrated:
         return Settled(MemberStatus.SKIPPED, "partially migrated")

@@ -83,7 +83,7 @@ class RolloutState(_Model):
 
     rollout: RolloutSummary
     why: str = Field(description="Why it does not move, or what it does.")
-    what_to_do: str = Field(description="What leads on.")
+    what_to_do: str = Field(description="What to do next.")
     hold: dict[str, Any] | None = Field(description="The hold with its evidence, and since when.")
     stages: tuple[StageState, ...]
     in_flight: int = Field(

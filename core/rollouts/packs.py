@@ -33,7 +33,7 @@ from graph_migrator.core.execution.run_hop import run_hop
 from graph_migrator.core.execution.straight import FreeGraph, Straight, run_straight
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.graph_types.registry import graph_type
-from graph_migrator.core.planning import Plan, make_plan
+from graph_migrator.core.planning import Plan, make_plan, versions_left
 from graph_migrator.core.recorded_errors import name_of
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.rollouts.decisions import is_skipped
@@ -282,7 +282,7 @@ class _Run:
     def _run_straight(self, graph: PackedGraph) -> Straight | None:
         """Begin and run a graph that is as it was when the pack was taken. None where nothing was begun."""
         version, pack = graph.version, self.pack
-        if version is None or (pack.to_version - version) * pack.direction <= 0:
+        if version is None or versions_left(version, pack.to_version, pack.direction) <= 0:
             return None
         if version not in self.plans:
             try:

@@ -186,7 +186,7 @@ class HoldReason(StrEnum):
 
     @property
     def remedy(self) -> str:
-        """What leads on; ``{rollout}`` stands for the rollout's id."""
+        """What to do next; ``{rollout}`` stands for the rollout's id."""
         return _HOLDS[self][1]
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 import click
 from click.shell_completion import CompletionItem
@@ -121,6 +121,22 @@ def _handle_interrupts() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+class _Formatter(click.HelpFormatter):
+    """Breaks no line at the hyphen of a name that people copy, as `graph-migrator`."""
+
+    def write_text(self, text: str) -> None:
+        super().write_text(text.replace("-", _UNBROKEN))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], *args: Any, **kwargs: Any) -> None:
+        super().write_dl([(term, text.replace("-", _UNBROKEN)) for term, text in rows], *args, **kwargs)
+
+    def getvalue(self) -> str:
+        return super().getvalue().replace(_UNBROKEN, "-")
+
+
+_UNBROKEN: Final = "\N{NON-BREAKING HYPHEN}"
+
+
 class _Main(click.Group):
     """Lists its commands in groups, and turns errors into a sentence and an exit code.
 
@@ -189,6 +205,9 @@ def _in_haste() -> Iterator[None]:
         yield
     finally:
         app.conf.update(patient)
+
+
+click.Context.formatter_class = _Formatter  # of every command: there is no option for it
 
 
 @click.group(cls=_Main, epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from graph_migrator.tasks.cli import main
 from tests.acceptance.cluster import ROOT, Cluster
@@ -36,6 +37,14 @@ def test_every_command_has_help_that_explains_it(path: tuple[str, ...]) -> None:
     assert outcome.exit_code == 0
     assert outcome.out.startswith("Usage: ")
     assert len(outcome.out.split("\n\n")[1].strip()) > 20, "no sentence says what it does"
+
+
+@pytest.mark.parametrize("path", [(), ("dev",), ("env",)])
+def test_no_help_breaks_the_name_of_our_command(path: tuple[str, ...]) -> None:
+    for width in range(30, 81):
+        shown = CliRunner().invoke(main, [*path, "--help"], terminal_width=width).output
+        assert "graph-migrator" in shown
+        assert "graph-\n" not in shown
 
 
 def documented() -> dict[str, tuple[str, set[str]]]:

@@ -154,7 +154,7 @@ class Operator:
         self.did: list[str] = []
 
     def look(self) -> bool:
-        """Do what leads on; whether the rollout has ended and nothing more is to be done."""
+        """Do what the rollout asks for next; whether it has ended and nothing more is to be done."""
         status, reason, _ = self.stage.standing()
         if status == "finished_with_failures":
             self._do("retry", "storm")
