@@ -391,6 +391,26 @@ def test_a_retry_with_other_code_begins_anew(
     assert staged(engine) == ([("kept", 30, 30, 30)] if is_rebuild else [])
 
 
+def test_a_hop_that_stands_half_way_goes_on_as_it_began(
+    engine: Engine, executors: Executors, script: Script
+) -> None:
+    add_graph(engine, "g", "batched", nodes=30)
+    script.on["visit"] = lambda _: fails_now() if "n0012" in script.batches[-1] else None
+    with pytest.raises(ValueError, match="half-way"):
+        run_graph_migration(engine, "g", 2)
+    script.on.clear()
+    hop = registry.graph_type("batched").directed(1, 2)
+    object.__setattr__(hop, "rebuild", True)
+    try:
+        with executors.borrow() as executor:
+            _, again = operations.retry(executor, "g")
+        assert again is not None
+        assert follow(executors, again).version == 2
+    finally:
+        object.__setattr__(hop, "rebuild", False)
+    assert (trails(engine, "g"), staged(engine)) == ({"visit"}, [])
+
+
 def test_after_a_repair_it_stages_anew(engine: Engine, executors: Executors, script: Script) -> None:
     circle(engine)
     at_row(script, "n0012", lambda _: fails_now())

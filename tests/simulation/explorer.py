@@ -199,8 +199,9 @@ class _Driver:
 
     def _target(self) -> int | None:
         newest = kinds.NEWEST[self.world.kind]
-        # What is kept of a swap matters on the way back.
-        newest_or_oldest = [2.0, 2.0] if self.world.kind == "rebuilt" else [4.0, 0.3]
+        newest_or_oldest = [4.0, 0.3]
+        if self.world.kind == "rebuilt" and self.world.before and self.world.before["graph"]["version"] > 1:
+            newest_or_oldest = [0.5, 4.0]  # what was kept of a swap matters on the way back
         return [None, *range(1, newest + 1)][self.choices.pick(newest_or_oldest + [1.0] * (newest - 1))]
 
     def _step(self) -> None:
@@ -214,7 +215,7 @@ class _Driver:
             "sweep": 1.2 if live else 0.3,
             "command": 0.35 * o,
             "verb": 0.35 * o,
-            "migrate": (1.5 if world.kind == "rebuilt" else 0.35) * o,
+            "migrate": (2.5 if world.kind == "rebuilt" else 0.35) * o,
             "duplicate": 0.8 if world.queue else 0.0,
             "wipe": 0.2 if world.queue and found["migrations"] else 0.0,
             "time": 0.4 if live else 0.0,

@@ -110,7 +110,6 @@ REBUILD = (
     Place("batch_committed"),
     Place("batch_before_commit", 2),
     Place("batch_committed", 3),
-    Place("batch_committed", 4),
     Place("rebuild_before_swap"),
     Place("rebuild_swapped"),
     Place("hop_before_commit"),
