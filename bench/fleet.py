@@ -30,6 +30,8 @@ from graph_migrator.core.execution import recovery
 from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.inspection import history, metrics
+from graph_migrator.core.inspection.graph_state import graph_state
+from graph_migrator.core.inspection.graphs import counts, find_graph, list_graphs
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.schema import upgrade
 from graph_migrator.core.store.session import Executors
@@ -137,11 +139,11 @@ def calls(engine: Engine, executors: Executors, graphs: int) -> dict[str, Callab
         "begin, refused": partial(begin, middle, 99),
         "begin, in flight": partial(begin, waiting, 2),
         "begin, unknown graph": lambda: begin(str(uuid4()), 2),
-        "find": partial(history.find_graph, connection, middle),
-        "status": partial(history.graph_state, connection, waiting, count_rows=False),
+        "find": partial(find_graph, connection, middle),
+        "status": partial(graph_state, connection, waiting, count_rows=False),
         "history": partial(history.history, connection, middle),
-        **{f"list, {name}": partial(history.list_graphs, connection, **page) for name, page in pages.items()},
-        "counts": partial(history.counts, connection),
+        **{f"list, {name}": partial(list_graphs, connection, **page) for name, page in pages.items()},
+        "counts": partial(counts, connection),
         "sweep": sweep,
         "unanswered": unanswered,
         "metrics scrape": scrape,

@@ -42,7 +42,8 @@ from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.attempts import AttemptStory, attempt_story
 from graph_migrator.core.inspection.doctor import Finding
 from graph_migrator.core.inspection.failures import FailureGroup
-from graph_migrator.core.inspection.history import GraphSummary, MigrationStory
+from graph_migrator.core.inspection.graphs import GraphSummary, find_graph
+from graph_migrator.core.inspection.history import MigrationStory
 from graph_migrator.core.inspection.requests import Requested, find_request, list_requests
 from graph_migrator.core.rollouts import inspection as rollouts
 from graph_migrator.core.rollouts.inspection import Change, HealthSignal, MemberState, RolloutSummary
@@ -513,7 +514,7 @@ async def get_events(
 
 def _topic(services: Services, graph: str | None, rollout: str | None, view: View) -> Topic:
     if graph:
-        return Topic(graph=reading.find_graph(services.engine, graph).id, view=view)
+        return Topic(graph=find_graph(services.engine, graph).id, view=view)
     if rollout:
         with services.executors.borrow() as executor:
             return Topic(rollout=rollouts.show(executor, rollout).rollout.id)

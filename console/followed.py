@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 from graph_migrator.core.events.tail import Change
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import overview
-from graph_migrator.core.inspection.history import graph_state
+from graph_migrator.core.inspection.graph_state import graph_state
 from graph_migrator.core.inspection.running import RUNNING_HOP
 from graph_migrator.core.rollouts import inspection as rollouts
 from graph_migrator.core.rollouts.statuses import LIVE as LIVE_ROLLOUTS

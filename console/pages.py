@@ -22,6 +22,7 @@ from graph_migrator.core.access.tokens import Role
 from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.attempts import attempt_story
+from graph_migrator.core.inspection.graphs import find_graph
 from graph_migrator.core.inspection.requests import list_requests
 from graph_migrator.core.rollouts import inspection as rollouts
 from graph_migrator.core.rollouts.back import ways_back, why_not_back
@@ -57,7 +58,7 @@ def get_graphs(
 ) -> Response:
     """Graphs by filter."""
     if find:
-        slug = reading.find_graph(services.engine, find.strip()).slug
+        slug = find_graph(services.engine, find.strip()).slug
         return RedirectResponse(f"{request.scope.get('root_path', '')}/graphs/{quote(slug)}", 303)
     found = reads.graphs(
         services, graph_type=graph_type or None, version=int(version) if version else None, state=state or None,

@@ -16,7 +16,9 @@ from graph_migrator.core.inspection import overview
 from graph_migrator.core.inspection.actions import Action, graph_actions
 from graph_migrator.core.inspection.diagnosis import Fleet, Reason, explain
 from graph_migrator.core.inspection.failures import FailureGroup, failure_groups
-from graph_migrator.core.inspection.history import GraphState, GraphSummary, Refusal
+from graph_migrator.core.inspection.graph_state import GraphState, graph_state
+from graph_migrator.core.inspection.graphs import GraphSummary, find_graph, list_graphs
+from graph_migrator.core.inspection.history import Refusal
 from graph_migrator.core.inspection.overview import Moving, Trouble, VersionInUse
 from graph_migrator.core.planning import Plan, make_plan
 from graph_migrator.core.rollouts import inspection as rollouts
@@ -187,7 +189,7 @@ def graphs(
     if version is not None and graph_type is None:
         raise InvalidRequest("version", "it needs a type: versions of different types have nothing in common")
     known = graph_types().values()
-    return reading.list_graphs(
+    return list_graphs(
         services.engine,
         graph_type=graph_type,
         version=version,
@@ -224,7 +226,7 @@ def graph(services: Services, name: str) -> GraphDetail:
         UnknownGraph: Nothing has this id or slug.
     """
     with services.engine.connect() as connection:
-        state = reading.graph_state(connection, name, count_rows=False)
+        state = graph_state(connection, name, count_rows=False)
         sessions = lock_sessions(connection, state.graph.id)
         refused = reading.refusals(connection, state.graph.id)
     return GraphDetail(
@@ -242,7 +244,7 @@ def plan(services: Services, name: str, target: int | None) -> tuple[PlannedHop,
     Raises:
         UnknownGraph, UnknownGraphType, UnknownTarget, UnreachableGraph, IrreversibleHop: There is no way.
     """
-    found = reading.find_graph(services.engine, name)
+    found = find_graph(services.engine, name)
     kind = type_named(found.graph_type)
     return _hops(make_plan(found.slug, kind, found.version, target, undoable_to=found.undoable_to))
 

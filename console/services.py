@@ -14,7 +14,7 @@ from sqlalchemy import Engine, QueuePool
 from graph_migrator.core.execution.model import Caller, Dispatch
 from graph_migrator.core.inspection.diagnosis import Fleet
 from graph_migrator.core.inspection.doctor import Finding
-from graph_migrator.core.inspection.history import GraphSummary
+from graph_migrator.core.inspection.graphs import GraphSummary
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.session import Executors

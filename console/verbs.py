@@ -26,9 +26,8 @@ from graph_migrator.core.execution.operations import VerbReport
 from graph_migrator.core.execution.recorded import record_outcome
 from graph_migrator.core.graph_types.registry import graph_type as type_named
 from graph_migrator.core.graph_types.registry import graph_types
-from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.failures import failed_graphs
-from graph_migrator.core.inspection.history import GraphSummary
+from graph_migrator.core.inspection.graphs import GraphSummary, find_graph, require_free
 from graph_migrator.core.inspection.requests import find_request
 from graph_migrator.core.planning import make_plan
 from graph_migrator.core.rollouts import operations as rollouts
@@ -138,7 +137,7 @@ def graph_verb(
     Raises:
         GraphMigratorError: It was refused; nothing was changed.
     """
-    found = reading.find_graph(services.engine, name)
+    found = find_graph(services.engine, name)
     _require_same_request(services, request_id, verb, found)
     if verb == "migrate":
         return _migrate(services, who, request_id, found, options)
@@ -197,7 +196,7 @@ def _migrate(
 ) -> Sent:
     if find_request(services.engine, str(request_id)) is None:
         # Refused now where a worker would refuse.
-        reading.require_free(services.engine, found)
+        require_free(services.engine, found)
         kind = type_named(found.graph_type)
         make_plan(found.slug, kind, found.version, options.to, undoable_to=found.undoable_to)
         caller = Caller(str(request_id), who.name, options.reason)

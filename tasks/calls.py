@@ -9,7 +9,7 @@ from typing import Any
 
 from graph_migrator.core.execution.model import Caller
 from graph_migrator.core.graph_types.registry import graph_types
-from graph_migrator.core.inspection.history import GraphSummary
+from graph_migrator.core.inspection.graphs import GraphSummary
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store import protocol
 from graph_migrator.core.store.errors import DRIVER_ERRORS

@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Engine, text
 
-from graph_migrator.core.inspection.history import find_graph
+from graph_migrator.core.inspection.graphs import find_graph
 from graph_migrator.core.store.schema import require_current
 
 

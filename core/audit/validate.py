@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, text
 from graph_migrator.core.audit.data import breaking_rows
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.inspection.doctor import Level, guards
-from graph_migrator.core.inspection.history import UNREACHABLE
+from graph_migrator.core.inspection.graphs import UNREACHABLE
 from graph_migrator.core.store.schema import require_current
 
 EXAMPLES = 3

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.graph_types.registry import graph_types
-from graph_migrator.core.inspection.history import GraphState
+from graph_migrator.core.inspection.graph_state import GraphState
 from graph_migrator.core.statuses import EDGES, MigrationStatus, Verb
 
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from graph_migrator.core.errors import UnreachableGraph
 from graph_migrator.core.graph_types.registry import graph_types
-from graph_migrator.core.inspection.history import GraphState, GraphSummary
+from graph_migrator.core.inspection.graph_state import GraphState
+from graph_migrator.core.inspection.graphs import GraphSummary
 from graph_migrator.core.inspection.quantities import count, duration, plural
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus

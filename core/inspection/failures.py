@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, Engine, text
 
 from graph_migrator.core.graph_types.definition import GraphType
-from graph_migrator.core.inspection.history import UNREACHABLE
+from graph_migrator.core.inspection.graphs import UNREACHABLE
 
 _EXAMPLES = 3
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from graph_migrator.core.execution import operations
-from graph_migrator.core.inspection import history as reading
+from graph_migrator.core.inspection.graph_state import graph_state
 from graph_migrator.tasks.cli.output import ask, json_option
 from graph_migrator.tasks.cli.verbs import carry_out, show, yes_option
 from graph_migrator.tasks.runtime import engine
@@ -19,7 +19,7 @@ def cancel(graph: str, yes: bool, as_json: bool) -> None:
     """End GRAPH's migration at the next boundary. It stays at the version it has reached."""
     meant = None
     if not yes:
-        state = reading.graph_state(engine(), graph, count_rows=False)
+        state = graph_state(engine(), graph, count_rows=False)
         meant = state.graph.migration_id  # the graph may be under another one by the time of the answer
         ask(
             f"Cancel the migration of {state.graph.slug}? It ends at its next boundary, at v{state.graph.version} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from graph_migrator.core.inspection import history as reading
+from graph_migrator.core.inspection.graphs import find_graph
 from graph_migrator.core.inspection.quantities import count
 from graph_migrator.core.store.deleting import delete_graph
 from graph_migrator.tasks.cli.output import ask, json_option, print_json
@@ -17,7 +17,7 @@ from graph_migrator.tasks.runtime import engine
 @json_option
 def delete(graph: str, yes: bool, as_json: bool) -> None:
     """Delete GRAPH with its nodes and edges. Its history stays, under its id."""
-    found = reading.find_graph(engine(), graph)
+    found = find_graph(engine(), graph)
     ask(f"Delete {found.slug} ({found.id}) with all its nodes and edges", yes=yes)
     with engine().begin() as connection:
         deleted = delete_graph(connection, str(found.id))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from graph_migrator.core.graph_types.registry import graph_types
-from graph_migrator.core.inspection import history as reading
+from graph_migrator.core.inspection.graphs import list_graphs
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.tasks.cli.output import (
     coloured,
@@ -50,7 +50,7 @@ def graphs(
         raise click.UsageError("--version needs --type: versions of different types have nothing in common")
     known = graph_types().values()
     newest = {kind.name: kind.newest for kind in known}
-    found = reading.list_graphs(
+    found = list_graphs(
         engine(),
         graph_type=graph_type,
         version=version,

@@ -9,6 +9,7 @@ from rich.markup import escape
 from graph_migrator.core.errors import GraphMigratorError, InvalidRequest
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.data_changes import data_changes
+from graph_migrator.core.inspection.graphs import find_graph
 from graph_migrator.core.inspection.history import Attempt, MigrationStory, Refusal
 from graph_migrator.core.inspection.quantities import count, duration, pace
 from graph_migrator.core.inspection.waiting_calls import waiting_calls
@@ -54,7 +55,7 @@ def history(graph: str, limit: int, traceback: int | None, as_json: bool) -> Non
         click.echo(f"{graph} has never been migrated.")
     for story in stories:
         print_story(story)
-    graph_id = stories[-1].report.graph_id if stories else reading.find_graph(engine(), graph).id
+    graph_id = stories[-1].report.graph_id if stories else find_graph(engine(), graph).id
     print_refusals(reading.refusals(engine(), graph_id))
     with engine().connect() as connection:
         lines = [f"{moment(each.at)}  {each}" for each in data_changes(connection, graph_id)]

@@ -13,7 +13,7 @@ import click
 from graph_migrator.core.audit.portable import export_with_history, import_with_history
 from graph_migrator.core.errors import InvalidRequest, UnknownTarget
 from graph_migrator.core.graph_types.registry import graph_type as type_named
-from graph_migrator.core.inspection.history import find_graph
+from graph_migrator.core.inspection.graphs import find_graph
 from graph_migrator.core.inspection.quantities import count, plural
 from graph_migrator.core.interchange import (
     CheckReport,

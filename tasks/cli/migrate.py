@@ -21,6 +21,7 @@ from graph_migrator.core.execution.dry_run import DryRun
 from graph_migrator.core.execution.in_process import follow
 from graph_migrator.core.execution.model import Caller, Dispatch, Failed, HopOutcome
 from graph_migrator.core.inspection import history as reading
+from graph_migrator.core.inspection.graphs import find_graph
 from graph_migrator.core.inspection.history import Attempt
 from graph_migrator.core.inspection.quantities import count, duration
 from graph_migrator.core.inspection.waiting import wait_for
@@ -76,7 +77,7 @@ def migrate(
         if inline:
             report = _inline(graph, target, Caller(None, requested_by, reason), quiet=as_json)
         else:
-            found = reading.find_graph(engine(), graph)
+            found = find_graph(engine(), graph)
             if not deploy:
                 refuse_target(found, target)
             if not wait:  # nobody would see the worker's refusal

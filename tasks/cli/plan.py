@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from graph_migrator.core.graph_types.registry import graph_type as type_named
-from graph_migrator.core.inspection import history as reading
+from graph_migrator.core.inspection.graphs import find_graph
 from graph_migrator.core.planning import make_plan
 from graph_migrator.tasks.cli.output import (
     console,
@@ -24,7 +24,7 @@ from graph_migrator.tasks.runtime import engine
 @json_option
 def plan(graph: str, target: int | None, as_json: bool) -> None:
     """List the hops from where GRAPH is to a version. Nothing is run."""
-    found = reading.find_graph(engine(), graph)
+    found = find_graph(engine(), graph)
     kind = type_named(found.graph_type)
     made = make_plan(found.slug, kind, found.version, target, undoable_to=found.undoable_to)
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from graph_migrator.core.execution import operations
-from graph_migrator.core.inspection import history as reading
+from graph_migrator.core.inspection.graph_state import graph_state
 from graph_migrator.core.inspection.quantities import count
 from graph_migrator.tasks.cli.output import ask, json_option
 from graph_migrator.tasks.cli.verbs import carry_out, show, yes_option
@@ -27,7 +27,7 @@ def release(graph: str, force: bool, terminate: bool, whole: bool, yes: bool, as
         raise click.UsageError("--terminate goes with --force")
     meant = None
     if not yes:
-        state = reading.graph_state(engine(), graph, count_rows=False)
+        state = graph_state(engine(), graph, count_rows=False)
         meant = state.graph.migration_id
         half = (
             f", half-way through a hop after {count(state.checkpoint_done, 'row')}"

@@ -12,8 +12,7 @@ from graph_migrator.core.errors import (
     UnknownTarget,
 )
 from graph_migrator.core.graph_types.registry import graph_types
-from graph_migrator.core.inspection import history as reading
-from graph_migrator.core.inspection.history import GraphSummary
+from graph_migrator.core.inspection.graphs import GraphSummary, require_free
 from graph_migrator.core.planning import make_plan
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.lock_sessions import lock_sessions
@@ -46,7 +45,7 @@ def refuse_state(found: GraphSummary) -> None:
         GraphPartiallyMigrated: It was released in the middle of a hop.
         OpenWriteTransactions: Writers hold it for longer already than a worker would wait for them.
     """
-    reading.require_free(engine(), found)
+    require_free(engine(), found)
     patience = settings().writer_drain_seconds
     before = datetime.now(UTC) - timedelta(seconds=patience)
     writers = [each for each in lock_sessions(engine(), found.id) if each.holds and not each.exclusive]

@@ -8,7 +8,9 @@ from rich.markup import escape
 from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.inspection import history as reading
 from graph_migrator.core.inspection.diagnosis import Fleet, Reason, explain
-from graph_migrator.core.inspection.history import Attempt, GraphState, ShardState
+from graph_migrator.core.inspection.graph_state import GraphState, ShardState, graph_state
+from graph_migrator.core.inspection.graphs import counts
+from graph_migrator.core.inspection.history import Attempt
 from graph_migrator.core.inspection.quantities import count, duration, pace
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store.lock_sessions import lock_sessions
@@ -23,13 +25,13 @@ from graph_migrator.tasks.runtime import engine
 def status(graph: str | None, as_json: bool) -> None:
     """Show what state GRAPH is in, why, and what to do next. Without GRAPH: counts of graphs and migrations."""
     if graph is None:
-        counted = reading.counts(engine())
+        counted = counts(engine())
         if as_json:
             print_json({name: counted.get(name, 0) for name in ("graphs", *MigrationStatus)})
         else:
             console().print(table(None, ("STATE", "COUNT"), sorted(counted.items())))
         return
-    state = reading.graph_state(engine(), graph)
+    state = graph_state(engine(), graph)
     sessions = lock_sessions(engine(), state.graph.id)
     refused = reading.refusals(engine(), state.graph.id)
     reasons = explain(state, sessions, _ask_workers)

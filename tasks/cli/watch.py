@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from graph_migrator.core.inspection import history as reading
-from graph_migrator.core.inspection.history import GraphState
+from graph_migrator.core.inspection.graph_state import GraphState, graph_state
+from graph_migrator.core.inspection.graphs import list_graphs
 from graph_migrator.core.inspection.listener import Listener
 from graph_migrator.core.inspection.quantities import count, pace
 from graph_migrator.core.inspection.waiting_calls import waiting_calls
@@ -43,7 +43,7 @@ class _Watched:
             self._read(names)  # what has changed before it was followed
 
     def _read(self, names: Iterable[str]) -> None:
-        self.states = {name: reading.graph_state(engine(), name, count_rows=False) for name in names}
+        self.states = {name: graph_state(engine(), name, count_rows=False) for name in names}
 
     @property
     def is_over(self) -> bool:
@@ -112,7 +112,7 @@ def _print_changes(watched: _Watched, interval: float, *, once: bool, as_json: b
 
 
 def _moving_now() -> list[str]:
-    found = {g.slug for s in sorted(_MOVING) for g in reading.list_graphs(engine(), state=s, limit=_MOST)}
+    found = {g.slug for s in sorted(_MOVING) for g in list_graphs(engine(), state=s, limit=_MOST)}
     with engine().connect() as connection:
         found |= {each.graph for each in waiting_calls(connection, limit=_MOST)}
     return sorted(found)[:_MOST]

@@ -10,8 +10,8 @@ import pytest
 from celery.result import AsyncResult
 
 from graph_migrator.core.errors import HopCodeChanged
-from graph_migrator.core.inspection import history
 from graph_migrator.core.inspection.diagnosis import Fleet, explain
+from graph_migrator.core.inspection.graph_state import graph_state
 from graph_migrator.core.inspection.quantities import count
 from graph_migrator.core.inspection.waiting_calls import WaitingCall
 from graph_migrator.core.statuses import MigrationStatus
@@ -165,7 +165,7 @@ def waits_for_code(stage: Stage, slug: str) -> tuple[WaitingCall, ...]:
     """The calls of a graph that a worker has requeued."""
 
     def requeued() -> tuple[WaitingCall, ...]:
-        return tuple(c for c in history.graph_state(stage.engine, slug).waiting_calls if c.because)
+        return tuple(c for c in graph_state(stage.engine, slug).waiting_calls if c.because)
 
     return until(requeued, "the requeue recorded", seconds=PATIENT)
 
@@ -193,13 +193,13 @@ def test_a_call_that_a_worker_cannot_plan_waits_for_one_that_can(
     assert (call.task_id, call.target, call.tries >= 1) == (result.id, 4, True)
     assert call.worker.partition("@")[0] == worker.name
     assert (call.seconds_left is not None) is (environment is OLDER_CODE), "a limit"
-    shown = history.graph_state(stage.engine, slug)
+    shown = graph_state(stage.engine, slug)
     assert f"requeued {count(call.tries, 'time')}" in call.fact
     assert call.because in explain(shown, [], Fleet)[0].what
     stage.start_another()
 
     assert result.get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
-    assert history.graph_state(stage.engine, slug).waiting_calls == ()
+    assert graph_state(stage.engine, slug).waiting_calls == ()
     until(lambda: not rows(stage.engine, "SELECT 1 FROM waiting_calls"), "it is forgotten", seconds=PATIENT)
     stage.assert_exactly_once(slug)
     stage.keep(0)

@@ -16,7 +16,8 @@ from graph_migrator.core.execution import operations
 from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.model import Caller
 from graph_migrator.core.inspection.diagnosis import Fleet, explain
-from graph_migrator.core.inspection.history import graph_state, history
+from graph_migrator.core.inspection.graph_state import graph_state
+from graph_migrator.core.inspection.history import history
 from graph_migrator.core.store.lock_sessions import lock_sessions
 from graph_migrator.tasks.runtime import executors
 from tests.acceptance.cluster import Cluster

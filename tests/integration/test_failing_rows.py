@@ -11,7 +11,8 @@ from graph_migrator import Edge, Edges, GraphType, HopContext, Node, Nodes, run_
 from graph_migrator.core.errors import HopAddsRows
 from graph_migrator.core.events import types as events
 from graph_migrator.core.graph_types import registry
-from graph_migrator.core.inspection.history import Attempt, graph_state, history
+from graph_migrator.core.inspection.graph_state import graph_state
+from graph_migrator.core.inspection.history import Attempt, history
 from graph_migrator.core.store.session import Executors
 from tests.integration.test_batches import make_graph, scalar
 

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from graph_migrator.core.inspection.history import list_graphs
+from graph_migrator.core.inspection.graphs import list_graphs
 
 GRAPHS = 20_000
 FEW = 75

@@ -29,6 +29,8 @@ from graph_migrator.core.graph_types import registry
 from graph_migrator.core.inspection import doctor, history, metrics, overview
 from graph_migrator.core.inspection.attempts import attempt_story
 from graph_migrator.core.inspection.failures import failed_graphs, failure_groups
+from graph_migrator.core.inspection.graph_state import graph_state
+from graph_migrator.core.inspection.graphs import find_graph, list_graphs
 from graph_migrator.core.inspection.requests import list_requests
 from graph_migrator.core.rollouts import inspection, policy, troubles
 from graph_migrator.core.rollouts.controller import move_rollouts_on
@@ -144,7 +146,7 @@ def doing(function: Callable[..., object], *arguments: Any, **options: Any) -> C
 
 
 def listing(**filters: Any) -> Call:
-    return lambda engine, _executors, site: history.list_graphs(
+    return lambda engine, _executors, site: list_graphs(
         engine, limit=10, **{key: value(site) if callable(value) else value for key, value in filters.items()}
     )
 
@@ -240,15 +242,13 @@ def pages_of_the_console(engine: Engine, executors: Executors, site: Site) -> No
 
 
 CALLS: dict[str, Call] = {
-    "find": reading(history.find_graph),
-    "status": reading(history.graph_state, count_rows=False),
-    "status, waiting": lambda engine, _, site: history.graph_state(engine, site.waiting, count_rows=False),
+    "find": reading(find_graph),
+    "status": reading(graph_state, count_rows=False),
+    "status, waiting": lambda engine, _, site: graph_state(engine, site.waiting, count_rows=False),
     "history": reading(history.history),
     "archived parts": reading(history.archived_parts),
-    "refusals": lambda engine, _, site: history.refusals(engine, history.find_graph(engine, site.fresh()).id),
-    "lock sessions": lambda engine, _, site: lock_sessions(
-        engine, history.find_graph(engine, site.fresh()).id
-    ),
+    "refusals": lambda engine, _, site: history.refusals(engine, find_graph(engine, site.fresh()).id),
+    "lock sessions": lambda engine, _, site: lock_sessions(engine, find_graph(engine, site.fresh()).id),
     "failures": lambda engine, *_: failed_graphs(engine, {"tenant": tenants()}),
     "failures, grouped": lambda engine, *_: failure_groups(engine, {"tenant": tenants()}),
     "doctor": examined,
@@ -395,7 +395,7 @@ WHOLE = {
     "core/inspection/attempts.py _SAME": "looks at a thousand failed graphs at most",
     "core/inspection/metrics.py _COUNTS": "counted by the sweep, as rarely as it takes long",
     "core/inspection/metrics.py _HOPS": "a piece of the history, from an attempt to another one",
-    "core/inspection/history.py _SUMMARY": "what all lists begin with; each filter is among the calls above",
+    "core/inspection/graphs.py _SUMMARY": "what all lists begin with; each filter is among the calls above",
     "core/inspection/requests.py _OF_GRAPHS": "what a list and a look-up begin with",
     "core/rollouts/operations.py cancel": "skips all graphs that wait",
     "core/rollouts/start.py _let_the_policy_give_way": "skips all graphs that wait",
@@ -405,7 +405,7 @@ IN_PARTS = {
     "core/audit/data.py _ROWS": "of nodes or of edges",
     "core/audit/repairs.py": "of one graph, or of all",
     "core/inspection/doctor.py _IDLE_HOLDERS": "reads sessions",
-    "core/inspection/history.py _COLUMNS": "columns alone",
+    "core/inspection/graphs.py _COLUMNS": "columns alone",
     "core/inspection/waiting_calls.py _WAITING": "is given its condition",
     "core/rollouts/rows.py _MEMBER": "columns alone; see _DISPATCHED",
     "core/rollouts/start.py": "reads the candidates of a start, a temporary table",

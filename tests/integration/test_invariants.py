@@ -22,8 +22,8 @@ from graph_migrator.core.execution.model import Applied, Dispatch, Failed
 from graph_migrator.core.execution.recovery import sweep
 from graph_migrator.core.execution.run_hop import run_hop
 from graph_migrator.core.graph_types import registry
-from graph_migrator.core.inspection import history
 from graph_migrator.core.inspection.diagnosis import Fleet, explain
+from graph_migrator.core.inspection.graph_state import graph_state
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store import protocol
 from graph_migrator.core.store.errors import FENCE, sqlstate
@@ -534,12 +534,12 @@ def test_invariant_7_nothing_runs_that_was_not_planned(
 
 
 def test_invariant_8_the_state_is_always_named(engine: Engine, executors: Executors, script: Script) -> None:
-    # Fence: history.graph_state and the explanations know every state.
+    # Fence: graph_state and the explanations know every state.
     add_graph(engine, "g", "plain")
     named: list[tuple[str | None, str | None, str]] = []
 
     def name_it(graph: str = "g") -> None:
-        state = history.graph_state(engine, graph)
+        state = graph_state(engine, graph)
         shown = explain(state, [], Fleet)
         assert shown
         assert all(reason.what for reason in shown)

@@ -14,7 +14,7 @@ from graph_migrator import execute_migration, graph_writer, run_graph_migration
 from graph_migrator.core.embedded import Postgres, Redis
 from graph_migrator.core.errors import GraphReadOnly, GraphVersionMismatch, InvalidRequest, UnknownGraph
 from graph_migrator.core.execution.dry_run import dry_run
-from graph_migrator.core.inspection import history
+from graph_migrator.core.inspection.graph_state import graph_state
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.errors import Failure, classify, postgres_error, sqlstate
 from graph_migrator.core.store.guard import install_guard, list_guards, remove_guard
@@ -132,7 +132,7 @@ def test_reading_and_guarding_work_on_psycopg_3(engine: Engine, application: Eng
         install_guard(connection, "public.notes", "graph_id")
         assert "public.notes" in [guard.table for guard in list_guards(connection)]
         remove_guard(connection, "public.notes")
-        assert history.graph_state(connection, "g").graph.version > 1
+        assert graph_state(connection, "g").graph.version > 1
 
 
 def test_migrations_refuse_the_driver_by_name(engine: Engine, application: Engine, script: Script) -> None:

@@ -13,7 +13,8 @@ from graph_migrator.core.errors import GraphReadOnly
 from graph_migrator.core.execution.in_process import run_graph_migration
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.inspection.doctor import Level, examine
-from graph_migrator.core.inspection.history import graph_state, history
+from graph_migrator.core.inspection.graph_state import graph_state
+from graph_migrator.core.inspection.history import history
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.session import Executors
 from tests.integration.pgbouncer import pgbouncer

@@ -22,7 +22,8 @@ from graph_migrator.core.execution.in_process import execute_migration, follow, 
 from graph_migrator.core.execution.model import Dispatch
 from graph_migrator.core.execution.recovery import sweep
 from graph_migrator.core.execution.run_hop import run_hop
-from graph_migrator.core.inspection.history import graph_state, history
+from graph_migrator.core.inspection.graph_state import graph_state
+from graph_migrator.core.inspection.history import history
 from graph_migrator.core.store.session import Executors
 from graph_migrator.tasks.cli.history import print_story
 from tests.integration.hand_driven import ISOLATIONS

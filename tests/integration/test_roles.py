@@ -15,6 +15,8 @@ from graph_migrator import graph_writer, run_graph_migration
 from graph_migrator.core.execution.recovery import sweep, sweeping
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.inspection import history as reading
+from graph_migrator.core.inspection.graph_state import graph_state
+from graph_migrator.core.inspection.graphs import find_graph, list_graphs
 from graph_migrator.core.interchange import import_graph
 from graph_migrator.core.rollouts.current import look, move_to_front
 from graph_migrator.core.rollouts.operations import Operator, hold_all, unhold_all
@@ -90,9 +92,9 @@ def test_the_worker_migrates_and_recovers(engine: Engine, log_in: LogIn, script:
     worker = log_in("worker")
     add_graph(engine, "g", "plain")
     add_graph(engine, "b", "batched", nodes=25)
-    assert run_graph_migration(worker, "g").version == reading.find_graph(engine, "g").version
+    assert run_graph_migration(worker, "g").version == find_graph(engine, "g").version
     run_graph_migration(worker, "b")
-    assert reading.graph_state(worker, "g").graph.read_only is None
+    assert graph_state(worker, "g").graph.read_only is None
     with sweeping(Executors(worker)) as executor:
         assert executor is not None
         assert sweep(executor).is_empty
@@ -215,9 +217,9 @@ def test_the_reader_reads(engine: Engine, log_in: LogIn, script: Script) -> None
     reader = log_in("reader")
     graph = add_graph(engine, "g", "plain")
     run_graph_migration(engine, "g")
-    assert reading.graph_state(reader, "g").nodes == 3
+    assert graph_state(reader, "g").nodes == 3
     assert len(reading.history(reader, "g")) == 1
-    assert [g.slug for g in reading.list_graphs(reader)] == ["g"]
+    assert [g.slug for g in list_graphs(reader)] == ["g"]
     assert lock_sessions(reader, graph) == []
     for statement in (
         "DELETE FROM graph_migrator.nodes",

@@ -21,7 +21,7 @@ from graph_migrator.core.execution.in_process import execute_migration, follow, 
 from graph_migrator.core.execution.model import Applied, Dispatch, Failed, Sharded
 from graph_migrator.core.execution.recovery import sweep
 from graph_migrator.core.execution.run_hop import run_hop
-from graph_migrator.core.inspection.history import graph_state
+from graph_migrator.core.inspection.graph_state import graph_state
 from graph_migrator.core.interchange import export_graph
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus

@@ -17,7 +17,9 @@ from graph_migrator.core.execution import operations
 from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.in_process import follow
 from graph_migrator.core.execution.model import Caller, Dispatch
-from graph_migrator.core.inspection import history, listener, waiting
+from graph_migrator.core.inspection import listener, waiting
+from graph_migrator.core.inspection.graph_state import graph_state
+from graph_migrator.core.inspection.graphs import find_graph
 from graph_migrator.core.store import protocol
 from graph_migrator.core.store.session import Executors
 from tests.integration.console import Outcome, call
@@ -284,14 +286,14 @@ def test_a_state_is_of_one_moment(
 ) -> None:
     add_graph(engine, "g", "plain")
     begun = begin(executors)
-    find = history.find_graph
+    find = find_graph
 
     def find_and_go_on(*arguments: Any) -> Any:
         found = find(*arguments)
         follow(executors, begun)
         return found
 
-    monkeypatch.setattr(history, "find_graph", find_and_go_on)
-    state = history.graph_state(engine, "g")
+    monkeypatch.setattr("graph_migrator.core.inspection.graph_state.find_graph", find_and_go_on)
+    state = graph_state(engine, "g")
     assert state.migration is not None
     assert (state.graph.version, state.migration.status) == (1, "queued")

@@ -19,7 +19,7 @@ from graph_migrator.core.access.tokens import create_token
 from graph_migrator.core.execution.model import Caller, Dispatch
 from graph_migrator.core.inspection.diagnosis import Fleet
 from graph_migrator.core.inspection.doctor import Finding, Level
-from graph_migrator.core.inspection.history import GraphSummary
+from graph_migrator.core.inspection.graphs import GraphSummary
 from graph_migrator.core.store.session import Executors
 
 
