@@ -178,6 +178,114 @@ def test_attempts_that_end_together_are_linked_one_after_the_other(
     assert verify_chains(make_engine(database_url)).count == 0
 
 
+def test_a_shard_that_has_lost_its_share_of_the_graphs_lock_writes_nothing_beside_who_has_it(
+    shards: Shards, writer: Client, second: Client, graph: UUID
+) -> None:
+    shards.take(writer, 1)
+    writer.do("SELECT pg_advisory_unlock_shared(lock_key(%s))", str(graph))  # and keeps its shard's own
+    second.do("SELECT pg_advisory_lock(lock_key(%s))", str(graph))
+    assert sqlstate_of(writer.run, MINE, str(graph)) == FENCED
+    writer.rollback()
+
+
+def test_who_does_not_get_a_shard_keeps_nothing_of_its_graph(
+    shards: Shards, writer: Client, second: Client, graph: UUID
+) -> None:
+    shards.take(writer, 1)
+    assert not second.one("SELECT try_shard_lock(%s, %s, 2, 1)", str(graph), str(shards.migration.id))
+    second.commit()
+    writer.do("SELECT release_shard_lock()")
+    assert writer.one("SELECT pg_try_advisory_lock(lock_key(%s))", str(graph)), "nobody else holds it"
+    writer.commit()
+
+
+def test_a_shard_ends_only_by_its_own_executor(
+    shards: Shards, writer: Client, second: Client, graph: UUID
+) -> None:
+    """Whoever else says so, by the right numbers, changes nothing."""
+    attempt, migration = shards.take(writer, 1), str(shards.migration.id)
+    calls = (
+        "SELECT open_shard_batch(%s, %s, %s)",
+        "SELECT save_shard_batch(%s, %s, %s, 2, 1, '[\"n4\"]', 4, 4, true, 30)",
+        "SELECT fail_shard(%s, %s, %s, false, true, 'E', 'm', '[]', NULL, 30)",
+    )
+    second.do("SELECT set_config('graph_migrator.transaction', 'open', false)")
+    for call in calls:
+        assert sqlstate_of(second.run, call, attempt, migration, str(graph)) == FENCED, call
+        second.rollback()
+    assert sqlstate_of(writer.run, calls[1], attempt, migration, str(graph)) is not None, (
+        "no transaction of its hop"
+    )
+    writer.rollback()
+    assert shards.app.run("SELECT status FROM hop_attempts") == [("running",)]
+    assert shards.app.run("SELECT status FROM migrations") == [("running",)]
+
+
+def test_what_has_ended_does_not_change_any_more(shards: Shards, writer: Client, graph: UUID) -> None:
+    attempt, migration = shards.take(writer, 1), str(shards.migration.id)
+    writer.run("SELECT set_config('graph_migrator.transaction', 'open', true)")
+    save = "SELECT save_shard_batch(%s, %s, %s, 2, 1, '[\"n4\"]', 4, 4, true, 30)"
+    writer.do(save, attempt, migration, str(graph))
+    writer.run("SELECT set_config('graph_migrator.transaction', 'open', true)")
+    assert sqlstate_of(writer.run, save, attempt, migration, str(graph)) == FENCED
+    writer.rollback()
+    for call in ("SELECT stop_shard(%s)", "SELECT record_lost_shard(%s, NULL, 30)"):
+        writer.do(call, attempt)
+    assert writer.one("SELECT graph_id FROM lock_and_load_dead_shard(%s)", attempt) is None
+    writer.commit()
+    assert shards.app.run("SELECT status FROM hop_attempts") == [("succeeded",)]
+
+
+NEXT = "SELECT status, numbers FROM next_shards(%s, 2, %s, 16, 64, %s)"
+
+
+def test_shards_are_chosen_by_one_session_at_a_time(shards: Shards, writer: Client, second: Client) -> None:
+    migration = str(shards.migration.id)
+    assert writer.one(NEXT, migration, 1, False) == ("running", [1, 2])
+    with in_background(lambda: (second.one(NEXT, migration, 1, False), second.commit())[0]) as other:
+        wait_until_waiting(shards.app, second.pid)
+        writer.commit()
+        assert other.result() == ("running", []), "none is sent twice"
+
+
+@pytest.mark.parametrize(
+    ("status", "dispatch", "found"), [("pausing", 1, "pausing"), ("running", 0, "stale")]
+)
+def test_of_a_migration_that_stops_or_has_gone_on_no_shard_is_sent(
+    shards: Shards, writer: Client, status: str, dispatch: int, found: str
+) -> None:
+    shards.app.do("UPDATE migrations SET status = %s", status)
+    assert writer.one(NEXT, str(shards.migration.id), dispatch, False) == (found, [])
+    writer.commit()
+    assert shards.app.run("SELECT is_sent FROM shards") == [(False,), (False,)]
+
+
+def test_the_coordinator_finds_the_attempts_of_the_dead_and_sends_their_shards_again(
+    shards: Shards, writer: Client, second: Client
+) -> None:
+    migration = str(shards.migration.id)
+    writer.do(NEXT, migration, 1, False)
+    attempt = shards.take(second, 2)
+    second.do("SELECT release_shard_lock()")
+    chosen = writer.one("SELECT numbers, lost_ids FROM next_shards(%s, 2, 1, 16, 64, true)", migration)
+    writer.commit()
+    assert chosen == ([1, 2], [attempt])
+    assert shards.app.run("SELECT status FROM hop_attempts") == [("lost",)]
+
+
+def test_a_hop_is_cut_only_as_it_was_looked_at(app: Client, migration: HandDriven) -> None:
+    migration.begin()
+    cut = (
+        "SELECT cut_shards(%s, 2, %s, %s, 'graph_migrator.nodes', '[\"id\"]', NULL, "
+        "'[[[\"n4\"], 4], [null, 4]]', NULL, 30)"
+    )
+    assert not app.one(cut, str(migration.id), "running", 1)
+    assert not app.one(cut, str(migration.id), "queued", 2)
+    assert app.run("SELECT * FROM shards") == []
+    assert app.one(cut, str(migration.id), "queued", 1)
+    app.commit()
+
+
 def test_whoever_takes_the_graphs_lock_exclusively_has_no_shard_beside_it(
     shards: Shards, writer: Client, second: Client, graph: UUID
 ) -> None:
