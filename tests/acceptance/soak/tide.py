@@ -75,7 +75,7 @@ def surge_back(ctx: HopContext, nodes: list[Node]) -> None:
     _note_in(ctx, nodes)
 
 
-@tide.hop(6, 7, over=Nodes(), batch_size=3, rebuild=True)
+@tide.hop(6, 7, over=Nodes(), batch_size=2, rebuild=True, shards=2)
 def break_ashore(ctx: HopContext, nodes: list[Node]) -> None:
     _note_in(ctx, nodes)
 
