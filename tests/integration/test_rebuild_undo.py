@@ -202,6 +202,16 @@ def test_writers_do_not_wait_for_one_another(engine: Engine) -> None:
     assert len(rows(engine, "SELECT * FROM rebuild_changes")) == 2
 
 
+def test_nothing_is_noted_once_nothing_is_kept(engine: Engine, executors: Executors) -> None:
+    circle(engine)
+    run_graph_migration(engine, "g", 2)
+    undo_ends(engine)
+    swept(executors)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE nodes SET properties = '{}' WHERE id = 'n0001'"))
+    assert (staged(engine), rows(engine, "SELECT * FROM rebuild_changes")) == ([], [])
+
+
 def _another_hop_and_back(engine: Engine, _: Executors, __: Script) -> None:
     run_graph_migration(engine, "g", 4)
     run_graph_migration(engine, "g", 3)

@@ -60,7 +60,8 @@ CREATE INDEX rebuild_changes_by_rebuild ON rebuild_changes (rebuild_id);
 CREATE FUNCTION note_change(p_rebuild bigint) RETURNS void LANGUAGE plpgsql
 SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
-    IF NOT EXISTS (SELECT FROM rebuild_changes c WHERE c.rebuild_id = p_rebuild) THEN
+    IF EXISTS (SELECT FROM rebuilds r WHERE r.id = p_rebuild AND r.status = 'kept')
+       AND NOT EXISTS (SELECT FROM rebuild_changes c WHERE c.rebuild_id = p_rebuild) THEN
         INSERT INTO rebuild_changes (rebuild_id) VALUES (p_rebuild);
     END IF;
 END $$;
