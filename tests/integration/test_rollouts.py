@@ -106,6 +106,15 @@ def test_a_rollout_moves_all_graphs_and_each_effect_is_once(engine: Engine, flee
     assert fleet.do(list_rollouts)[0].id == state.rollout.id
 
 
+def test_the_members_of_a_large_rollout_have_statistics_from_the_start(
+    engine: Engine, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graph_migrator.core.rollouts.start.MANY", 7)
+    add_tenants(engine, 7)
+    fleet.start()
+    assert rows(engine, "SELECT reltuples FROM pg_class WHERE oid = 'rollout_members'::regclass") == [(7,)]
+
+
 def test_graphs_that_cannot_be_moved_are_members_that_say_why(engine: Engine, fleet: Fleet) -> None:
     add_tenants(engine, 4)
     add_graph(engine, "beyond", "tenant", 3)
