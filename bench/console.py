@@ -25,7 +25,8 @@ from bench.fleet import filled
 from bench.types import small
 from graph_migrator.core.embedded import free_port
 from graph_migrator.core.graph_types import registry
-from graph_migrator.core.rollouts.start import RolloutRequest, start
+from graph_migrator.core.rollouts.request import RolloutRequest
+from graph_migrator.core.rollouts.start import start
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.store.session import Executors
 

@@ -17,7 +17,8 @@ from bench.results import at_most
 from graph_migrator.core.rollouts import inspection, operations
 from graph_migrator.core.rollouts.controller import move_rollouts_on
 from graph_migrator.core.rollouts.operations import Operator
-from graph_migrator.core.rollouts.start import RolloutRequest, start
+from graph_migrator.core.rollouts.request import RolloutRequest
+from graph_migrator.core.rollouts.start import start
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.store.session import Executors
 

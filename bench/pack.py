@@ -28,7 +28,8 @@ from graph_migrator.core.execution.model import Worker
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.rollouts.controller import move_rollouts_on
 from graph_migrator.core.rollouts.packs import PackReport, Surroundings, run_pack
-from graph_migrator.core.rollouts.start import RolloutRequest, start
+from graph_migrator.core.rollouts.request import RolloutRequest
+from graph_migrator.core.rollouts.start import start
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.rollouts.turn import SendingPack
 from graph_migrator.core.store.connections import make_engine

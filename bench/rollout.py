@@ -20,7 +20,8 @@ from bench.chain import DBOS, Contender, _contenders, _Race, _start, _stop
 from bench.database import connect, environment, server
 from bench.results import at_least
 from graph_migrator.core.embedded import Redis
-from graph_migrator.core.rollouts.start import RolloutRequest, start
+from graph_migrator.core.rollouts.request import RolloutRequest
+from graph_migrator.core.rollouts.start import start
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.schema import upgrade

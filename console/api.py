@@ -49,7 +49,7 @@ from graph_migrator.core.rollouts import inspection as rollouts
 from graph_migrator.core.rollouts.inspection import Change, HealthSignal, MemberState, RolloutSummary
 from graph_migrator.core.rollouts.operations import RolloutVerbReport
 from graph_migrator.core.rollouts.policy import Policy, PolicyState, policies
-from graph_migrator.core.rollouts.start import RolloutPlan, RolloutRequest
+from graph_migrator.core.rollouts.request import RolloutPlan, RolloutRequest
 from graph_migrator.core.rollouts.statuses import MemberStatus
 from graph_migrator.core.statuses import MigrationStatus
 

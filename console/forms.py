@@ -18,7 +18,7 @@ from graph_migrator.console.rendering import show
 from graph_migrator.console.verbs import BulkRetry, GraphVerb, PolicyRequest, RolloutBack, RolloutVerb
 from graph_migrator.core.access import tokens
 from graph_migrator.core.access.tokens import SESSION_HOURS
-from graph_migrator.core.rollouts.start import RolloutRequest
+from graph_migrator.core.rollouts.request import RolloutRequest
 
 _LONGEST_FORM: Final = 65_536
 

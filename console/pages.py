@@ -26,7 +26,7 @@ from graph_migrator.core.inspection.graphs import find_graph
 from graph_migrator.core.inspection.requests import list_requests
 from graph_migrator.core.rollouts import inspection as rollouts
 from graph_migrator.core.rollouts.back import ways_back, why_not_back
-from graph_migrator.core.rollouts.start import RolloutRequest
+from graph_migrator.core.rollouts.request import RolloutRequest
 from graph_migrator.core.rollouts.statuses import MemberStatus
 from graph_migrator.core.rollouts.strategy import FROZEN, Strategy
 from graph_migrator.core.rollouts.troubles import is_fleet_held

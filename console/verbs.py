@@ -34,7 +34,8 @@ from graph_migrator.core.rollouts import operations as rollouts
 from graph_migrator.core.rollouts.back import back
 from graph_migrator.core.rollouts.operations import Operator, RolloutVerbReport
 from graph_migrator.core.rollouts.policy import MOST_SETTLE_SECONDS, Mode, Policy, set_policy
-from graph_migrator.core.rollouts.start import RolloutPlan, RolloutRequest, plan, start
+from graph_migrator.core.rollouts.request import RolloutPlan, RolloutRequest
+from graph_migrator.core.rollouts.start import plan, start
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import Verb

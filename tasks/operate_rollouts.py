@@ -18,7 +18,7 @@ from graph_migrator.core.rollouts import start as starting
 from graph_migrator.core.rollouts.back import back
 from graph_migrator.core.rollouts.operations import Operator
 from graph_migrator.core.rollouts.policy import Mode, policies, set_policy
-from graph_migrator.core.rollouts.start import RolloutRequest
+from graph_migrator.core.rollouts.request import RolloutRequest
 from graph_migrator.core.rollouts.statuses import MemberStatus
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.rollouts.workers import workers

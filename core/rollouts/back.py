@@ -9,8 +9,8 @@ from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.graph_types.registry import graph_type, graph_types
 from graph_migrator.core.rollouts.inspection import RolloutState
 from graph_migrator.core.rollouts.operations import Operator, find_rollout
+from graph_migrator.core.rollouts.request import RolloutRequest
 from graph_migrator.core.rollouts.rows import query
-from graph_migrator.core.rollouts.start import RolloutRequest
 from graph_migrator.core.rollouts.statuses import LIVE
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.store.session import Executor

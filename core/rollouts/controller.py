@@ -11,8 +11,9 @@ from graph_migrator.core.execution import failpoints
 from graph_migrator.core.recorded_errors import name_of
 from graph_migrator.core.rollouts.decisions import CloseStage, End, Hold, OpenStage, Resume
 from graph_migrator.core.rollouts.policy import start_what_is_behind
-from graph_migrator.core.rollouts.rows import PostgresRows, query
+from graph_migrator.core.rollouts.rows import query
 from graph_migrator.core.rollouts.turn import Sending, SendingPack, Turn, take_turn
+from graph_migrator.core.rollouts.turn_rows import PostgresRows
 from graph_migrator.core.store.errors import Failure, classify
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.core.store.session import Executor

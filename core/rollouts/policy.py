@@ -16,8 +16,10 @@ from graph_migrator.core.errors import InvalidRequest, UnknownGraphType
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.graph_types.registry import graph_type, graph_types
 from graph_migrator.core.rollouts.operations import Operator
+from graph_migrator.core.rollouts.request import RolloutRequest
 from graph_migrator.core.rollouts.rows import query
-from graph_migrator.core.rollouts.start import LEFT_OUT, RolloutRequest, start
+from graph_migrator.core.rollouts.selection import LEFT_OUT
+from graph_migrator.core.rollouts.start import start
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.rollouts.workers import WorkerState, lacking, live_workers, served
 from graph_migrator.core.settings import settings

@@ -1,6 +1,6 @@
 """One turn of the controller for one rollout: take in outcomes, then decide and do, until there is nothing to do.
 
-The order of the steps stands here, apart from the tables: `core.rollouts.rows` does them in Postgres, in one
+The order of the steps stands here, apart from the tables: `core.rollouts.turn_rows` does them in Postgres, in one
 transaction; the simulation does the same turn on a model, with deaths and operators in between.
 """
 

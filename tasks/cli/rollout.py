@@ -15,7 +15,7 @@ from graph_migrator.core.rollouts import inspection, operations
 from graph_migrator.core.rollouts.back import back as make_back
 from graph_migrator.core.rollouts.inspection import Counts, RolloutState
 from graph_migrator.core.rollouts.operations import Operator, RolloutVerbReport
-from graph_migrator.core.rollouts.start import RolloutPlan, RolloutRequest
+from graph_migrator.core.rollouts.request import RolloutPlan, RolloutRequest
 from graph_migrator.core.rollouts.start import plan as make_plan
 from graph_migrator.core.rollouts.start import start as start_rollout
 from graph_migrator.core.rollouts.statuses import MemberStatus

@@ -18,7 +18,8 @@ from graph_migrator.core.rollouts.controller import move_rollouts_on
 from graph_migrator.core.rollouts.inspection import RolloutState, show
 from graph_migrator.core.rollouts.members import OtherCode, begin_member
 from graph_migrator.core.rollouts.packs import PackReport, Surroundings, run_pack
-from graph_migrator.core.rollouts.start import RolloutPlan, RolloutRequest, start
+from graph_migrator.core.rollouts.request import RolloutPlan, RolloutRequest
+from graph_migrator.core.rollouts.start import start
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.rollouts.turn import Sending, SendingPack
 from graph_migrator.core.store.session import Executors

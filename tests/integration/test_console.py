@@ -20,7 +20,8 @@ from graph_migrator.console.services import CeleryBroker, Services
 from graph_migrator.core.access import tokens
 from graph_migrator.core.execution.begin import begin_migration
 from graph_migrator.core.execution.model import Caller
-from graph_migrator.core.rollouts.start import RolloutRequest, start
+from graph_migrator.core.rollouts.request import RolloutRequest
+from graph_migrator.core.rollouts.start import start
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.store.session import Executors
 from tests.integration.scripted import Script

@@ -15,7 +15,8 @@ from sqlalchemy import Engine
 
 from graph_migrator import run_graph_migration
 from graph_migrator.console import Role
-from graph_migrator.core.rollouts.start import RolloutRequest, start
+from graph_migrator.core.rollouts.request import RolloutRequest
+from graph_migrator.core.rollouts.start import start
 from graph_migrator.core.store.session import Executors
 from tests.integration.scripted import Script
 from tests.integration.web import Console, console, everything

@@ -7,7 +7,8 @@ from sqlalchemy import Engine
 
 from graph_migrator import run_graph_migration
 from graph_migrator.core.access.tokens import Role, create_token
-from graph_migrator.core.rollouts.start import RolloutRequest, start
+from graph_migrator.core.rollouts.request import RolloutRequest
+from graph_migrator.core.rollouts.start import start
 from graph_migrator.core.store.protocol import RecordSent
 from graph_migrator.core.store.session import Executors
 from tests.integration.fleet_inline import QUICK, Fleet

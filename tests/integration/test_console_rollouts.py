@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy import Engine
 
 from graph_migrator import HopContext
+from graph_migrator.core.rollouts.request import RolloutRequest
 from graph_migrator.core.rollouts.rows import record_change
-from graph_migrator.core.rollouts.start import RolloutRequest, start
+from graph_migrator.core.rollouts.start import start
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.store.session import Executors
 from tests.integration.fleet_inline import QUICK, Fleet

@@ -37,9 +37,9 @@ from graph_migrator.core.rollouts.controller import move_rollouts_on
 from graph_migrator.core.rollouts.current import look, move_to_front
 from graph_migrator.core.rollouts.measures import measure_fleet
 from graph_migrator.core.rollouts.policy import Mode
-from graph_migrator.core.rollouts.rows import PostgresRows
 from graph_migrator.core.rollouts.statuses import MemberStatus
 from graph_migrator.core.rollouts.strategy import Strategy
+from graph_migrator.core.rollouts.turn_rows import PostgresRows
 from graph_migrator.core.rollouts.workers import workers
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.lock_sessions import lock_sessions
@@ -407,8 +407,9 @@ IN_PARTS = {
     "core/inspection/doctor.py _IDLE_HOLDERS": "reads sessions",
     "core/inspection/graphs.py _COLUMNS": "columns alone",
     "core/inspection/waiting_calls.py _WAITING": "is given its condition",
-    "core/rollouts/rows.py _MEMBER": "columns alone; see _DISPATCHED",
+    "core/rollouts/turn_rows.py _MEMBER": "columns alone; see _DISPATCHED",
     "core/rollouts/start.py": "reads the candidates of a start, a temporary table",
+    "core/rollouts/selection.py": "reads the candidates of a start, a temporary table",
     "core/store/graph_rows.py": "is given tables and columns",
     "core/store/keyset.py": "is given tables and columns",
     "core/store/session.py": "no table",

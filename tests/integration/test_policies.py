@@ -26,7 +26,8 @@ from graph_migrator.core.rollouts.current import look, move_to_front
 from graph_migrator.core.rollouts.inspection import changes, members
 from graph_migrator.core.rollouts.operations import Operator
 from graph_migrator.core.rollouts.policy import Mode, policies, set_policy, start_what_is_behind
-from graph_migrator.core.rollouts.start import RolloutPlan, plan, start
+from graph_migrator.core.rollouts.request import RolloutPlan
+from graph_migrator.core.rollouts.start import plan, start
 from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.rollouts.workers import WorkerState, announce, retire, served, workers
 from graph_migrator.core.settings import settings
@@ -102,7 +103,7 @@ def test_a_plan_names_live_workers_that_lack_the_code_and_says_how_long_the_hops
 
 
 def request(**values: Any) -> Any:
-    from graph_migrator.core.rollouts.start import RolloutRequest
+    from graph_migrator.core.rollouts.request import RolloutRequest
 
     return RolloutRequest(graph_type="tenant", **{"strategy": QUICK} | values)
 

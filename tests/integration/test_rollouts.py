@@ -28,7 +28,8 @@ from graph_migrator.core.graph_types.definition import Direction, GraphType
 from graph_migrator.core.rollouts import operations
 from graph_migrator.core.rollouts.inspection import changes, errors, list_rollouts, members
 from graph_migrator.core.rollouts.operations import Operator
-from graph_migrator.core.rollouts.start import RolloutRequest, plan, start
+from graph_migrator.core.rollouts.request import RolloutRequest
+from graph_migrator.core.rollouts.start import plan, start
 from graph_migrator.core.rollouts.statuses import (
     MEMBER_EDGES,
     ROLLOUT_EDGES,
@@ -446,7 +447,7 @@ def test_a_message_that_was_lost_is_sent_again_as_the_same_request(
 def test_a_turn_that_dies_leaves_nothing(
     engine: Engine, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from graph_migrator.core.rollouts.rows import PostgresRows
+    from graph_migrator.core.rollouts.turn_rows import PostgresRows
 
     add_tenants(engine, 3)
     fleet.start()
