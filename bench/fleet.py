@@ -123,7 +123,7 @@ def calls(engine: Engine, executors: Executors, graphs: int) -> dict[str, Callab
             metrics.measure(connection)
 
     connection = engine.connect()
-    middle, waiting = f"tenant-{graphs // 2 + 1:07}", f"tenant-{graphs // 200 * 100:07}"
+    middle, waiting = f"tenant-{graphs // 2 + 1:07}", f"tenant-{graphs // 2_000 * 1_000 + 500:07}"
     deep = f"tenant-{graphs - 100:07}"
     pages: dict[str, dict[str, Any]] = {
         "first page": {},
