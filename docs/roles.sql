@@ -105,7 +105,7 @@ DECLARE
 BEGIN
     FOR each IN SELECT p.oid::regprocedure AS name FROM pg_proc p
         WHERE p.pronamespace = 'graph_migrator'::regnamespace AND p.proname IN (
-            'load_operator_state', 'lock_and_load_graph', 'lock_and_load_stalled', 'follow_edge', 'settle', 'release_migration',
+            'load_operator_state', 'lock_and_load_graph', 'lock_and_load_stalled', 'follow_edge', 'stop_migration', 'release_migration',
             'declare_whole', 'set_owner_read_only', 'retry_migration', 'begin_migration', 'record_verb',
             'record_outcome', 'record_sent', 'fail_between_hops') LOOP
         EXECUTE format('ALTER FUNCTION %s SECURITY DEFINER', each.name);

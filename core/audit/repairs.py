@@ -21,7 +21,7 @@ CHECKS: Final = ("claims", "checkpoints", "partially-migrated", "guard")
 """The checks of `validate` whose findings can be mended here."""
 
 
-class Repair(BaseModel):
+class Mending(BaseModel):
     """A finding that can be mended, and what that does."""
 
     model_config = ConfigDict(frozen=True)
@@ -49,7 +49,7 @@ WHERE partially_migrated IS NOT NULL AND (:subject IS NULL OR slug = :subject) O
 
 def find_repairs(
     engine: Engine, types: dict[str, GraphType], check: str | None = None, subject: str | None = None
-) -> list[Repair]:
+) -> list[Mending]:
     """What can be mended, at most `LISTED` findings of a kind.
 
     Args:
@@ -72,7 +72,7 @@ def find_repairs(
         return [repair for name in CHECKS if check in (None, name) for repair in finders[name]()]
 
 
-def mend(engine: Engine, repair: Repair, by: str) -> None:
+def mend(engine: Engine, repair: Mending, by: str) -> None:
     """Mend one finding and record that, in one transaction. Partially migrated graphs are not mended here but retried.
 
     Raises:
@@ -92,7 +92,7 @@ def mend(engine: Engine, repair: Repair, by: str) -> None:
             raise NothingToRepair(repair.check, repair.subject)
 
 
-def record_retry(engine: Engine, repair: Repair, by: str) -> None:
+def record_retry(engine: Engine, repair: Mending, by: str) -> None:
     """Record that a partially migrated graph was mended by a retry."""
     with engine.begin() as connection:
         _record(connection, repair.subject, repair, by)
@@ -106,10 +106,10 @@ _ID = (
 )
 
 
-def _claims(connection: Connection, subject: str | None) -> Iterator[Repair]:
+def _claims(connection: Connection, subject: str | None) -> Iterator[Mending]:
     for row in connection.execute(text(_CLAIMS), {"subject": subject, "most": LISTED}):
         whose = "is of another graph" if row.foreign_claim else f"is {row.status}"
-        yield Repair(
+        yield Mending(
             check="claims",
             subject=row.slug,
             does=f"clears the claim of migration {row.id}, which {whose}: writers and migrations get in. No row of the "
@@ -117,9 +117,9 @@ def _claims(connection: Connection, subject: str | None) -> Iterator[Repair]:
         )
 
 
-def _checkpoints(connection: Connection, subject: str | None) -> Iterator[Repair]:
+def _checkpoints(connection: Connection, subject: str | None) -> Iterator[Mending]:
     for row in connection.execute(text(_CHECKPOINTS), {"subject": subject, "most": LISTED}):
-        yield Repair(
+        yield Mending(
             check="checkpoints",
             subject=row.graph,
             does=f"deletes {row.number} checkpoint{'s' if row.number > 1 else ''} of migrations that will not go on; "
@@ -129,7 +129,7 @@ def _checkpoints(connection: Connection, subject: str | None) -> Iterator[Repair
 
 def _partially_migrated(
     connection: Connection, types: dict[str, GraphType], subject: str | None
-) -> Iterator[Repair]:
+) -> Iterator[Mending]:
     for row in connection.execute(text(_PARTIAL), {"subject": subject, "most": LISTED}):
         half = row.half
         try:
@@ -137,7 +137,7 @@ def _partially_migrated(
         except LookupError:
             continue
         if hop.fingerprint == half["fingerprint"]:
-            yield Repair(
+            yield Mending(
                 check="partially-migrated",
                 subject=row.slug,
                 does=f"finishes hop {half['hop']!r} (v{half['from_version']}→v{half['to_version']}), whose code is "
@@ -146,7 +146,7 @@ def _partially_migrated(
             )
 
 
-def _guards(connection: Connection, subject: str | None) -> Iterator[Repair]:
+def _guards(connection: Connection, subject: str | None) -> Iterator[Mending]:
     for each in list_guards(connection):
         if each.complete or subject not in (None, each.table):
             continue
@@ -154,7 +154,7 @@ def _guards(connection: Connection, subject: str | None) -> Iterator[Repair]:
             *(f"none on {name}" for name in each.unguarded),
             *(f"{name} is off" for name in each.disabled),
         ]
-        yield Repair(
+        yield Mending(
             check="guard",
             subject=each.table,
             does=f"restores the write guard's triggers ({'; '.join(gaps)}). What was written meanwhile is "
@@ -170,10 +170,10 @@ def _mend_guard(connection: Connection, table: str, by: str) -> None:
         connection.execute(text("SELECT graph_migrator.guard_graphs_table()"))
     else:
         install_guard(connection, table, found[table].column)
-    _record(connection, None, Repair(check="guard", subject=table, does="triggers restored"), by)
+    _record(connection, None, Mending(check="guard", subject=table, does="triggers restored"), by)
 
 
-def _record(connection: Connection, graph: str | None, repair: Repair, by: str) -> None:
+def _record(connection: Connection, graph: str | None, repair: Mending, by: str) -> None:
     connection.execute(
         text(
             "SELECT graph_migrator.record_done('repair', graph_migrator.graph_id_of(:graph), NULL, NULL, "

@@ -39,7 +39,7 @@ from graph_migrator.core.store.protocol import (
     SaveProgress,
     SaveRebuildBatch,
     SaveShardBatch,
-    Settle,
+    StopMigration,
     StopShard,
     SwapRebuild,
     UndoRebuild,
@@ -326,7 +326,7 @@ class _Batches:
             return True
         if status not in {MigrationStatus.PAUSING, MigrationStatus.CANCELLING}:
             return False
-        return self._executor.call(Settle(migration=migration, attempt_becomes="stopped")) is not None
+        return self._executor.call(StopMigration(migration=migration, attempt_becomes="stopped")) is not None
 
     def _apply(self, ctx: HopContext) -> Done | None:
         hop, walk = self._attempt.hop, self.walk

@@ -201,7 +201,7 @@ def settle_now(executor: Executor, migration_id: UUID) -> None:
         if state is None or state.status not in {MigrationStatus.PAUSING, MigrationStatus.CANCELLING}:
             return
         failpoints.hit("recovery_decided")
-        executor.call(protocol.Settle(migration=migration_id, attempt_becomes="lost"))
+        executor.call(protocol.StopMigration(migration=migration_id, attempt_becomes="lost"))
     failpoints.hit("recovery_committed")
     publish.ended(executor, migration_id, lost_id=state.running_id, found_by="recovery")
 
@@ -212,7 +212,7 @@ def _write(
     s = settings()
     match decision:
         case StopAtBoundary():
-            executor.call(protocol.Settle(migration=migration_id, attempt_becomes="lost"))
+            executor.call(protocol.StopMigration(migration=migration_id, attempt_becomes="lost"))
             done.settled += 1
         case LossLimitReached():
             _fail(executor, migration_id, state, decision, done)

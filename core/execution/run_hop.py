@@ -184,7 +184,7 @@ def _carry_out(
 
 
 def _settle(executor: Executor, migration_id: UUID, running_id: int | None) -> HopOutcome | None:
-    settled = executor.call(protocol.Settle(migration=migration_id, attempt_becomes="lost"))
+    settled = executor.call(protocol.StopMigration(migration=migration_id, attempt_becomes="lost"))
     if settled is None:
         return None
     publish.ended(executor, migration_id, lost_id=running_id, found_by="executor")

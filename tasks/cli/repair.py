@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from graph_migrator.core.audit.repairs import CHECKS, Repair, find_repairs, mend, record_retry
+from graph_migrator.core.audit.repairs import CHECKS, Mending, find_repairs, mend, record_retry
 from graph_migrator.core.errors import NothingToRepair
 from graph_migrator.core.execution import operations
 from graph_migrator.core.graph_types.registry import graph_types
@@ -46,7 +46,7 @@ def repair(check: str | None, subject: str | None, yes: bool, as_json: bool) -> 
         click.echo(f"{one.subject}: mended ({one.check})")
 
 
-def _list(found: list[Repair], *, as_json: bool) -> None:
+def _list(found: list[Mending], *, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return

@@ -217,7 +217,10 @@ class HandDriven:
                 migration=self.id, from_="running", to="cancelling", again=False, deadline_seconds=0
             )
         )
-        assert self.executor.call(protocol.Settle(migration=self.id, attempt_becomes="lost")) == "cancelled"
+        assert (
+            self.executor.call(protocol.StopMigration(migration=self.id, attempt_becomes="lost"))
+            == "cancelled"
+        )
 
     def close(self) -> None:
         """End the session, as a killed worker does."""

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from graph_migrator import GraphType, HopContext, Nodes
-from graph_migrator.core.audit.repairs import Repair, find_repairs, mend
+from graph_migrator.core.audit.repairs import Mending, find_repairs, mend
 from graph_migrator.core.audit.validate import validate
 from graph_migrator.core.errors import NothingToRepair
 from graph_migrator.core.execution import operations
@@ -78,7 +78,7 @@ def test_a_sound_database_has_nothing_to_repair(engine: Engine, migrated: None) 
     assert find_repairs(engine, TYPES) == []
     for check in ("claims", "checkpoints", "guard"):
         with pytest.raises(NothingToRepair):
-            mend(engine, Repair(check=check, subject="g", does=""), "ada")
+            mend(engine, Mending(check=check, subject="g", does=""), "ada")
     assert rows(engine, "SELECT * FROM requests") == []
 
 
@@ -121,7 +121,7 @@ def test_ownerless_checkpoints_are_deleted_and_recorded(engine: Engine, migrated
 def test_the_checkpoint_of_a_graph_that_can_go_on_is_left(engine: Engine, executors: Executors) -> None:
     released_half_way(engine, executors)
     with pytest.raises(NothingToRepair):
-        mend(engine, Repair(check="checkpoints", subject="half", does=""), "ada")
+        mend(engine, Mending(check="checkpoints", subject="half", does=""), "ada")
 
 
 def test_a_partially_migrated_graph_is_mended_where_its_code_is_unchanged(

@@ -140,7 +140,7 @@ def test_a_cancelled_migration_raises(
     until(lambda: listeners(engine) == 1, "it listens")
     with executors.borrow() as executor:
         operations.cancel(executor, "g")
-        executor.call(protocol.Settle(migration=migration_of(engine, "g").id, attempt_becomes="lost"))
+        executor.call(protocol.StopMigration(migration=migration_of(engine, "g").id, attempt_becomes="lost"))
     with pytest.raises(MigrationCancelled):
         waiter.outcome.result(timeout=60)
 

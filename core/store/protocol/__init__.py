@@ -40,7 +40,7 @@ from graph_migrator.core.store.protocol.migrating import (
     OpenHop,
     ResumeExecutor,
     RetryMigration,
-    Settle,
+    StopMigration,
 )
 from graph_migrator.core.store.protocol.operating import (
     Baseline,
@@ -163,10 +163,10 @@ __all__ = [
     "SaveShardBatch",
     "SetOwnerReadOnly",
     "SetTimeout",
-    "Settle",
     "SettledCall",
     "ShardsToSend",
     "StampGraphs",
+    "StopMigration",
     "StopShard",
     "SwapRebuild",
     "SweepRebuilds",

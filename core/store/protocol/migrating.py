@@ -227,7 +227,7 @@ class CountMismatch(Call[None], function="count_mismatch"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settle(Call[str | None], function="settle"):
+class StopMigration(Call[str | None], function="stop_migration"):
     """Do what an operator asked for. Returns the new status; None where nothing is asked any more."""
 
     migration: UUID

@@ -52,7 +52,7 @@ def test_a_pause_that_is_just_being_taken_back_is_not_settled(
     with in_state(engine, executors, script, "pausing"), executors.borrow() as executor:
         settle = (
             executor.call,
-            protocol.Settle(migration=migration_of(engine, "g").id, attempt_becomes="lost"),
+            protocol.StopMigration(migration=migration_of(engine, "g").id, attempt_becomes="lost"),
         )
         with while_the_status_becomes(engine, executor, "running", *settle) as settling:
             assert settling.result() is None

@@ -577,7 +577,7 @@ END $$;
 
 -- Pauses or cancels as an operator requested, between two hops or while nobody executes; under the graph's lock.
 -- Returns the new status, or NULL if there is no such request any more.
-CREATE FUNCTION settle(p_migration uuid, p_attempt_becomes text, OUT status text)
+CREATE FUNCTION stop_migration(p_migration uuid, p_attempt_becomes text, OUT status text)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     m migrations;
@@ -601,8 +601,8 @@ BEGIN
                    (SELECT slug FROM graphs g WHERE g.id = m.graph_id), hop, half.done)
             WHERE id = p_migration;
     ELSE
-        UPDATE migrations mm SET status = settle.status,
-               finished_at = CASE WHEN settle.status = 'cancelled' THEN clock_timestamp() END
+        UPDATE migrations mm SET status = stop_migration.status,
+               finished_at = CASE WHEN stop_migration.status = 'cancelled' THEN clock_timestamp() END
             WHERE id = p_migration;
     END IF;
     IF status = 'cancelled' THEN

@@ -181,7 +181,7 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'graph % is not owned by migration %', p_graph, p_migration USING ERRCODE = 'GM001';
     END IF;
-    -- Not FOR UPDATE, or an operator would wait for the batch to end. `settle` checks again before it acts, and a
+    -- Not FOR UPDATE, or an operator would wait for the batch to end. `stop_migration` checks again before it acts, and a
     -- request that comes during the batch takes effect at the next one.
     SELECT m.status INTO status FROM migrations m WHERE m.id = p_migration;
 END $$;
