@@ -39,7 +39,7 @@ LOOKUPS = 5_000
 
 def run(quick: bool = False) -> list[dict[str, Any]]:
     """All designs in turn, round by round."""
-    rows, rounds = (100_000, 1) if quick else (1_000_000, 2)
+    rows, rounds = (100_000, 1) if quick else (1_000_000, 3)
     found: defaultdict[str, list[Figures]] = defaultdict(list)
     with server() as postgres:
         make_template(postgres, "large", rows)
