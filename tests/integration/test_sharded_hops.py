@@ -221,6 +221,24 @@ def test_no_more_shards_are_in_flight_than_the_limits_allow(
     finish(executors, sent[1], following.messages[0])
 
 
+def test_the_shards_of_all_graphs_count_against_one_limit(
+    engine: Engine, executors: Executors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAPH_MIGRATOR_MAX_SHARDS", "3")
+    monkeypatch.setenv("GRAPH_MIGRATOR_MAX_SHARDS_PER_GRAPH", "2")
+    settings.cache_clear()
+    sent = []
+    for slug in ("g", "other", "third"):
+        circle(engine, slug)
+        with executors.borrow() as executor:
+            dispatch = begin_migration(executor, slug, 2)
+        assert isinstance(dispatch, Dispatch)
+        cut = run_hop(executors, dispatch.messages()[0])
+        assert isinstance(cut, Sharded)
+        sent.append([message.shard for message in cut.messages])
+    assert sent == [[1, 2], [1], [1]], "each has one in any case"
+
+
 def test_a_hop_in_shards_survives_a_crash_at_every_boundary(make_graph: MakeGraph) -> None:
     nodes = [Node(f"n{i}", "Node") for i in range(6)]
     edges = [Edge(f"e{i}", f"n{i}", f"n{(i + 1) % 6}", "KNOWS") for i in range(6)]
