@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from redis import Redis
 
 from tests.acceptance.cluster import ROOT
 from tests.integration.console import spawn
@@ -154,6 +155,11 @@ def test_of_two_workers_the_killed_one_is_replaced_and_the_other_keeps_the_code_
 
         types.write_text(HOP.format("new"))
         second.suspend()  # so that the first one takes the call
+        until(
+            lambda: not waits_for_a_message(second, variables),
+            "its request at the broker to run out",
+            seconds=30,
+        )
         children = first.children()
         for child in children:
             child.kill()
@@ -177,6 +183,13 @@ def test_of_two_workers_the_killed_one_is_replaced_and_the_other_keeps_the_code_
     finally:
         dev.send_signal(signal.SIGINT)
         assert dev.wait(60) == 0, log.read_text()
+
+
+def waits_for_a_message(worker: psutil.Process, variables: dict[str, str]) -> bool:
+    """Whether the broker would give the next message to this worker, even if it is suspended."""
+    ours = {f"{each.laddr.ip}:{each.laddr.port}" for each in worker.net_connections("tcp")}
+    with Redis.from_url(variables["CELERY_BROKER_URL"]) as client:
+        return any(each["addr"] in ours and "b" in each["flags"] for each in client.client_list())
 
 
 def label(variables: dict[str, str], slug: str) -> str:
