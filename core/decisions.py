@@ -3,9 +3,9 @@
 `decide_begin` answers a call of `migrate_graph`, `decide_hop` a delivered `run_hop` message, `decide_recovery` a
 migration that a recovery sweep looks at. `core.execution` carries the decisions out.
 
-An attempt counts as lost when its row says `running` and nobody holds its graph's lock: the lock goes with the session
-of whoever executes it. `decide_hop` and `decide_recovery` are asked with that lock held, so a running row that they see
-is a lost one.
+An attempt counts as lost when its row says `running` and nobody holds its graph's lock (of a shard: the shard's lock):
+the lock goes with the session of whoever executes it. `decide_hop` and `decide_recovery` are asked with that lock held,
+so a running row that they see is a lost one.
 """
 
 from __future__ import annotations
@@ -277,8 +277,14 @@ def count_losses(state: HopState | RecoveryState) -> Losses:
     """
     if state.running_id is not None and state.running_batches:
         return Losses(0, 0)
+    # A crash that a worker has reported stands in `state.crashes` already.
     just_now = state.running_id is not None and not state.running_crashed
     return Losses(state.crashes, state.interruptions + just_now, state.how_crashed)
+
+
+def may_try_again(state: HopState, limits: Limits) -> bool:
+    """Whether a hop that met a transient error has another try."""
+    return state.tries + 1 < limits.transient_tries
 
 
 def _limit_reached(losses: Losses, running_id: int | None, limits: Limits) -> LossLimitReached | None:

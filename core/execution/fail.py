@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graph_migrator.core.decisions import Ignored, Limits
+from graph_migrator.core.decisions import Ignored, Limits, may_try_again
 from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.model import Attempt, AttemptFailed
 from graph_migrator.core.execution.waits import backoff
@@ -49,7 +49,7 @@ def record_failure(
         raise ConnectionLost(attempt) from error
     try:
         transient = kind is Failure.TRANSIENT or isinstance(error, attempt.hop.retry_on or ())
-        if transient and attempt.state.tries + 1 < limits.transient_tries:
+        if transient and may_try_again(attempt.state, limits):
             return retry_later(executor, attempt, error)
         return fail_migration(executor, attempt, error, transient=transient)
     except DRIVER_ERRORS as second:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from graph_migrator.core.decisions import Later, Limits
+from graph_migrator.core.decisions import Later, Limits, may_try_again
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution.fail import fail_migration, retry_later
 from graph_migrator.core.execution.model import Attempt, AttemptFailed, HopOutcome
@@ -69,7 +69,7 @@ def _resolve(executor: Executor, attempt: Attempt, limits: Limits) -> HopOutcome
     else:
         executor.call(BecomeShardExecutor(migration=migration, attempt=attempt.id))
     lost = ConnectionError("the connection to Postgres was lost")
-    if attempt.state.tries + 1 < limits.transient_tries:
+    if may_try_again(attempt.state, limits):
         failed = retry_later(executor, attempt, lost)
     else:
         failed = fail_migration(executor, attempt, lost, transient=True)

@@ -1,6 +1,7 @@
 """The graph's exclusive lock, as its executor holds it.
 
-Its key is `lock_key` in Postgres (`versions/0002_protocol.sql`), where the functions that lock are, too.
+Its key is `lock_key` in Postgres (`versions/0002_protocol.sql`). The functions that lock are there, too; `take_lock`,
+which waits, is in `0004_recovery.sql`, and a shard's are in `0009_shards.sql`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The calls about a graph's lock and the session that holds it; see versions/0004_recovery.sql."""
+"""The calls about a graph's lock and the session that holds it; see versions 0002 and 0004 of the schema."""
 
 from __future__ import annotations
 

@@ -236,6 +236,61 @@ def test_what_has_ended_does_not_change_any_more(shards: Shards, writer: Client,
     assert shards.app.run("SELECT status FROM hop_attempts") == [("succeeded",)]
 
 
+def test_the_last_shard_writes_no_row_before_its_range(shards: Shards, writer: Client, graph: UUID) -> None:
+    shards.take(writer, 2)
+    for row in ("n1", "n4"):
+        statement = "UPDATE nodes SET label = 'w' WHERE graph_id = %s AND id = %s"
+        assert sqlstate_of(writer.run, statement, str(graph), row) == OUTSIDE
+        writer.rollback()
+
+
+def test_a_shard_alone_is_not_the_migrations_executor(shards: Shards, writer: Client, graph: UUID) -> None:
+    """It could take the graph's lock exclusively: nobody else shares it."""
+    shards.take(writer, 1)
+    migration = str(shards.migration.id)
+    for statement, values in (
+        ("SELECT require_executor(%s, %s)", (migration, str(graph))),
+        ("UPDATE graphs SET config = '{\"a\": 1}' WHERE id = %s", (str(graph),)),
+    ):
+        assert sqlstate_of(writer.run, statement, *values) == FENCED, statement
+        writer.rollback()
+
+
+def test_a_shard_is_dead_when_its_own_lock_is_free(
+    shards: Shards, writer: Client, second: Client, graph: UUID
+) -> None:
+    dead, load = (
+        "SELECT * FROM dead_shards()",
+        "SELECT graph_id IS NOT NULL FROM lock_and_load_dead_shard(%s)",
+    )
+    attempt = shards.take(writer, 1)
+    assert (second.run(dead), second.one(load, attempt)) == ([], False), "its executor lives"
+    second.commit()
+    writer.do("SELECT release_shard_lock()")
+    assert second.run(dead) == [(attempt,)]
+    writer.do("SELECT pg_advisory_lock(lock_key(%s))", str(graph))
+    assert not second.one(load, attempt), "the coordinator has the graph, and finds it"
+    writer.do("SELECT pg_advisory_unlock_all()")
+    assert second.one(load, attempt)
+    second.commit()
+
+
+def test_each_shard_has_its_own_losses_and_its_own_progress(
+    shards: Shards, writer: Client, second: Client, graph: UUID
+) -> None:
+    migration = str(shards.migration.id)
+    first = shards.take(writer, 1)
+    writer.do("SELECT release_shard_lock()")
+    writer.do("SELECT record_lost_shard(%s, %s, 30)", first, migration)
+    other = shards.take(second, 2)
+    second.run("SELECT set_config('graph_migrator.transaction', 'open', true)")
+    second.do(
+        "SELECT save_shard_batch(%s, %s, %s, 2, 2, '[\"n6\"]', 2, 2, false, 30)", other, migration, str(graph)
+    )
+    lost = "SELECT interruptions FROM count_losses(%s, 2, 0, %s)"
+    assert [shards.app.one(lost, migration, number) for number in (1, 2)] == [1, 0]
+
+
 NEXT = "SELECT status, numbers FROM next_shards(%s, 2, %s, 16, 64, %s)"
 
 
