@@ -282,12 +282,14 @@ def test_each_shard_has_its_own_losses_and_its_own_progress(
     first = shards.take(writer, 1)
     writer.do("SELECT release_shard_lock()")
     writer.do("SELECT record_lost_shard(%s, %s, 30)", first, migration)
+    lost = "SELECT interruptions FROM count_losses(%s, 2, 0, %s)"
+    assert [shards.app.one(lost, migration, number) for number in (1, 2)] == [1, 0]
+    shards.app.commit()
     other = shards.take(second, 2)
     second.run("SELECT set_config('graph_migrator.transaction', 'open', true)")
     second.do(
         "SELECT save_shard_batch(%s, %s, %s, 2, 2, '[\"n6\"]', 2, 2, false, 30)", other, migration, str(graph)
     )
-    lost = "SELECT interruptions FROM count_losses(%s, 2, 0, %s)"
     assert [shards.app.one(lost, migration, number) for number in (1, 2)] == [1, 0]
 
 
