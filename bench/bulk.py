@@ -77,8 +77,8 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     million = f"{rows:,} and {rows // 10:,} rows"
     return [
         at_least(f"Batched SQL hop / hand-written SQL batches, {million}", speed("bench-sql", "hand"), 0.95),
-        at_least(f"Batched Python hop / set-based UPDATE, {million}", speed("bench-python", "set"), 0.45),
-        at_least("  with every row validated", speed("bench-validated", "set"), 0.38),
+        at_least(f"Batched Python hop / set-based UPDATE, {million}", speed("bench-python", "set"), 0.55),
+        at_least("  with every row validated", speed("bench-validated", "set"), 0.5),
         at_most("Guard on / off, batched SQL hop", [f["ratio"] for f in found["bench-sql guard"]], 1.12),
         at_most(
             "Guard on / off, batched Python hop", [f["ratio"] for f in found["bench-python guard"]], 1.12
