@@ -293,6 +293,22 @@ def test_each_shard_has_its_own_losses_and_its_own_progress(
     assert [shards.app.one(lost, migration, number) for number in (1, 2)] == [1, 0]
 
 
+def test_of_two_shards_that_fail_the_first_says_why(
+    shards: Shards, writer: Client, second: Client, graph: UUID
+) -> None:
+    taken = [(writer, shards.take(writer, 1), "first"), (second, shards.take(second, 2), "second")]
+    for client, attempt, error in taken:
+        client.do(
+            "SELECT fail_shard(%s, %s, %s, false, true, %s, 'm', '[]', NULL, 30)",
+            attempt, str(shards.migration.id), str(graph), error,
+        )  # fmt: skip
+    assert shards.app.run("SELECT status, error_type FROM migrations") == [("failed", "first")]
+    assert shards.app.run("SELECT status, error_type FROM hop_attempts ORDER BY shard") == [
+        ("failed", "first"),
+        ("failed", "second"),
+    ]
+
+
 NEXT = "SELECT status, numbers FROM next_shards(%s, 2, %s, 16, 64, %s)"
 
 
