@@ -19,7 +19,6 @@ from graph_migrator.core.execution.time_limit import TimeLimit
 from graph_migrator.core.graph_types.context import HopContext
 from graph_migrator.core.graph_types.definition import DirectedHop, Direction
 from graph_migrator.core.graph_types.hop_session import OWN_TRANSACTION
-from graph_migrator.core.graph_types.selectors import Nodes
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
@@ -337,15 +336,16 @@ class _Batches:
             skipped = walk.is_at_start and hop.when is not None and not hop.when(ctx)
             if not skipped:
                 walk.advance(ctx)
-            if walk.is_at_end and self._rebuild is None:
+            ends = walk.is_at_end and self._rebuild is None  # of a rebuild hop, the swap does
+            if ends:
                 _check(hop, ctx)
             ctx.flush()
-        if skipped or (walk.is_at_end and self._rebuild is None):
+        if skipped or ends:
             self._record_digest_after()
         if skipped:
             return Done(0, True, *_commit(self._executor, self._attempt, skipped=True, rows=0))
         rows = ctx.rows_changed
-        if walk.is_at_end and self._rebuild is None:
+        if ends:
             ended = _commit(self._executor, self._attempt, skipped=False, rows=rows, done=walk.done)
             return Done(self._rows + rows, False, *ended)
         with _own_transaction(self._executor, hop):
@@ -455,13 +455,14 @@ def _swap(executor: Executor, attempt: Attempt, rebuild_id: int) -> int:
 
 def _rebuilding(attempt: Attempt) -> OpenRebuild:
     message = attempt.message
+    assert attempt.hop.over is not None  # noqa: S101 - a rebuild hop is batched
     return OpenRebuild(
         attempt=attempt.id,
         migration=message.migration_id,
         graph=attempt.graph.id,
         from_=message.from_version,
         to=message.to_version,
-        table_name="nodes" if isinstance(attempt.hop.over, Nodes) else "edges",
+        table_name=attempt.hop.over.table,
         fingerprint=attempt.hop.fingerprint,
     )
 

@@ -19,7 +19,6 @@ from graph_migrator.core.execution.recorded import load_dispatch
 from graph_migrator.core.execution.recovery import settle_now
 from graph_migrator.core.graph_types.context import GraphFacts
 from graph_migrator.core.graph_types.definition import DirectedHop
-from graph_migrator.core.graph_types.selectors import Nodes
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
 from graph_migrator.core.store.keyset import Key, Keyset
@@ -147,7 +146,7 @@ def _preparing(message: HopMessage, state: HopState, hop: DirectedHop) -> Prepar
         graph=state.graph_id,
         from_=message.from_version,
         to=message.to_version,
-        table_name=("nodes" if isinstance(hop.over, Nodes) else "edges") if hop.rebuild else None,
+        table_name=hop.over.table if hop.rebuild and hop.over is not None else None,
         fingerprint=hop.fingerprint,
     )
 

@@ -31,6 +31,7 @@ class Nodes:
     """
 
     key: ClassVar[tuple[str, ...]] = ("id",)
+    table: ClassVar[str] = "nodes"
 
     label: str | None = None
 
@@ -44,6 +45,7 @@ class Edges:
     """
 
     key: ClassVar[tuple[str, ...]] = ("id",)
+    table: ClassVar[str] = "edges"
 
     type: str | None = None
 

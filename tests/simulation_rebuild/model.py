@@ -9,16 +9,14 @@ The protocol is that of docs/decisions/0017-rebuild-hops.md.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
+from tests import states
+from tests.states import Explored, Violated
+
 ROWS = 2
-
-
-class Violated(AssertionError):
-    """An invariant does not hold."""
 
 
 class Rebuild(NamedTuple):
@@ -285,74 +283,18 @@ def check(s: State) -> None:
         raise Violated("a way back that was promised is gone")
 
 
-@dataclass(frozen=True)
-class Explored:
-    """What was visited: how many states, the steps between them, and the statuses in which nothing happens any more."""
-
-    states: int
-    steps: frozenset[str]
-    ends: frozenset[str]
-
-
 _FROM_OUTSIDE = frozenset(
     {"death", "message lost", "hop raises", "pause", "resume", "cancel", "retry", "release --force", "repair",
      "deploy", "plan anew", "migrate back", "writer begins"}
 )  # fmt: skip
 
 
-def explore(rules: Rules | None = None, most: int = 2_000_000) -> Explored:
-    """Visit every state.
-
-    Raises:
-        Violated: An invariant does not hold, or something is never settled; with the shortest way there.
-    """
-    rules = rules or Rules()
-    start = State()
-    came: dict[State, tuple[str, State] | None] = {start: None}
-    before: dict[State, list[State]] = {}
-    queue = deque([start])
-    steps: set[str] = set()
-    ends: list[State] = []
-    while queue:
-        state = queue.popleft()
-        moved = False
-        try:
-            check(state)
-            for name, after in successors(state, rules):
-                steps.add(name)
-                if name not in _FROM_OUTSIDE:
-                    moved = True
-                    before.setdefault(after, []).append(state)
-                if after not in came:
-                    assert len(came) < most
-                    came[after] = (name, state)
-                    queue.append(after)
-            if not moved and state.status in ACTIVE:
-                raise Violated(f"nobody goes on: {state.status}")
-        except Violated as violated:
-            raise Violated(f"{violated}\n{_way_to(state, came)}") from None
-        if not moved:
-            ends.append(state)
-    reached = set(ends)
-    queue = deque(ends)
-    while queue:
-        for earlier in before.get(queue.popleft(), ()):
-            if earlier not in reached:
-                reached.add(earlier)
-                queue.append(earlier)
-    for state in came:
-        if state not in reached:
-            raise Violated(f"no way to an end\n{_way_to(state, came)}")
-    return Explored(len(came), frozenset(steps), frozenset(s.status for s in ends))
-
-
-def _way_to(state: State, came: dict[State, tuple[str, State] | None]) -> str:
-    way: list[str] = []
-    at: State | None = state
-    while at is not None and (step := came[at]) is not None:
-        way.append(step[0])
-        at = step[1]
-    return " → ".join(reversed(way)) + f"\n{state}"
+def explore(rules: Rules | None = None) -> Explored:
+    """Visit every state; see `tests.states.explore`."""
+    chosen = rules or Rules()
+    return states.explore(
+        State(), lambda state: successors(state, chosen), check, from_outside=_FROM_OUTSIDE, active=ACTIVE
+    )
 
 
 def variant(**changed: object) -> Rules:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation_rebuild.model import Violated, explore, variant
+from tests.simulation_rebuild.model import explore, variant
+from tests.states import Violated
 
 ENDS = {"cancelled", "failed", "paused", "released", "succeeded"}
 

@@ -16,16 +16,14 @@ The protocol (docs/decisions, "Sharded hops"):
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from tests import states
+from tests.states import Explored, Violated
+
 MOST_LOST = 2
-
-
-class Violated(AssertionError):
-    """An invariant does not hold."""
 
 
 class Shard(NamedTuple):
@@ -369,88 +367,22 @@ def check(s: State, rules: Rules) -> None:
         raise Violated("cancelled, but rows have the new shape")
 
 
-@dataclass(frozen=True)
-class Explored:
-    """What was visited.
-
-    Attributes:
-        states: How many.
-        steps: The names of the steps that were taken.
-        ends: The statuses of states in which nothing happens any more.
-    """
-
-    states: int
-    steps: frozenset[str]
-    ends: frozenset[str]
-
-
-def explore(rules: Rules | None = None, most: int = 2_000_000) -> Explored:
-    """Visit every state.
-
-    Raises:
-        Violated: An invariant does not hold, or something is never settled; with the shortest way there.
-    """
-    rules = rules or Rules()
-    start = State()
-    came: dict[State, tuple[str, State] | None] = {start: None}
-    before: dict[State, list[State]] = {}
-    queue = deque([start])
-    steps: set[str] = set()
-    ends: list[State] = []
-    while queue:
-        state = queue.popleft()
-        moved = False
-        try:
-            check(state, rules)
-            for name, after in successors(state, rules):
-                steps.add(name)
-                if name not in _FROM_OUTSIDE:
-                    moved = True
-                    before.setdefault(after, []).append(state)
-                if after not in came:
-                    if len(came) >= most:
-                        raise AssertionError(f"more than {most} states")
-                    came[after] = (name, state)
-                    queue.append(after)
-        except Violated as violated:
-            raise Violated(f"{violated}\n{_trace(state, came)}") from None
-        if not moved:
-            ends.append(state)
-    _check_ends(ends, came, before)
-    return Explored(len(came), frozenset(steps), frozenset(s.status for s in ends))
-
-
 _FROM_OUTSIDE = frozenset(
     {"death", "death, redelivered", "message lost", "message doubled", "hop raises",
      "pause", "resume", "cancel", "retry", "release --force"}
 )  # fmt: skip
 
 
-def _check_ends(
-    ends: list[State], came: dict[State, tuple[str, State] | None], before: dict[State, list[State]]
-) -> None:
-    """Every end is settled or paused, and every state leads to an end without help from outside."""
-    for state in ends:
-        if state.status in ACTIVE:
-            raise Violated(f"nobody goes on: {state.status}\n{_trace(state, came)}")
-    reached = set(ends)
-    queue = deque(ends)
-    while queue:
-        for earlier in before.get(queue.popleft(), ()):
-            if earlier not in reached:
-                reached.add(earlier)
-                queue.append(earlier)
-    for state in came:
-        if state not in reached:
-            raise Violated(f"never settled\n{_trace(state, came)}")
-
-
-def _trace(state: State, came: dict[State, tuple[str, State] | None]) -> str:
-    lines = [f"   {state}"]
-    while (step := came[state]) is not None:
-        name, state = step
-        lines.append(f"  {name}")
-    return "\n".join(reversed(lines))
+def explore(rules: Rules | None = None) -> Explored:
+    """Visit every state; see `tests.states.explore`."""
+    chosen = rules or Rules()
+    return states.explore(
+        State(),
+        lambda state: successors(state, chosen),
+        lambda state: check(state, chosen),
+        from_outside=_FROM_OUTSIDE,
+        active=ACTIVE,
+    )
 
 
 def variant(**changes: object) -> Rules:
