@@ -158,11 +158,11 @@ def _executing(executor: Executor, slug: str) -> str:
     assert isinstance(begun, Dispatch)
     (message,) = begun.messages()
     if slug == "shard":
-        cut = [["n99999"], ROWS], [None, 0]
         executor.call(
             protocol.CutShards(
                 migration=begun.migration_id, to=2, status="queued", dispatch=1, table_name="graph_migrator.nodes",
-                key=["id"], rebuild=None, shards=[*cut], digest=None, deadline=3_600,
+                key=["id"], rebuild=None, shards=[[["n99999"], ROWS], [None, 0]], digest=None,
+                deadline_seconds=3_600,
             )
         )  # fmt: skip
         message = replace(message, shard=1)

@@ -146,8 +146,20 @@ def working(env: dict[str, str], workers: int) -> Iterator[Celery]:
     with ExitStack() as stack:
         stack.callback(_stop, worker)
         _start(worker)
-        time.sleep(6)
+        _wait_until_announced(env["DATABASE_URL"], workers)
         yield Celery(broker=env["CELERY_BROKER_URL"])
+
+
+def _wait_until_announced(url: str, workers: int) -> None:
+    """No more shards are in flight than the workers that are known have processes."""
+    with closing(connect(url)) as watching, watching.cursor() as cursor:
+        known = 0
+        while known < workers:
+            time.sleep(0.1)
+            cursor.execute(
+                "SELECT count(*) FROM graph_migrator.workers WHERE seen_at > now() - interval '20 s'"
+            )
+            (known,) = cursor.fetchone()
 
 
 def migrated(client: Celery, url: str, graph: str, target: int) -> float:
