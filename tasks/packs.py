@@ -9,6 +9,7 @@ from celery.exceptions import Ignore
 from celery.utils.log import get_task_logger
 
 from graph_migrator.core.decisions import Ignored
+from graph_migrator.core.events.log import only_ends
 from graph_migrator.core.execution.model import Dispatch, Worker
 from graph_migrator.core.plural import count
 from graph_migrator.core.rollouts.members import OtherCode
@@ -36,10 +37,10 @@ def migrate_pack(self: Task, pack_id: str) -> str:
         show=lambda report: show_progress(self.request.id, report.in_words()),
         is_stopping=shutdown.is_asked,
     )
+    worker = Worker(self.request.hostname or "?", task_id=self.request.id)
     try:
-        ended = run_pack(
-            executors(), UUID(pack_id), Worker(self.request.hostname or "?", task_id=self.request.id), around
-        )
+        with only_ends():
+            ended = run_pack(executors(), UUID(pack_id), worker, around)
     except Exception as hindrance:  # noqa: BLE001 - raised again, without values
         raise redacted(hindrance) from None
     match ended:

@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 
 from graph_migrator.core.events import types as events
-from graph_migrator.core.events.log import JsonLines, key_values, log_event
+from graph_migrator.core.events.log import JsonLines, key_values, log_event, only_ends
 
 ROOT = Path(__file__).resolve().parents[2]
 ID = UUID("11111111-2222-3333-4444-555555555555")
@@ -71,6 +71,20 @@ def test_an_event_is_one_line_of_key_values(caplog: pytest.LogCaptureFixture) ->
     assert caplog.messages == [
         f"event=hop_lost migration_id={ID} graph_id={ID} graph=g graph_type=t attempt_id=7 found_by=recovery"
     ]
+
+
+def test_a_pack_logs_the_ends_of_its_migrations_and_whatever_goes_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    begun = events.MigrationBegun(**WHOSE, from_version=1, to_version=2, hops=1)
+    ended = events.MigrationFinished(
+        **WHOSE, status="succeeded", from_version=1, to_version=2, version=2, hops=1, attempts=1, rows_changed=3, seconds=0.1
+    )
+    with caplog.at_level(logging.INFO, "graph_migrator.events"):
+        with only_ends():
+            for event in (begun, a_loss(), ended):
+                log_event(event)
+        log_event(begun)
+    names = [message.split()[0].removeprefix("event=") for message in caplog.messages]
+    assert names == ["hop_lost", "migration_finished", "migration_begun"]
 
 
 def test_an_event_is_one_line_of_json(caplog: pytest.LogCaptureFixture) -> None:
