@@ -73,10 +73,20 @@ def test_an_event_is_one_line_of_key_values(caplog: pytest.LogCaptureFixture) ->
     ]
 
 
-def test_a_pack_logs_the_ends_of_its_migrations_and_whatever_goes_wrong(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pack_logs_the_ends_of_its_migrations_and_whatever_goes_wrong(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     begun = events.MigrationBegun(**WHOSE, from_version=1, to_version=2, hops=1)
     ended = events.MigrationFinished(
-        **WHOSE, status="succeeded", from_version=1, to_version=2, version=2, hops=1, attempts=1, rows_changed=3, seconds=0.1
+        **WHOSE,
+        status="succeeded",
+        from_version=1,
+        to_version=2,
+        version=2,
+        hops=1,
+        attempts=1,
+        rows_changed=3,
+        seconds=0.1,
     )
     with caplog.at_level(logging.INFO, "graph_migrator.events"):
         with only_ends():
