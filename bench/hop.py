@@ -26,7 +26,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     registry.register(small)
     with server() as postgres:
         upgrade(postgres.url)
-        rounds = [_round(postgres.url, 40 if quick else 150) for _ in range(3 if quick else 7)]
+        rounds = [_round(postgres.url, 40 if quick else 120) for _ in range(3 if quick else 10)]
         ratios = [hop / bare for bare, hop in rounds]
         bare, hop = (statistics.median(times) * 1e3 for times in zip(*rounds, strict=True))
         print(f"hop: bare UPDATE transaction {bare:.2f} ms, hop with all fences {hop:.2f} ms")

@@ -102,7 +102,7 @@ class _RolloutRace(_Race):
         else:
             for graph in ids:
                 contender.send(graph)
-        self._wait(contender, ids, 0.02)
+        self._wait(contender, ids, 0.01)
         if record:
             contender.rates.append(count / (time.perf_counter() - began))
         for loop in loops:
