@@ -87,9 +87,10 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
             print(
                 f"chain: {c.name:28} {statistics.median(c.rates):6.1f} migrations/s "
                 f"({min(c.rates):.0f} to {max(c.rates):.0f}), unloaded p50 {_ms(c.latencies):5.1f} ms, "
-                f"{statistics.median(c.cpu):5.1f} ms CPU, {statistics.median(c.transactions):4.1f} transactions a migration",
+                f"{statistics.median(c.cpu):5.1f} ms CPU, "
+                f"{statistics.median(c.transactions):4.1f} writing transactions a migration",
                 flush=True,
-            )  # fmt: skip
+            )
         return _lines({c.name: c for c in contenders})
 
 
