@@ -6,16 +6,16 @@ nothing to do, that take in and send eight chains, and that take in and send pac
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Engine
 
 from bench.results import at_most
 from graph_migrator.core.rollouts import inspection, operations
-from graph_migrator.core.rollouts.controller import move_rollouts_on
+from graph_migrator.core.rollouts.controller import turn_of
 from graph_migrator.core.rollouts.operations import Operator
 from graph_migrator.core.rollouts.request import RolloutRequest
 from graph_migrator.core.rollouts.start import start
@@ -38,7 +38,7 @@ INSERT INTO requests (task_id, verb, graph_id, target, outcome, settled_at, answ
     SELECT request_id::text, 'migrate', graph_id, 4, '{"report": {}}', now(), now()
     FROM rollout_members WHERE status = 'dispatched';
 UPDATE packs SET status = 'running', worker = 'w', started_at = sent_at WHERE status = 'sent';
-UPDATE packs SET status = 'left', done = size, ended_at = started_at + interval '5 s' WHERE status = 'running';
+UPDATE packs SET status = 'left', done = size, ended_at = started_at + interval '500 ms' WHERE status = 'running';
 """
 """All that is in flight has ended. A no-op's report stands for a migration, which a turn reads by the same keys."""
 
@@ -53,44 +53,43 @@ def lines(engine: Engine, executors: Executors, graphs: int) -> list[dict[str, A
     with executors.borrow() as executor:
         found = start(executor, RolloutRequest(graph_type=TYPE, strategy=strategy))
     seconds = time.perf_counter() - began
+    assert found.rollout_id is not None
     print(f"fleet: a rollout of {found.graphs:,} graphs started in {seconds:.1f} s")
-    chains = [_turn(engine, executors, idle=False) for _ in range(TURNS)]
-    idle = [_turn(engine, executors, idle=True) for _ in range(TURNS)]
+    chains = _turns(engine, executors, found.rollout_id)
+    idle = [_turn(executors, found.rollout_id)[0] for _ in range(TURNS)]
     with executors.borrow() as executor:
         operations.set_knob(executor, TYPE, "packs", "true", Operator("bench"))
-    sizes: list[int] = []
-    packs = [_turn(engine, executors, idle=False, sizes=sizes) for _ in range(TURNS)]
+    packs = _turns(engine, executors, found.rollout_id)
     shows = [_timed(lambda: _show(executors)) for _ in range(TURNS)]
-    print(
-        f"fleet: turns with packs take in {statistics.median(sizes):.0f} graphs each (median), {max(sizes)} at most"
-    )
+    print(f"fleet: {len(packs) / TURNS:.1f} turns take in and send {PLACES} packs")
     return [
         at_most(f"start of a rollout of {graphs:,} graphs, s", [seconds], START_S),
         at_most("turn with nothing to do, ms", idle, TURN_MS),
         at_most(f"turn that takes in and sends {PLACES} chains, ms", chains, TURN_MS),
-        at_most(
-            f"turn that takes in and sends {PLACES} packs, ms for 100 graphs",
-            _per_hundred(packs, sizes),
-            TURN_MS,
-        ),
+        at_most("turn that takes in or sends packs, ms", packs, TURN_MS),
         at_most("rollout show, ms", shows, SHOW_MS),
     ]
 
 
-def _per_hundred(times: list[float], sizes: list[int]) -> list[float]:
-    return [took * 100 / max(size, 100) for took, size in zip(times, sizes, strict=True)]
-
-
-def _turn(engine: Engine, executors: Executors, *, idle: bool, sizes: list[int] | None = None) -> float:
-    """Milliseconds of one turn, before which all that was in flight has ended unless nothing is to be done."""
-    if not idle:
+def _turns(engine: Engine, executors: Executors, rollout: UUID) -> list[float]:
+    """Milliseconds of each turn that is due after all that was in flight has ended, so many times."""
+    times = []
+    for _ in range(TURNS):
         with engine.begin() as connection:
-            waiting = "SELECT count(*) FROM graph_migrator.rollout_members WHERE status = 'dispatched'"
-            if sizes is not None:
-                sizes.append(connection.exec_driver_sql(waiting).scalar_one())
             connection.exec_driver_sql(ARRIVE)
+        goes_on = True
+        while goes_on:
+            took, goes_on = _turn(executors, rollout)
+            times.append(took)
+    return times
+
+
+def _turn(executors: Executors, rollout: UUID) -> tuple[float, bool]:
+    """Milliseconds of one turn, and whether the next one is due at once."""
     with executors.borrow() as executor:
-        return _timed(lambda: move_rollouts_on(executor))
+        began = time.perf_counter()
+        turn = turn_of(executor, rollout)
+        return (time.perf_counter() - began) * 1e3, turn.goes_on
 
 
 def _show(executors: Executors) -> None:

@@ -299,7 +299,7 @@ def retry(
         status = RolloutStatus(row.status)
         cursor.execute(
             "UPDATE rollout_members SET status = 'pending', number = number + 1, note = NULL, error_group = NULL, "
-            "error_title = NULL, crashed = false, settled_at = NULL, request_id = NULL "
+            "error_title = NULL, crashed = false, settled_at = NULL, request_id = NULL, pack_id = NULL "
             "WHERE rollout_id = %s AND status = 'failed' AND (%s::text IS NULL OR error_group = %s)",
             (row.id, error_group, error_group),
         )

@@ -9,8 +9,8 @@ from uuid import UUID
 
 FIRST_SIZE: Final = 20
 """Graphs of a pack while nothing is known of their duration."""
-MOST: Final = 500
-"""Graphs of a pack at most, so that the controller can take in the whole pack at once."""
+MOST: Final = 200
+"""Graphs of a pack at most: one turn of the controller sends it as a whole."""
 _GROWTH: Final = 4
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from math import ceil
+from typing import Final, Protocol
 from uuid import UUID
 
 from graph_migrator.core.rollouts.decisions import (
@@ -38,6 +39,8 @@ from graph_migrator.core.rollouts.packing import cut_units, share
 from graph_migrator.core.rollouts.statuses import RolloutStatus
 
 _MOST_STEPS = 10_000
+MOST_GRAPHS: Final = 100
+"""Graphs that one turn takes in, and that it sends beyond its first unit: the rollout's row is locked meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,11 @@ class InHand:
 class Rows(Protocol):
     """The rows of one rollout, locked for this turn."""
 
-    def in_hand(self) -> Iterable[InHand]:
-        """Members that were dispatched, and failed ones whose migration somebody has ended otherwise since."""
+    def in_hand(self, most: int) -> Iterable[InHand]:
+        """Members that were dispatched, and failed ones whose migration somebody has ended otherwise since.
+
+        Where `most` dispatched ones or more have settled: so many of those, and no others.
+        """
 
     def settle(self, settled: Mapping[UUID, Settled]) -> None:
         """Write how members ended."""
@@ -140,14 +146,24 @@ class Turn:
     to_send: list[Sending | SendingPack] = field(default_factory=list)
     settled: dict[UUID, Settled] = field(default_factory=dict)
     decisions: list[RolloutDecision] = field(default_factory=list)
+    goes_on: bool = False
+    """There was more to do than one turn does: the next one is due at once."""
 
 
-def take_turn(rows: Rows) -> Turn:
-    """Take one turn. All of it is to be committed together, or not at all."""
+def take_turn(rows: Rows, most: int = MOST_GRAPHS) -> Turn:
+    """Take one turn. All of it is to be committed together, or not at all.
+
+    Args:
+        rows: The rollout's rows.
+        most: How many graphs it takes in. With so many it decides nothing: that is for a turn that has all outcomes.
+    """
     turn = Turn()
     # Packs are looked at before the outcomes, so that of a pack which has left all outcomes are there.
     packs = rows.open_packs()
-    _take_in_outcomes(rows, turn)
+    _take_in_outcomes(rows, turn, most)
+    if len(turn.settled) >= most:
+        turn.goes_on = True
+        return turn
     _take_in_packs(rows, packs, turn)
     for _ in range(_MOST_STEPS):
         facts = rows.facts()
@@ -163,7 +179,9 @@ def take_turn(rows: Rows) -> Turn:
             case CloseStage(number):
                 rows.close_stage(number)
             case DispatchMembers(count):
-                _dispatch(rows, count, facts, turn)
+                if _dispatch(rows, count, facts, turn, most) >= most:
+                    turn.goes_on = True
+                    return turn
             case End(status):
                 rows.end(status)
                 return turn
@@ -172,10 +190,10 @@ def take_turn(rows: Rows) -> Turn:
     return turn
 
 
-def _take_in_outcomes(rows: Rows, turn: Turn) -> None:
+def _take_in_outcomes(rows: Rows, turn: Turn, most: int) -> None:
     paused: dict[UUID, bool] = {}
     unsent: list[UUID] = []
-    for member in rows.in_hand():
+    for member in rows.in_hand(most):
         match decide_member(member.facts):
             case Settled() as settled:
                 turn.settled[member.graph_id] = settled
@@ -208,11 +226,16 @@ def _take_in_packs(rows: Rows, packs: Sequence[tuple[UUID, PackFacts]], turn: Tu
         turn.to_send += rows.resend_packs(unsent)
 
 
-def _dispatch(rows: Rows, places: int, facts: RolloutFacts, turn: Turn) -> None:
-    """Send members, and settle those whose graphs must not be sent; they take no place."""
+def _dispatch(rows: Rows, places: int, facts: RolloutFacts, turn: Turn, most: int) -> int:
+    """Send members, and settle those whose graphs must not be sent; they take no place.
+
+    Returns:
+        How many graphs it looked at: about `most`, or one unit.
+    """
     free: list[tuple[UUID, bool]] = []
     hindrances: dict[UUID, Settled] = {}
     size = share(rows.pack_size(), facts.pending, facts.max_in_flight)
+    places = min(places, ceil(most / size))
     for graph_id, graph in rows.next_pending(places * size):
         hindrance = hindered(graph)
         if hindrance is None:
@@ -224,3 +247,4 @@ def _dispatch(rows: Rows, places: int, facts: RolloutFacts, turn: Turn) -> None:
         turn.settled |= hindrances
     if free:
         turn.to_send += rows.dispatch(cut_units(free, places, size))
+    return len(free) + len(hindrances)

@@ -88,9 +88,13 @@ class PostgresRows:
 
     # ── members ─────────────────────────────────────────────────────────────────────────────────────
 
-    def in_hand(self) -> Iterable[InHand]:
+    def in_hand(self, most: int) -> Iterable[InHand]:
         """See `Rows`."""
-        for row in query(self.cursor, _DISPATCHED, self.id) + query(self.cursor, _ENDED_BY_HAND, self.id):
+        found = query(self.cursor, f"{_DISPATCHED} AND {_HAS_SETTLED} LIMIT %s", self.id, most)
+        if len(found) < most:
+            found += query(self.cursor, f"{_DISPATCHED} AND NOT {_HAS_SETTLED}", self.id)
+            found += query(self.cursor, _ENDED_BY_HAND, self.id)
+        for row in found:
             self._found[row.graph_id] = row.migration_id
             yield InHand(row.graph_id, self._member(row), row.paused, bool(row.resend_due))
 
@@ -468,6 +472,9 @@ LEFT JOIN migrations g ON g.id = CASE
     WHEN q.outcome #>> '{{error,args,1}}' = m.migration_id::text THEN m.migration_id ELSE q.migration_id END
 {_ENDING} WHERE m.rollout_id = %s AND m.status = 'dispatched' AND (m.pack_id IS NULL OR q.task_id IS NOT NULL)
 """
+
+# Where `decide_member` says `Settled`, whatever else is so.
+_HAS_SETTLED = "coalesce(g.status IN ('succeeded', 'failed', 'cancelled', 'released'), q.outcome IS NOT NULL)"
 
 # A failed member whose migration runs again by hand stays failed until that ends: the rollout did not send it, so it
 # takes none of the rollout's places.

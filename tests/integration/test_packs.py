@@ -88,6 +88,53 @@ def test_a_pack_is_one_unit_and_postgres_refuses_one_more(engine: Engine, fleet:
         )
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("pack_id = gen_random_uuid()", "cannot go from dispatched"),
+        ("status = 'pending', request_id = NULL, resend_at = NULL", "rollout_members_pack_was_sent"),
+    ],
+)
+def test_postgres_keeps_a_member_in_its_pack_until_it_leaves_it(
+    engine: Engine, fleet: Fleet, change: str, why: str
+) -> None:
+    add_tenants(engine, 12)
+    fleet.start(ONE)
+    the_pack(fleet)
+    with pytest.raises(IntegrityError, match=why), engine.begin() as connection:
+        connection.execute(text(f"UPDATE rollout_members SET {change} WHERE position = 3"))
+
+
+def test_a_member_is_sent_in_a_pack_of_its_rollout_only(engine: Engine, fleet: Fleet) -> None:
+    add_tenants(engine, 45)
+    fleet.start(PACKED.model_copy(update={"max_in_flight": 9}))
+    send = (
+        "UPDATE rollout_members SET status = 'dispatched', request_id = gen_random_uuid(), resend_at = now(), "
+        "pack_id = gen_random_uuid() WHERE position = 1"
+    )
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE rollouts SET stage = 1"))
+    with pytest.raises(IntegrityError, match="is not one of rollout"), engine.begin() as connection:
+        connection.execute(text(send))
+
+
+def test_a_sweep_takes_as_many_turns_as_there_is_work_for(engine: Engine, fleet: Fleet) -> None:
+    """Each takes in about a hundred graphs, and locks the rollout for so long."""
+    add_tenants(engine, 450)
+    fleet.start(PACKED.model_copy(update={"max_in_flight": 12}))
+    fleet.turn()
+    assert members(engine) == {"dispatched": 240, "pending": 210}  # twelve packs, in three turns
+    turns = rows(engine, "SELECT count(DISTINCT xmin::text) FROM rollout_members WHERE status = 'dispatched'")
+    assert turns == [(3,)]
+    fleet.deliver()
+    fleet.turn()
+    taken_in = rows(
+        engine, "SELECT count(*) FROM rollout_members WHERE status = 'succeeded' GROUP BY xmin::text"
+    )
+    assert sorted(taken_in) == [(40,), (100,), (100,)]
+    assert members(engine) == {"succeeded": 240, "dispatched": 210}
+
+
 def test_packs_grow_with_what_was_measured(engine: Engine, fleet: Fleet) -> None:
     add_tenants(engine, 120)
     fleet.start(ONE.model_copy(update={"pack_seconds": 600.0}))  # however slow the machine is

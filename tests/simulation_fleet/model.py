@@ -17,6 +17,7 @@ from graph_migrator.core.rollouts.decisions import (
     PendingGraph,
     RolloutFacts,
     Settled,
+    decide_member,
 )
 from graph_migrator.core.rollouts.health import Level
 from graph_migrator.core.rollouts.statuses import (
@@ -136,12 +137,18 @@ class ModelRows:
 
     # ── members ─────────────────────────────────────────────────────────────────────────────────────
 
-    def in_hand(self) -> Iterable[InHand]:
+    def in_hand(self, most: int) -> Iterable[InHand]:
+        sent = [
+            InHand(graph, self.member_facts(graph, m), m.paused, self.t.now - m.sent >= RESEND_AFTER)
+            for graph, m in self.t.members.items()
+            if m.status is MemberStatus.DISPATCHED
+        ]
+        settled = [each for each in sent if isinstance(decide_member(each.facts), Settled)]
+        return settled[:most] if len(settled) >= most else sent + list(self.ended_by_hand())
+
+    def ended_by_hand(self) -> Iterable[InHand]:
         for graph, member in self.t.members.items():
-            if member.status is MemberStatus.DISPATCHED:
-                due = self.t.now - member.sent >= RESEND_AFTER
-                yield InHand(graph, self.member_facts(graph, member), member.paused, due)
-            elif member.status is MemberStatus.FAILED and member.migration is not None:
+            if member.status is MemberStatus.FAILED and member.migration is not None:
                 status = self.t.migrations[member.migration].status
                 if status in SETTLED and status is not MigrationStatus.FAILED:
                     yield InHand(graph, MemberFacts(str(graph), member.status, TARGET, True, None, status))

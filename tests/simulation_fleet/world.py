@@ -18,7 +18,7 @@ from graph_migrator.core.rollouts.statuses import (
     PackStatus,
     RolloutStatus,
 )
-from graph_migrator.core.rollouts.turn import Sending, SendingPack, take_turn
+from graph_migrator.core.rollouts.turn import MOST_GRAPHS, Sending, SendingPack, take_turn
 from graph_migrator.core.statuses import SETTLED, MigrationStatus
 from tests.simulation_fleet.model import (
     MOST_LOOKS,
@@ -80,13 +80,14 @@ class World:
         self.processes = 0
         self.codes = ["old", "old"]
         self.happened: Counter[str] = Counter()
+        self.most = MOST_GRAPHS
 
     # ── processes ───────────────────────────────────────────────────────────────────────────────────
 
     def turn(self, death: str | None = None, code: str | None = None) -> None:
         """A turn of the controller; it may die before its commit, or before its messages are out."""
         before = copy_of(self.t) if death == "before commit" else None
-        done = take_turn(self.rows(self.t, code or self.codes[0]))
+        done = take_turn(self.rows(self.t, code or self.codes[0]), self.most)
         if before is not None:
             self.t = before
             return
@@ -95,6 +96,10 @@ class World:
                 break
             self.broker.append(sending)
         self.happened.update(type(d).__name__ for d in done.decisions)
+        if done.goes_on and death is None:
+            self.happened["goes on"] += 1
+            if self.chance.random() < 0.7:  # else something else comes in between
+                self.turn(code=code)
 
     def deliver(self, *, keep: bool = False, code: str = "old") -> None:
         """A worker takes a message; `keep` delivers it once more later."""
@@ -441,6 +446,7 @@ def explore(
     bad = tuple(n for n in range(12) if chance.random() < 0.15)
     made = world(tables(bad=bad), seed, rows, guarded=guarded)
     made.t.pack_size = chance.choice([1, 2, 4])
+    made.most = chance.choice([1, 2, 3, MOST_GRAPHS])
     for _ in range(steps):
         made.step()
     made.settle_down()

@@ -95,7 +95,7 @@ CREATE TABLE rollout_members (
     number       integer NOT NULL DEFAULT 1,
     request_id   uuid,
     migration_id uuid,
-    pack_id      uuid REFERENCES packs (id),
+    pack_id      uuid,
     paused       boolean NOT NULL DEFAULT false,
     from_version integer NOT NULL,
     row_count    bigint,
@@ -117,6 +117,7 @@ CREATE TABLE rollout_members (
     -- F7: every member that did not succeed says why.
     CONSTRAINT rollout_members_are_explained CHECK ((status IN ('failed', 'skipped')) <= (note IS NOT NULL)),
     CONSTRAINT rollout_members_failure_has_a_group CHECK ((status = 'failed') = (error_group IS NOT NULL)),
+    CONSTRAINT rollout_members_pack_was_sent CHECK ((pack_id IS NOT NULL) <= (status <> 'pending')),
     CONSTRAINT rollout_members_end_is_dated
         CHECK ((status IN ('succeeded', 'failed', 'skipped')) = (settled_at IS NOT NULL))
 );
@@ -233,8 +234,9 @@ END $$;
 CREATE TRIGGER rollout_members_are_frozen AFTER INSERT ON rollout_members REFERENCING NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_late_members();
 
--- Edges (core/rollouts/statuses.py), counters (F6), and at a dispatch the bounds F1, F2 and F3. One statement changes
--- many members, so each bound is checked once for all of them.
+-- Edges (core/rollouts/statuses.py), counters (F6), and at a dispatch the bounds F1, F2 and F3, and that its packs are
+-- the rollout's own (a foreign key would be checked for each member). One statement changes many members, so each bound
+-- is checked once for all of them.
 -- The controller turns joins by hash off for itself; here they join the rows of one statement with each other.
 CREATE FUNCTION follow_members() RETURNS trigger LANGUAGE plpgsql
 SET search_path = graph_migrator, pg_temp SET enable_seqscan = off SET enable_hashjoin = on AS $$
@@ -245,7 +247,9 @@ DECLARE
 BEGIN
     SELECT o.graph_id, o.status AS before, n.status AS after INTO wrong
         FROM old_rows o LEFT JOIN new_rows n ON n.rollout_id = o.rollout_id AND n.graph_id = o.graph_id
-        WHERE n.graph_id IS NULL OR n.stage <> o.stage OR n.from_version <> o.from_version OR (o.status <> n.status
+        WHERE n.graph_id IS NULL OR n.stage <> o.stage OR n.from_version <> o.from_version
+            OR (n.pack_id IS DISTINCT FROM o.pack_id AND n.pack_id IS NOT NULL AND o.status <> 'pending')
+            OR (o.status <> n.status
             AND o.status || ' ' || n.status NOT IN ('pending dispatched', 'pending skipped', 'dispatched skipped',
                 'failed skipped', 'pending succeeded', 'dispatched succeeded', 'failed succeeded',
                 'dispatched failed', 'dispatched pending', 'failed pending'))
@@ -283,6 +287,12 @@ BEGIN
         IF sent.stage > rollout.stage THEN
             RAISE EXCEPTION 'stage % of rollout % is not open (F2)', sent.stage, sent.rollout_id
                 USING ERRCODE = 'integrity_constraint_violation';
+        END IF;
+        IF EXISTS (SELECT FROM (SELECT DISTINCT n.pack_id FROM new_rows n WHERE n.rollout_id = sent.rollout_id) n
+                   LEFT JOIN packs p ON p.id = n.pack_id AND p.rollout_id = sent.rollout_id
+                   WHERE n.pack_id IS NOT NULL AND p.id IS NULL) THEN
+            RAISE EXCEPTION 'a pack that is sent is not one of rollout %', sent.rollout_id
+                USING ERRCODE = 'foreign_key_violation';
         END IF;
         -- A pack is one unit: it has one graph in hand at a time.
         IF (SELECT count(*) FROM rollout_members m WHERE m.rollout_id = sent.rollout_id AND m.status = 'dispatched'
