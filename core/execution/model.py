@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from uuid import UUID
 
 from graph_migrator.core.decision_inputs import HopState
@@ -105,7 +106,7 @@ class Attempt:
         """Whether the migration ends with this attempt."""
         return self.shard is None and self.message.to_version == self.state.to_version
 
-    @property
+    @cached_property
     def graph(self) -> GraphFacts:
         """The graph as the hop sees it."""
         f = self.state

@@ -7,14 +7,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, CursorResult, event, text
+from sqlalchemy import Connection, CursorResult, TextClause, event, text
 
 from graph_migrator.core.graph_types.hop_session import HopSession
 
+_log = logging.getLogger("graph_migrator.hops")
 _GRAPH_ID = re.compile(r":graph_id\b")
 _ENDS_TRANSACTION = re.compile(
     r"\s*(commit|end|abort|begin|start\s+transaction|prepare\s+transaction|rollback(?!\s+to\b))\b",
@@ -25,6 +26,30 @@ _SETS_THE_SESSION = re.compile(
     re.IGNORECASE,
 )
 _DML = re.compile(r"\s*(insert|update|delete|merge|with|copy)\b", re.IGNORECASE)
+
+
+_LONG = 10_000
+"""Characters of a statement that holds data, and so is not kept."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A statement of a hop, as it is used again and again."""
+
+    clause: TextClause
+    names_graph: bool
+    is_dml: bool
+
+
+@lru_cache(maxsize=256)
+def _prepared(statement: str) -> _Prepared:
+    if _ENDS_TRANSACTION.match(statement):
+        raise ValueError("a hop must neither commit nor roll back: its transaction also moves the version")
+    if _SETS_THE_SESSION.match(statement):
+        raise ValueError(
+            "a hop must not change its session, which runs other graphs' hops afterwards; write SET LOCAL"
+        )
+    return _Prepared(text(statement), bool(_GRAPH_ID.search(statement)), _DML.match(statement) is not None)
 
 
 @dataclass(frozen=True)
@@ -72,9 +97,7 @@ class HopContext:
         self.to_version = to_version
         self.attempt = attempt
         self.rows_changed = 0
-        self.log = logging.LoggerAdapter(
-            logging.getLogger("graph_migrator.hops"), {"graph": graph.slug, "hop": hop}
-        )
+        self.log = logging.LoggerAdapter(_log, {"graph": graph.slug, "hop": hop})
         self._report_progress = report_progress
         self._listening = False
 
@@ -89,20 +112,13 @@ class HopContext:
             ValueError: The statement would end the hop's transaction, or outlast it: the session runs other
                 graphs' hops afterwards.
         """
-        if _ENDS_TRANSACTION.match(statement):
-            raise ValueError(
-                "a hop must neither commit nor roll back: its transaction also moves the version"
-            )
-        if _SETS_THE_SESSION.match(statement):
-            raise ValueError(
-                "a hop must not change its session, which runs other graphs' hops afterwards; write SET LOCAL"
-            )
+        prepared = (_prepared if len(statement) < _LONG else _prepared.__wrapped__)(statement)
         bound = dict(parameters or {})
-        if _GRAPH_ID.search(statement):
+        if prepared.names_graph:
             bound.setdefault("graph_id", self.graph.id)
         connection = self.session.connection() if "session" in self.__dict__ else self.connection
-        result = connection.execute(text(statement), bound)
-        if not self._listening and _DML.match(statement):
+        result = connection.execute(prepared.clause, bound)
+        if not self._listening and prepared.is_dml:
             self.rows_changed += max(result.rowcount, 0)
         return result
 
