@@ -41,6 +41,8 @@ def recover_migrations() -> dict[str, int]:
     return sweep_once()
 
 
+_AFTER_A_DISPATCH = 0.2
+"""Of a pause, after a sweep that sent members of a rollout: small graphs end soon, and their places stand empty."""
 _LEASE = 3
 """For how many pauses the lease is taken: so long nobody sweeps after the holder was killed, at most."""
 
@@ -53,7 +55,7 @@ def sweep_once(*, holder: str | None = None, room: QueueRoom | None = None) -> d
         room: Its look at the queue.
 
     Returns:
-        Counts by what was done; empty while another process sweeps.
+        Counts by what was done; empty while another process sweeps. `dispatched` of what was sent is of rollouts.
     """
     room = room or QueueRoom()
     lease = _LEASE * settings().sweep_seconds
@@ -78,6 +80,7 @@ def sweep_once(*, holder: str | None = None, room: QueueRoom | None = None) -> d
     answered = answer_callers(executors(), calls)
     return {
         "sent": len(done.to_send) + len(done.shards_to_send) + len(members),
+        "dispatched": len(members),
         "lost": done.lost,
         "redelivered": done.redelivered,
         "settled": done.settled,
@@ -126,14 +129,20 @@ def _sweep(worker: WorkerState) -> None:
                 _announce(worker)
                 announced = time.monotonic()
             swept = sweep_once(holder=holder, room=room)
-            # Who has no lease asks more rarely, and not all at the same moment.
-            pause = settings().sweep_seconds * (1 if swept else random.uniform(1, _LEASE))  # noqa: S311 - no secret
+            pause = settings().sweep_seconds * _times(swept)
             if swept and time.monotonic() - counted > _COUNT_SECONDS:
                 counted = time.monotonic()
                 count_history()
         except Exception as error:  # noqa: BLE001 - whatever is away will be back; recovery must be here then
             _log.warning("sweep did not finish: %s: %s", type(error).__name__, safe_message(error))
             _stop.wait(min(5.0, 4 * settings().sweep_seconds))
+
+
+def _times(swept: dict[str, int]) -> float:
+    """How many times the usual pause comes after this sweep."""
+    if not swept:  # who has no lease asks more rarely, and not all at the same moment
+        return random.uniform(1, _LEASE)  # noqa: S311 - no secret
+    return _AFTER_A_DISPATCH if swept["dispatched"] else 1.0
 
 
 @worker_ready.connect

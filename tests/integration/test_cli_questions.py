@@ -272,5 +272,6 @@ def test_lock_and_unlock(here: Cluster) -> None:
 
 def test_recover_sweeps_once(here: Cluster) -> None:
     assert (
-        call("recover").out == "0 sent, 0 lost, 0 redelivered, 0 settled, 0 failed_by_recovery, 0 answered\n"
+        call("recover").out
+        == "0 sent, 0 dispatched, 0 lost, 0 redelivered, 0 settled, 0 failed_by_recovery, 0 answered\n"
     )
