@@ -27,9 +27,10 @@ unsubscribe = events.subscribe(lambda event: print(event.name, event.fields()))
 
 A worker logs them (logger `graph_migrator.events`), as `key=value` or, with
 `GRAPH_MIGRATOR_LOG_FORMAT=json`, as one JSON object a line. Of a graph that a pack moves without trouble it
-logs the end alone: `migration_begun`, `hop_started` and `hop_succeeded` have level DEBUG there. An event is a
-notification, not the record: a process that dies between its commit and the event says nothing. The record is
-in Postgres.
+logs the end alone: `migration_begun`, `hop_started` and `hop_succeeded` have level DEBUG there. Celery's own lines
+`received`, and `succeeded` of a chain's tasks, say less than these and cost as much: a worker writes them with
+`--loglevel DEBUG` only. An event is a notification, not the record: a process that dies between its commit and
+the event says nothing. The record is in Postgres.
 
 A field that is None is left out. Every event has `at`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
@@ -70,6 +71,23 @@ def test_a_chain_of_hops_ends_in_a_report(cluster: Cluster) -> None:
     )
     assert shown[-1] == (result.id, "w1@localhost")
     assert len({task for task, _ in shown}) == 3
+
+
+def test_the_log_has_two_lines_a_hop(cluster: Cluster) -> None:
+    """The events', and not Celery's besides: they would cost as much again."""
+    before = len(cluster.workers[0].text())
+    cluster.add_graph("logged", "trail")
+    migrate_graph.delay("logged", 4).get(timeout=SOON)
+    lines = until(lambda: _since(cluster, before, "event=migration_finished"), "its end in the log")
+    events = [re.search(r"event=(\w+)|$", line)[1] for line in lines]  # type: ignore[index]
+    assert events == ["migration_begun", *["hop_started", "hop_succeeded"] * 3, "migration_finished"], lines
+
+
+def _since(cluster: Cluster, before: int, last: str) -> list[str] | None:
+    lines = [
+        line for line in cluster.workers[0].text()[before:].splitlines() if re.search(r"event=|Task ", line)
+    ]
+    return lines if any(last in line for line in lines) else None
 
 
 def test_a_batched_hop_runs_in_a_chain(cluster: Cluster) -> None:
