@@ -6,6 +6,7 @@ them with `pg_proc`. Nothing here knows a database, so decisions are tested with
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -102,6 +103,13 @@ class HopState:
     """The row of the shard that the message names; of a hop that was cut, its first one."""
     undo: int | None = None
     """The swap of a rebuild hop that this hop takes back by the old values, which were kept."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> HopState:
+        """The state that was read as JSON; names that this release does not know are left out."""
+        known = {name: values[name] for name in cls.__dataclass_fields__}
+        ids = {name: known[name] and UUID(known[name]) for name in ("graph_id", "claim")}
+        return cls(**known | ids)
 
     @property
     def hop_name(self) -> str:

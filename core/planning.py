@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import takewhile
 from typing import Any
 
 from graph_migrator.core.errors import InvalidRequest, IrreversibleHop, UnknownTarget, UnreachableGraph
-from graph_migrator.core.graph_types.definition import Direction, GraphType
+from graph_migrator.core.graph_types.definition import DirectedHop, Direction, GraphType
 
 
 def versions_left(version: int, target: int, direction: int) -> int:
@@ -43,9 +44,14 @@ class Step:
     direction: Direction
     batched: bool
 
+    @classmethod
+    def of(cls, hop: DirectedHop) -> Step:
+        """The step that runs this code."""
+        return cls(hop.from_version, hop.to_version, hop.name, hop.fingerprint, hop.direction, hop.is_batched)
+
     def to_json(self) -> dict[str, Any]:
         """The step as JSON values."""
-        return asdict(self) | {"direction": self.direction.value}
+        return vars(self) | {"direction": self.direction.value}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Step:
@@ -113,7 +119,23 @@ def make_plan(
     if step < 0:
         _require_reverses(graph, graph_type, version, goal, version if undoable_to is None else undoable_to)
     versions = range(version, goal, step)
-    return Plan(graph_type.name, version, goal, tuple(_step(graph_type, v, v + step) for v in versions))
+    return Plan(
+        graph_type.name, version, goal, tuple(Step.of(graph_type.directed(v, v + step)) for v in versions)
+    )
+
+
+@lru_cache(maxsize=1024)
+def steps_of_one_transaction(
+    kinds: tuple[GraphType, ...], from_version: int, to_version: int
+) -> dict[str, dict[str, Any]]:
+    """What is planned for a hop between two versions, as JSON by the name of the type; hops in batches are left out."""
+    found = {}
+    for kind in kinds:
+        with suppress(LookupError):
+            step = Step.of(kind.directed(from_version, to_version))
+            if not step.batched:
+                found[kind.name] = step.to_json()
+    return found
 
 
 def continue_plan(old: Sequence[Step], new: Plan) -> tuple[Step, ...]:
@@ -140,8 +162,3 @@ def _require_reverses(graph: str, graph_type: GraphType, version: int, goal: int
         is_undone = hop.forward.rebuild and hop.from_version >= undoable_to
         if goal <= hop.from_version < version and not (hop.is_reversible or is_undone):
             raise IrreversibleHop(graph, hop.name, hop.from_version, hop.to_version)
-
-
-def _step(graph_type: GraphType, start: int, end: int) -> Step:
-    hop = graph_type.directed(start, end)
-    return Step(start, end, hop.name, hop.fingerprint, hop.direction, hop.is_batched)

@@ -46,7 +46,8 @@ from graph_migrator.core.execution.recorded import load_report
 from graph_migrator.core.execution.waits import backoff, jittered
 from graph_migrator.core.execution.watch import watched
 from graph_migrator.core.graph_types.definition import DirectedHop
-from graph_migrator.core.graph_types.registry import graph_type
+from graph_migrator.core.graph_types.registry import graph_type, graph_types
+from graph_migrator.core.planning import steps_of_one_transaction
 from graph_migrator.core.recorded_errors import LONGEST_MESSAGE, bounded, json_args, name_of
 from graph_migrator.core.settings import settings
 from graph_migrator.core.statuses import MigrationStatus
@@ -101,38 +102,73 @@ def _deliver(
     executor: Executor, message: HopMessage, worker: Worker, limits: Limits, *, may_cut: bool
 ) -> HopOutcome | None:
     """Read once, decide once, and do it. None: the state changed in between, look again."""
-    state = executor.call(
-        protocol.LockAndLoadHop(
-            migration=message.migration_id,
-            to=message.to_version,
-            dispatch=message.dispatch,
-            shard=message.shard,
-        )
-    )
+    state, opened = _look(executor, message, worker)
     if state is None:
         return Ignored(f"there is no migration {message.migration_id}", must_not_occur=True)
     is_shard = message.shard is not None
     with (ShardLock if is_shard else GraphLock)(executor, state.graph_id, held=state.locked) as lock:
-        failpoints.hit("shard_locked" if is_shard else "hop_locked")
+        if opened is None:
+            failpoints.hit("shard_locked" if is_shard else "hop_locked")
         hop = _code_for(state, message)
         decision = decide_hop(state, message, hop.fingerprint if hop else None, limits)
+        if opened is not None and decision != Run(None):
+            raise AssertionError(f"opened, but to be decided otherwise: {decision}")
         if not isinstance(decision, Run):
             if not (is_shard and isinstance(decision, PassOn | StopAtBoundary)):
                 return _carry_out(executor, message, state, hop, decision)
             attempt = None
         else:
             assert hop is not None  # noqa: S101 - its fingerprint was the planned one
-            if not is_shard and may_cut:
-                sharded = shards.coordinate(executor, message, state, hop)
-                if sharded is not None:
-                    return sharded
-            attempt = _open(executor, message, state, hop, decision.lost_id, worker)
-            if attempt is None:
-                return None
+            if opened is None:
+                if not is_shard and may_cut:
+                    sharded = shards.coordinate(executor, message, state, hop)
+                    if sharded is not None:
+                        return sharded
+                opened = _open(executor, message, state, hop, decision.lost_id, worker)
+                if opened is None:
+                    return None
+            failpoints.hit("shard_opened" if is_shard else "hop_opened")
+            attempt = Attempt(opened.attempt_id, opened.attempt, message, state, hop)
             publish.started(executor, attempt, worker, decision.lost_id)
             ending = apply_or_record(executor, attempt, lock, limits)
     # A shard's executor acts on what it finds only when its own locks are free: until then nobody is the last one.
     return shards.leave(executor, message) if attempt is None else conclude(executor, attempt, ending)
+
+
+def _look(
+    executor: Executor, message: HopMessage, worker: Worker
+) -> tuple[HopState | None, protocol.OpenedAttempt | None]:
+    """Read what the message is decided on, and open the attempt with it in the plain case; see `lock_and_open_hop`.
+
+    Then the transaction of the hop's data is open too. Else nothing is.
+    """
+    steps = {}
+    if message.shard is None:
+        kinds = tuple(graph_types().values())
+        steps = steps_of_one_transaction(kinds, message.from_version, message.to_version)
+    if not steps:
+        call = protocol.LockAndLoadHop(
+            migration=message.migration_id,
+            to=message.to_version,
+            dispatch=message.dispatch,
+            shard=message.shard,
+        )
+        return executor.call(call), None
+    found = executor.call_and_begin(
+        protocol.LockAndOpenHop(
+            migration=message.migration_id,
+            to=message.to_version,
+            dispatch=message.dispatch,
+            steps=steps,
+            worker=worker.name,
+            pid=worker.pid,
+            task=worker.task_id,
+            deadline_seconds=settings().deadline_seconds,
+        )
+    )
+    if found.opened is None:
+        executor.roll_back()
+    return found.state, found.opened
 
 
 def _code_for(state: HopState, message: HopMessage) -> DirectedHop | None:
@@ -254,16 +290,14 @@ def _open(
     hop: DirectedHop,
     lost_id: int | None,
     worker: Worker,
-) -> Attempt | None:
+) -> protocol.OpenedAttempt | None:
     """Commit a running attempt. None: an operator was quicker, nothing was written."""
     call = open_call(message, state, hop, lost_id, worker)
     # A hop of many transactions opens each by itself.
     opened = executor.call(call) if hop.is_batched else executor.call_and_begin(call)
     if opened is None:
         executor.roll_back()
-        return None
-    failpoints.hit("hop_opened" if message.shard is None else "shard_opened")
-    return Attempt(opened.attempt_id, opened.attempt, message, state, hop)
+    return opened
 
 
 def open_call(

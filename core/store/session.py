@@ -56,9 +56,10 @@ statements, and cannot travel with other statements."""
 _RESET = f"{_RESET_AND}; COMMIT"
 _UNLOCK_ALL = "SELECT pg_advisory_unlock_all()"
 """Where `release_lock`, which does it too, does not follow."""
-_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL graph_migrator.transaction = 'open'"
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+_OPEN = "SELECT set_config('graph_migrator.transaction', 'open', true)"
 """The setting ends with the transaction: by it `finish_hop` knows that nobody has ended it in between."""
-_ANSWER = "SELECT current_setting('graph_migrator.answer') AS answer"
+_ANSWER = f"{_OPEN}, current_setting('graph_migrator.answer') AS answer"
 
 _OVERRIDDEN = ("search_path", "synchronous_commit", "statement_timeout")
 """What a migration in a caller's transaction sets otherwise, and restores."""
@@ -66,8 +67,7 @@ _OVERRIDDEN = ("search_path", "synchronous_commit", "statement_timeout")
 _PREPARED: tuple[type[Call[Any]], ...] = (
     protocol.LockAndLoadGraph,
     protocol.BeginMigration,
-    protocol.LockAndLoadHop,
-    protocol.OpenHop,
+    protocol.LockAndOpenHop,
     protocol.FinishHop,
     protocol.ReleaseLock,
 )
@@ -150,7 +150,7 @@ class Executor:
         if not self._owned:
             return self.call(call)
         row = self._send(
-            f"BEGIN; {self._statement(call)}; COMMIT; {_BEGIN}; {_ANSWER}",
+            f"{_BEGIN}; {self._statement(call)}; COMMIT AND CHAIN; {_ANSWER}",
             call.arguments(),
         )
         return call.read(json.loads(row["answer"]))
@@ -184,8 +184,8 @@ class Executor:
         Returns:
             What `then` brought.
         """
-        reset = f"{_RESET_AND}; {self._statement(then)}; COMMIT"
-        statement = f"{self._statement(call)}; COMMIT; {reset}; {_BEGIN}; {_ANSWER}"
+        reset = f"{_RESET_AND}; {self._statement(then)}; COMMIT AND CHAIN"
+        statement = f"{self._statement(call)}; COMMIT; {reset}; {_ANSWER}"
         row = self._send(statement, (*call.arguments(), *then.arguments()))
         self._was_reset()
         self._next_is_open = True
@@ -236,7 +236,7 @@ class Executor:
         self._is_used = True
         self._next_is_open = False
         if self._is_idle:
-            self._send(_BEGIN)
+            self._send(f"{_BEGIN}; {_OPEN}")
         self._whole = self.connection.get_transaction() or self.connection.begin()
         self._raw.lend()
         then: list[Callable[[], None]] = []

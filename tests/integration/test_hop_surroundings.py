@@ -117,9 +117,9 @@ def test_a_schema_upgrade_under_live_workers_is_met_with_a_fresh_session(
     assert isinstance(begun, Dispatch)
     first, second = begun.messages()
     assert isinstance(run_hop(executors, first), Applied)
-    signature = "graph_migrator.lock_and_load_hop(uuid, integer, integer, integer)"
+    signature = "graph_migrator.lock_and_open_hop(uuid, integer, integer, jsonb, text, integer, text, double precision)"
     ((before,),) = rows(engine, f"SELECT pg_get_functiondef('{signature}'::regprocedure)")
-    after = before.replace("OUT error_args jsonb", "OUT error_args jsonb, OUT of_a_later_release text")
+    after = before.replace("OUT facts json", "OUT facts json, OUT of_a_later_release text")
     assert after != before
     try:
         _replace(engine, signature, after)

@@ -21,7 +21,7 @@ from tests.integration.scripted import Script
 from tests.rows import add_graph, graph_row
 from tests.wire import Wire, counting
 
-HOP = ["lock_and_load_hop", "open_hop", "hop", "finish_hop"]
+HOP = ["lock_and_open_hop", "hop", "finish_hop"]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def _named(messages: list[str]) -> list[str]:
     return [(name[1] or name[2]) if name else "hop" for name in found]
 
 
-def test_a_hop_takes_four_messages(engine: Engine, wired: tuple[Executors, Wire], script: Script) -> None:
+def test_a_hop_takes_three_messages(engine: Engine, wired: tuple[Executors, Wire], script: Script) -> None:
     executors, wire = wired
     add_graph(engine, "one", "plain")
     add_graph(engine, "three", "plain")
@@ -79,7 +79,7 @@ def test_a_savepoint_takes_two_more_and_a_session_none(
 
     script.on["one"] = change
     run_graph_migration(executors, "g", 2)
-    assert wire.take()[4:-2] == ["SAVEPOINT sa_savepoint_1", "SELECT 1", "RELEASE SAVEPOINT sa_savepoint_1"]
+    assert wire.take()[3:-2] == ["SAVEPOINT sa_savepoint_1", "SELECT 1", "RELEASE SAVEPOINT sa_savepoint_1"]
 
 
 def test_a_batch_takes_nine_messages(engine: Engine, wired: tuple[Executors, Wire], script: Script) -> None:

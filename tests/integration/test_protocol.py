@@ -22,6 +22,7 @@ _TYPES = {
     "bigint": {"int"},
     "boolean": {"bool"},
     "double precision": {"float"},
+    "json": {"dict"},
     "jsonb": {"dict", "list", "Any"},
     "text[]": {"list", "tuple"},
     "integer[]": {"list"},

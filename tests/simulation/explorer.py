@@ -54,6 +54,7 @@ _EVENTS = (
 _IN_FLIGHT = frozenset(
     {
         "before finish_hop", "before open_hop", "before fail_attempt", "before begin_migration",
+        "before lock_and_open_hop",
         "before retry_migration", "before fail_between_hops", "before release_lock", "before stop_migration",
         "before begin_and_open", "before finish_and_open", "before cut_shards", "before next_shards",
         "before save_shard_batch", "before stop_shard", "before fail_shard", "before prepare_rebuild",

@@ -203,3 +203,40 @@ def test_code_that_differs_is_requeued_and_then_fails(plain: Story, monkeypatch:
     plain.rest()
     assert plain.attempts == DONE
     assert plain.answer(call) == "SUCCESS"
+
+
+# ── a look that opens the hop ─────────────────────────────────────────────────────────────────────────
+
+
+def test_an_opening_whose_answer_is_lost_is_a_lost_attempt(plain: Story) -> None:
+    call = plain.begun(2)
+    plain.strike("after lock_and_open_hop", "lose")
+    assert isinstance(plain.take().outcome, Later)
+    assert plain.attempts == ["1>2 running"]
+    plain.rest()
+    assert plain.attempts == ["1>2 lost", "1>2 succeeded"]
+    assert plain.answer(call) == "SUCCESS"
+
+
+def test_an_opening_that_arrives_when_its_executor_is_gone(plain: Story) -> None:
+    call = plain.begun(2)
+    plain.strike("before lock_and_open_hop", "in_flight")
+    plain.take()
+    assert plain.attempts == []
+    plain.end_lingering()
+    assert plain.attempts == ["1>2 running"]
+    plain.rest()
+    assert plain.attempts == ["1>2 lost", "1>2 succeeded"]
+    assert plain.answer(call) == "SUCCESS"
+
+
+def test_an_operator_between_begin_and_look_goes_first(plain: Story) -> None:
+    call = plain.begun()
+    held = plain.take(until="before lock_and_open_hop")
+    plain.do("pause")
+    plain.goes_to_its_end(held)
+    assert (plain.status, plain.attempts) == ("paused", [])
+    plain.do("resume")
+    plain.rest()
+    assert plain.attempts == DONE
+    assert plain.answer(call) == "SUCCESS"

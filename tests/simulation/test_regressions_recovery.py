@@ -239,7 +239,7 @@ def test_stale_message_does_not_overwrite_failure_with_started(plain: Story) -> 
     assert late.id == call.id, "the last task bears the caller's id"
     plain.script.raises.append("error")
     plain.take()
-    stale = plain.take(late, until="before lock_and_load_hop")
+    stale = plain.take(late, until="before lock_and_open_hop")
     assert plain.answer(call) == "FAILURE"
     plain.goes_to_its_end(stale)
     assert plain.answer(call) == "FAILURE"

@@ -135,6 +135,44 @@ class OpenHop(Call[OpenedAttempt | None], function="open_hop", prepared=True):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LookedAtHop:
+    """What was found for a delivered message, and the attempt that was opened with it in the plain case."""
+
+    facts: dict[str, Any]
+    attempt_id: int | None
+    attempt: int | None
+
+    @property
+    def state(self) -> HopState | None:
+        """What the message is decided on; None where there is no such migration."""
+        return None if self.facts["graph_id"] is None else HopState.from_json(self.facts)
+
+    @property
+    def opened(self) -> OpenedAttempt | None:
+        """The attempt; None where none was opened."""
+        if self.attempt_id is None or self.attempt is None:
+            return None
+        return OpenedAttempt(attempt_id=self.attempt_id, attempt=self.attempt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockAndOpenHop(Call[LookedAtHop], function="lock_and_open_hop", prepared=True):
+    """`LockAndLoadHop`, and `OpenHop` with it in the plain case.
+
+    `steps` is what this process would plan for the hop, by graph type, where it may be opened before all is known.
+    """
+
+    migration: UUID
+    to: int
+    dispatch: int
+    steps: dict[str, dict[str, Any]]
+    worker: str
+    pid: int
+    task: str | None
+    deadline_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinishHop(Call[None], function="finish_hop", prepared=True):
     """End a hop in the transaction of its data: the fences, the attempt, the version, perhaps the migration."""
 

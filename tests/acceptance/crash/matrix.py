@@ -40,7 +40,6 @@ BEGIN = (
     Place("begin_dispatched"),
 )
 FIRST_HOP = (
-    Place("hop_locked"),
     Place("hop_opened", 1, FIRST),
     Place("hop_before_data", 1, FIRST),
     Place("hop_in_data", 2, FIRST),  # the first time is before the hop's code
@@ -52,6 +51,7 @@ FIRST_HOP = (
     Place("hop_result_stored"),
 )
 BATCHES = (
+    Place("hop_locked"),  # a small hop is locked and opened at once
     Place("hop_opened", 2, WALK),
     Place("batch_before_data", 1, WALK),
     Place("batch_before_commit", 1, WALK),
@@ -65,7 +65,6 @@ BATCHES = (
     Place("hop_published", 2),
 )
 LAST_HOP = (
-    Place("hop_locked", 3),
     Place("hop_opened", 3, LAST),
     Place("hop_in_data", 4, LAST),
     Place("hop_after_data", 2, LAST),

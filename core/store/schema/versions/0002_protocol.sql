@@ -233,6 +233,32 @@ BEGIN
             set_config('graph_migrator.answer', jsonb_build_object('attempt_id', attempt_id, 'attempt', attempt)::text, false);
 END $$;
 
+-- lock_and_load_hop, and open_hop in the same transaction in the plain case: the one in which decide_hop surely says `Run`.
+-- p_steps: what this process would plan for the hop, by graph type; only hops that may be opened before the facts are known.
+-- Every other case is decided on in Python, and nothing is written. A test holds the condition and decide_hop equal.
+-- The answer also goes to a setting, as that of open_hop.
+CREATE FUNCTION lock_and_open_hop(p_migration uuid, p_to integer, p_dispatch integer, p_steps jsonb, p_worker text,
+    p_pid integer, p_task text, p_deadline_seconds double precision,
+    OUT facts json, OUT attempt_id bigint, OUT attempt integer)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    f record;
+    o record;
+BEGIN
+    f := lock_and_load_hop(p_migration, p_to, p_dispatch);
+    facts := row_to_json(f);
+    IF f.locked AND f.status IN ('queued', 'running') AND f.claim = p_migration AND f.hop = p_steps -> f.graph_type
+       AND f.version = (f.hop ->> 'from_version')::integer AND f.running_id IS NULL AND f.interruptions = 0
+       AND f.crashes = 0 AND f.shards = 0 THEN
+        o := open_hop(p_migration, f.graph_id, f.status, p_dispatch, NULL, f.version, p_to, f.hop ->> 'name',
+                      f.hop ->> 'fingerprint', p_worker, p_pid, p_task, coalesce(f.done, 0), p_deadline_seconds);
+        attempt_id := o.attempt_id;
+        attempt := o.attempt;
+    END IF;
+    PERFORM set_config('graph_migrator.answer', json_build_object('facts', facts, 'attempt_id', attempt_id,
+                                                                  'attempt', attempt)::text, false);
+END $$;
+
 -- Raises GM001 unless this very session is the migration's executor and holds the graph's lock.
 CREATE FUNCTION require_executor(p_migration uuid, p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 BEGIN
