@@ -28,31 +28,9 @@ from graph_migrator.core.store.protocol import Call
 
 register_uuid()  # type: ignore[no-untyped-call] # psycopg2's stubs leave it bare
 
-_SESSION = """
-SELECT set_config('search_path', 'graph_migrator,public', false),
-       set_config('client_connection_check_interval', '500ms', false),
-       set_config('default_transaction_isolation', 'read committed', false),
-       set_config('timezone', 'UTC', false)
-"""
-_DATESTYLE = "SET datestyle TO ISO"
-"""What psycopg2 needs, where the server's default is another."""
-_RESET_AND = "; ".join(
-    (
-        # What follows runs in a transaction of its own, whatever the hop made the default.
-        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
-        "SET SESSION AUTHORIZATION DEFAULT",  # and with it the role
-        "RESET ALL",
-        "CLOSE ALL",
-        "UNLISTEN *",
-        "DISCARD TEMP",
-        "DISCARD SEQUENCES",
-        "SELECT graph_migrator.forget_session()",
-        _DATESTYLE,
-        _SESSION.strip(),
-    )
-)
-"""Removes what a hop has left in its session, and sets again what is ours. DISCARD ALL would also remove our prepared
-statements, and cannot travel with other statements."""
+# What follows runs in a transaction of its own, whatever the hop made the default.
+_RESET_AND = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT graph_migrator.reset_session()"
+"""Removes what a hop has left in its session, and sets again what is ours, in one statement."""
 _RESET = f"{_RESET_AND}; COMMIT"
 _UNLOCK_ALL = "SELECT pg_advisory_unlock_all()"
 """Where `release_lock`, which does it too, does not follow."""
@@ -103,7 +81,9 @@ class Executor:
     def connect(cls, engine: Engine) -> Self:
         """Open a session of its own, outside of the engine's pool."""
         executor = cls(connect_executor(engine), owned=True)
-        executor._send(";".join((_SESSION, *(call.prepare() for call in _PREPARED))))
+        executor._send(
+            ";".join(("SELECT graph_migrator.reset_session()", *(call.prepare() for call in _PREPARED)))
+        )
         executor._prepared.update(_PREPARED)
         return executor
 

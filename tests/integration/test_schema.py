@@ -344,6 +344,7 @@ def test_a_migration_owns_one_graph(connection: Connection) -> None:
     [
         ("graphs", "version = 0", "graphs_version_is_positive"),
         ("graphs", "slug = 'no spaces'", "graphs_slug_is_plain"),
+        ("graphs", "slug = repeat('a', 101)", "graphs_slug_is_plain"),
         ("graphs", "slug = gen_random_uuid()::text", "graphs_slug_is_plain"),
         (
             "graphs",

@@ -266,7 +266,7 @@ class Link:
 
 def _name_of(query: Any) -> str:
     text = query if isinstance(query, str) else query.decode() if isinstance(query, bytes) else "composed"
-    if text.startswith(("\nSELECT set_config", "PREPARE")):
+    if text.startswith(("SELECT graph_migrator.reset_session", "PREPARE")):
         return "connect"
-    found = [name for name in _FUNCTION.findall(text) if name != "forget_session"]
+    found = [name for name in _FUNCTION.findall(text) if name != "reset_session"]
     return found[0] if found else "commit" if text == "COMMIT" else "statement"

@@ -424,14 +424,28 @@ BEGIN
     PERFORM unlock(p_graph), pg_advisory_unlock_all();
 END $$;
 
--- Removes prepared statements that a hop has left in its session: RESET ALL and similar statements do not.
-CREATE FUNCTION forget_session() RETURNS void LANGUAGE plpgsql AS $$
+-- Removes what a hop has left in its session, and sets again what is ours. DISCARD ALL would also remove our prepared
+-- statements. Without a SET clause: that would undo what it sets. First the role, whatever the hop has made of it.
+CREATE FUNCTION reset_session() RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     statement text;
+    setting text;
 BEGIN
-    FOR statement IN SELECT s.name FROM pg_catalog.pg_prepared_statements s WHERE s.name NOT LIKE 'graph\_migrator.%' LOOP
+    SET SESSION AUTHORIZATION DEFAULT;
+    RESET ALL;
+    EXECUTE 'CLOSE ALL';  -- plpgsql's own CLOSE is for one cursor
+    UNLISTEN *;
+    DISCARD TEMP;
+    DISCARD SEQUENCES;
+    FOREACH statement IN ARRAY ARRAY(
+        SELECT s.name FROM pg_catalog.pg_prepared_statements s WHERE s.name NOT LIKE 'graph\_migrator.%') LOOP
         EXECUTE pg_catalog.format('DEALLOCATE %I', statement);
     END LOOP;
+    setting := pg_catalog.set_config('search_path', 'graph_migrator,public', false);
+    setting := pg_catalog.set_config('client_connection_check_interval', '500ms', false);
+    setting := pg_catalog.set_config('default_transaction_isolation', 'read committed', false);
+    setting := pg_catalog.set_config('timezone', 'UTC', false);
+    setting := pg_catalog.set_config('datestyle', 'ISO', false);  -- psycopg2 needs it
 END $$;
 
 -- A duplicate of the same message was refused while this one took the graph, and the caller has its answer.
