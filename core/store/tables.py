@@ -681,9 +681,7 @@ class RolloutMember(_Base):
     number: Mapped[int] = mapped_column(server_default=text("1"))
     request_id: Mapped[UUID | None]
     migration_id: Mapped[UUID | None]
-    pack_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("graph_migrator.packs.id", name="rollout_members_pack_id_fkey")
-    )
+    pack_id: Mapped[UUID | None]
     paused: Mapped[bool] = mapped_column(server_default=text("false"))
     from_version: Mapped[int]
     row_count: Mapped[int | None] = mapped_column(BigInteger)
