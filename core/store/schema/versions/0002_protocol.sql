@@ -5,6 +5,9 @@
 --
 -- A session keeps the plans of these functions. A plan that was made while the tables were nearly empty would use
 -- sequential scans for as long as the session lives. So each function turns these off: it needs few rows, by an index.
+--
+-- PERFORM makes a query of a call; an assignment to `nothing` does not, and costs a fifth. What is called by every hop and
+-- has no SET clause names our functions and tables with their schema.
 
 -- One 64-bit key per graph. The seed is ours, because applications and Alembic use advisory locks too.
 CREATE FUNCTION lock_key(p_graph uuid) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -17,10 +20,9 @@ RETURN uuid_hash_extended(p_migration, 5716853094183207173);
 -- Notifies whoever waits for the migration; called in the transaction in which a hop or the migration ends. A commit
 -- with a NOTIFY holds a server-wide lock until it is on disk, so a NOTIFY is sent only if somebody waits. A waiter that
 -- comes after this check gets the key when this transaction is over, and then reads what it has written.
-CREATE FUNCTION notify_waiters(p_migration uuid) RETURNS void LANGUAGE plpgsql
-SET search_path = graph_migrator, pg_temp AS $$
+CREATE FUNCTION notify_waiters(p_migration uuid) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    IF NOT pg_try_advisory_xact_lock(wait_key(p_migration)) THEN
+    IF NOT pg_try_advisory_xact_lock(graph_migrator.wait_key(p_migration)) THEN
         PERFORM pg_notify('graph_migrator', p_migration::text);
     END IF;
 END $$;
@@ -46,17 +48,22 @@ CREATE FUNCTION lock_and_load_graph(p_graph text, p_request text, p_wait_ms inte
     OUT request_known boolean, OUT request_migration uuid, OUT request_outcome jsonb, OUT locked boolean,
     OUT undoable_to integer)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    nothing text;
 BEGIN
     locked := false;
-    SELECT g.id, g.migration_id INTO graph_id, claim FROM graphs g WHERE g.id = graph_id_of(p_graph);
-    SELECT m.status INTO status FROM migrations m WHERE m.id = claim;
+    graph_id := graph_id_of(p_graph);
+    SELECT g.migration_id INTO claim FROM graphs g WHERE g.id = lock_and_load_graph.graph_id;
+    IF claim IS NOT NULL THEN
+        SELECT m.status INTO status FROM migrations m WHERE m.id = claim;
+    END IF;
     IF graph_id IS NOT NULL AND (claim IS NULL OR status = 'failed') THEN
-        PERFORM set_config('lock_timeout', p_wait_ms::text, true);
+        nothing := set_config('lock_timeout', p_wait_ms::text, true);
         -- In the caller's transaction the lock must be released with that transaction, however it ends.
         IF p_session THEN
-            PERFORM pg_advisory_lock(lock_key(graph_id));
+            nothing := pg_advisory_lock(lock_key(graph_id));
         ELSE
-            PERFORM pg_advisory_xact_lock(lock_key(graph_id));
+            nothing := pg_advisory_xact_lock(lock_key(graph_id));
         END IF;
         locked := true;
     END IF;
@@ -200,22 +207,24 @@ CREATE FUNCTION open_hop(p_migration uuid, p_graph uuid, p_status text, p_dispat
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     is_ahead boolean;
+    nothing text := set_config('synchronous_commit', 'off', true);
 BEGIN
-    PERFORM set_config('synchronous_commit', 'off', true);
-    SELECT m.status = 'running' AND m.redeliveries = 0 AND m.code_mismatches = 0
-           AND m.deadline > clock_timestamp() + make_interval(secs => p_deadline_seconds * 0.75) INTO is_ahead
-        FROM migrations m WHERE m.id = p_migration AND m.status = p_status AND m.dispatch = p_dispatch
-        FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        PERFORM set_config('graph_migrator.answer', '{"attempt_id": null, "attempt": null}', false);
-        RETURN;
-    END IF;
     -- A deadline that was moved a moment ago is not moved again.
-    IF NOT is_ahead THEN
+    IF p_status = 'running' THEN
+        SELECT m.redeliveries = 0 AND m.code_mismatches = 0
+               AND m.deadline > clock_timestamp() + make_interval(secs => p_deadline_seconds * 0.75) INTO is_ahead
+            FROM migrations m WHERE m.id = p_migration AND m.status = p_status AND m.dispatch = p_dispatch
+            FOR NO KEY UPDATE;
+    END IF;
+    IF is_ahead IS NOT TRUE THEN
         UPDATE migrations m SET status = 'running', started_at = coalesce(m.started_at, clock_timestamp()),
                deadline = clock_timestamp() + make_interval(secs => p_deadline_seconds), redeliveries = 0, code_mismatches = 0,
                code_mismatch_since = NULL
-            WHERE m.id = p_migration;
+            WHERE m.id = p_migration AND m.status = p_status AND m.dispatch = p_dispatch;
+        IF NOT FOUND THEN
+            nothing := set_config('graph_migrator.answer', '{"attempt_id": null, "attempt": null}', false);
+            RETURN;
+        END IF;
     END IF;
     IF p_lost IS NOT NULL THEN
         UPDATE hop_attempts a SET status = 'lost', finished_at = clock_timestamp()
@@ -228,9 +237,9 @@ BEGIN
         FROM hop_attempts b WHERE b.migration_id = p_migration AND b.to_version = p_to
             AND b.shard IS NOT DISTINCT FROM p_shard
         RETURNING a.id, a.attempt INTO attempt_id, attempt;
-    PERFORM set_config('graph_migrator.executor', p_migration::text, false),
-            set_config('graph_migrator.shard', CASE WHEN p_shard IS NULL THEN '' ELSE attempt_id::text END, false),
-            set_config('graph_migrator.answer', jsonb_build_object('attempt_id', attempt_id, 'attempt', attempt)::text, false);
+    nothing := set_config('graph_migrator.executor', p_migration::text, false);
+    nothing := set_config('graph_migrator.shard', CASE WHEN p_shard IS NULL THEN '' ELSE attempt_id::text END, false);
+    nothing := set_config('graph_migrator.answer', format('{"attempt_id": %s, "attempt": %s}', attempt_id, attempt), false);
 END $$;
 
 -- lock_and_load_hop, and open_hop in the same transaction in the plain case: the one in which decide_hop surely says `Run`.
@@ -260,11 +269,11 @@ BEGIN
 END $$;
 
 -- Raises GM001 unless this very session is the migration's executor and holds the graph's lock.
-CREATE FUNCTION require_executor(p_migration uuid, p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+CREATE FUNCTION require_executor(p_migration uuid, p_graph uuid) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF current_setting('graph_migrator.executor', true) IS DISTINCT FROM p_migration::text
        OR current_setting('graph_migrator.shard', true) <> ''
-       OR NOT pg_try_advisory_xact_lock(lock_key(p_graph)) THEN
+       OR NOT pg_try_advisory_xact_lock(graph_migrator.lock_key(p_graph)) THEN
         RAISE EXCEPTION 'session % is not the executor of migration %', pg_backend_pid(), p_migration
             USING ERRCODE = 'GM001';
     END IF;
@@ -292,9 +301,8 @@ CREATE FUNCTION finish_hop(p_attempt bigint, p_migration uuid, p_graph uuid, p_f
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     started timestamptz;
-    touched integer;
+    nothing text := require_executor(p_migration, p_graph);
 BEGIN
-    PERFORM require_executor(p_migration, p_graph);
     UPDATE hop_attempts SET status = p_status, rows_changed = rows_changed + p_rows,
            done = coalesce(p_done, done), finished_at = clock_timestamp()
         WHERE id = p_attempt AND status = 'running' RETURNING started_at INTO started;
@@ -306,8 +314,7 @@ BEGIN
            changed_at = CASE WHEN p_last AND NOT p_callers THEN NULL ELSE clock_timestamp() END,
            migration_id = CASE WHEN p_last THEN NULL ELSE migration_id END
         WHERE id = p_graph AND version = p_from AND migration_id = p_migration;
-    GET DIAGNOSTICS touched = ROW_COUNT;
-    IF touched <> 1 THEN
+    IF NOT FOUND THEN
         RAISE EXCEPTION 'graph % is not at version % under migration %', p_graph, p_from, p_migration
             USING ERRCODE = 'GM001';
     END IF;
@@ -340,11 +347,11 @@ BEGIN
                 WHERE id = p_migration;
         END IF;
         IF NOT (p_callers OR p_keep) THEN
-            PERFORM unlock(p_graph);
+            nothing := unlock(p_graph);
         END IF;
     END IF;
-    PERFORM notify_waiters(p_migration);
-    PERFORM require_transaction(p_attempt);
+    nothing := notify_waiters(p_migration);
+    nothing := require_transaction(p_attempt);
 END $$;
 
 -- The row of a hop's first attempt, opened by a session that has held the graph's lock since the migration began: nobody
@@ -372,15 +379,16 @@ CREATE FUNCTION finish_and_open(p_attempt bigint, p_migration uuid, p_graph uuid
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     goes_on boolean;
+    nothing text;
 BEGIN
     SELECT m.status = 'running' AND m.dispatch = 1 INTO goes_on FROM migrations m WHERE m.id = p_migration FOR NO KEY UPDATE;
     IF goes_on THEN
-        PERFORM set_config('synchronous_commit', 'off', true);
+        nothing := set_config('synchronous_commit', 'off', true);
     END IF;
-    PERFORM finish_hop(p_attempt, p_migration, p_graph, p_from, p_to, p_status, p_rows, NULL, false, false,
-                       p_deadline_seconds, false, goes_on);
+    nothing := finish_hop(p_attempt, p_migration, p_graph, p_from, p_to, p_status, p_rows, NULL, false, false,
+                          p_deadline_seconds, false, goes_on);
     IF goes_on THEN
-        PERFORM open_first_attempt(p_migration, p_graph, p_to, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task);
+        nothing := open_first_attempt(p_migration, p_graph, p_to, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task);
     END IF;
 END $$;
 
@@ -389,21 +397,28 @@ END $$;
 -- NULL where nothing was opened.
 CREATE FUNCTION resume_executor(p_migration uuid, p_graph uuid, OUT attempt_id bigint)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    key bigint := lock_key(p_graph);
+    nothing text;
 BEGIN
     SELECT a.id INTO attempt_id FROM hop_attempts a WHERE a.migration_id = p_migration AND a.status = 'running';
-    IF FOUND THEN
-        PERFORM pg_advisory_xact_lock(lock_key(p_graph)), pg_advisory_unlock_all(), pg_advisory_lock(lock_key(p_graph)),
-                set_config('graph_migrator.executor', p_migration::text, false);
+    IF attempt_id IS NOT NULL THEN
+        nothing := pg_advisory_xact_lock(key);
+        nothing := pg_advisory_unlock_all();
+        nothing := pg_advisory_lock(key);
+        nothing := set_config('graph_migrator.executor', p_migration::text, false);
     ELSE
-        PERFORM pg_advisory_unlock_all();
+        nothing := pg_advisory_unlock_all();
     END IF;
-    PERFORM set_config('graph_migrator.answer', jsonb_build_object('attempt_id', attempt_id)::text, false);
+    nothing := set_config('graph_migrator.answer', format('{"attempt_id": %s}', coalesce(attempt_id::text, 'null')), false);
 END $$;
 
 -- This session is no longer an executor. If the transaction holds the lock as well, that lock ends with it.
-CREATE FUNCTION unlock(p_graph uuid) RETURNS void LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+CREATE FUNCTION unlock(p_graph uuid) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    nothing text := set_config('graph_migrator.executor', '', false);
 BEGIN
-    PERFORM set_config('graph_migrator.executor', '', false), pg_advisory_unlock(lock_key(p_graph));
+    nothing := pg_advisory_unlock(graph_migrator.lock_key(p_graph));
 END $$;
 
 -- Releases the lock. p_stamp dates the last change *after* its commit: a writer whose transaction began
@@ -411,9 +426,11 @@ END $$;
 -- Returns the report of p_migration, if that is asked for.
 CREATE FUNCTION release_lock(p_graph uuid, p_stamp boolean, p_migration uuid DEFAULT NULL, OUT report jsonb)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    nothing text;
 BEGIN
     IF p_stamp THEN
-        PERFORM set_config('synchronous_commit', 'off', true);
+        nothing := set_config('synchronous_commit', 'off', true);
         UPDATE graphs SET changed_at = clock_timestamp()
             WHERE id = p_graph AND changed_at IS NULL AND migration_id IS NULL;
     END IF;
@@ -421,13 +438,15 @@ BEGIN
         report := migration_report(p_migration);
     END IF;
     -- Also the locks that a hop took for its session.
-    PERFORM unlock(p_graph), pg_advisory_unlock_all();
+    nothing := unlock(p_graph);
+    nothing := pg_advisory_unlock_all();
 END $$;
 
 -- Removes what a hop has left in its session, and sets again what is ours. DISCARD ALL would also remove our prepared
 -- statements. Without a SET clause: that would undo what it sets. First the role, whatever the hop has made of it.
 CREATE FUNCTION reset_session() RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
+    left_over text[];
     statement text;
     setting text;
 BEGIN
@@ -437,8 +456,8 @@ BEGIN
     UNLISTEN *;
     DISCARD TEMP;
     DISCARD SEQUENCES;
-    FOREACH statement IN ARRAY ARRAY(
-        SELECT s.name FROM pg_catalog.pg_prepared_statements s WHERE s.name NOT LIKE 'graph\_migrator.%') LOOP
+    left_over := ARRAY(SELECT s.name FROM pg_catalog.pg_prepared_statements s WHERE s.name NOT LIKE 'graph\_migrator.%');
+    FOREACH statement IN ARRAY left_over LOOP
         EXECUTE pg_catalog.format('DEALLOCATE %I', statement);
     END LOOP;
     setting := pg_catalog.set_config('search_path', 'graph_migrator,public', false);
@@ -465,6 +484,7 @@ CREATE FUNCTION begin_migration(p_migration uuid, p_graph uuid, p_graph_type tex
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     half jsonb;
+    nothing text;
 BEGIN
     IF p_release IS NOT NULL THEN
         PERFORM set_config('graph_migrator.executor', p_release::text, true);
@@ -480,14 +500,16 @@ BEGIN
         VALUES (p_migration, p_graph, p_graph_type, p_from, p_to, p_status, p_request, p_plan,
             p_by, p_reason, clock_timestamp() + make_interval(secs => p_deadline_seconds),
             CASE WHEN p_status = 'running' THEN clock_timestamp() END);
-    PERFORM set_config('graph_migrator.executor', p_migration::text, true);
-    SELECT partially_migrated INTO half FROM graphs WHERE id = p_graph;
-    UPDATE graphs SET migration_id = p_migration, partially_migrated = NULL, updated_at = clock_timestamp()
-        WHERE id = p_graph AND version = p_from AND migration_id IS NULL;
+    nothing := set_config('graph_migrator.executor', p_migration::text, true);
+    UPDATE graphs SET migration_id = p_migration, updated_at = clock_timestamp()
+        WHERE id = p_graph AND version = p_from AND migration_id IS NULL AND partially_migrated IS NULL;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'graph % is not free at version %', p_graph, p_from USING ERRCODE = 'GM001';
-    END IF;
-    IF half IS NOT NULL THEN
+        SELECT partially_migrated INTO half FROM graphs WHERE id = p_graph;
+        UPDATE graphs SET migration_id = p_migration, partially_migrated = NULL, updated_at = clock_timestamp()
+            WHERE id = p_graph AND version = p_from AND migration_id IS NULL;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'graph % is not free at version %', p_graph, p_from USING ERRCODE = 'GM001';
+        END IF;
         INSERT INTO checkpoints (migration_id, to_version, cursor, done)
             VALUES (p_migration, (half->>'to_version')::integer, half->'cursor', (half->>'done')::bigint);
         IF jsonb_typeof(half->'cursor') = 'object' THEN
@@ -503,7 +525,8 @@ BEGIN
         END IF;
     END IF;
     IF p_unlock THEN
-        PERFORM pg_advisory_xact_lock(lock_key(p_graph)), unlock(p_graph);
+        nothing := pg_advisory_xact_lock(lock_key(p_graph));
+        nothing := unlock(p_graph);
     END IF;
 END $$;
 
@@ -516,9 +539,10 @@ CREATE FUNCTION begin_and_open(p_migration uuid, p_graph uuid, p_graph_type text
     p_fingerprint text, p_worker text, p_pid integer, p_task text,
     OUT attempt_id bigint, OUT slug text, OUT config jsonb)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    nothing text := set_config('synchronous_commit', 'off', true);
 BEGIN
-    PERFORM set_config('synchronous_commit', 'off', true), set_config('graph_migrator.answer',
-        '{"attempt_id": null, "slug": null, "config": null}', false);
+    nothing := set_config('graph_migrator.answer', '{"attempt_id": null, "slug": null, "config": null}', false);
     IF NOT pg_try_advisory_lock(lock_key(p_graph)) THEN
         RETURN;
     END IF;
@@ -527,13 +551,14 @@ BEGIN
           AND g.partially_migrated IS NULL
           AND NOT EXISTS (SELECT FROM requests r WHERE r.task_id = p_request);
     IF NOT FOUND THEN
-        PERFORM pg_advisory_unlock(lock_key(p_graph));
+        nothing := pg_advisory_unlock(lock_key(p_graph));
         RETURN;
     END IF;
-    PERFORM begin_migration(p_migration, p_graph, p_graph_type, p_from, p_to, p_plan, NULL, p_request, p_to, p_by,
-                            p_reason, p_deadline_seconds, p_status => 'running');
+    nothing := begin_migration(p_migration, p_graph, p_graph_type, p_from, p_to, p_plan, NULL, p_request, p_to, p_by,
+                               p_reason, p_deadline_seconds, p_status => 'running');
     attempt_id := open_first_attempt(p_migration, p_graph, p_from, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task);
-    PERFORM set_config('graph_migrator.executor', p_migration::text, false), set_config('graph_migrator.answer',
+    nothing := set_config('graph_migrator.executor', p_migration::text, false);
+    nothing := set_config('graph_migrator.answer',
         jsonb_build_object('attempt_id', attempt_id, 'slug', slug, 'config', config)::text, false);
 END $$;
 

@@ -293,18 +293,20 @@ BEGIN
         RETURN OLD;
     END IF;
 
-    IF (OLD.id, OLD.graph_type, OLD.version, OLD.migration_id, OLD.partially_migrated, OLD.changed_at, OLD.undo_id)
-       IS NOT DISTINCT FROM
-       (NEW.id, NEW.graph_type, NEW.version, NEW.migration_id, NEW.partially_migrated, NEW.changed_at, NEW.undo_id)
-       AND (OLD.migration_id IS NULL
-            OR (OLD.slug, OLD.config, OLD.created_at) = (NEW.slug, NEW.config, NEW.created_at)) THEN
-        IF OLD.owner_read_only <> NEW.owner_read_only THEN
-            NEW.updated_at := clock_timestamp();
+    owner := coalesce(OLD.migration_id, NEW.migration_id);
+    IF token IS DISTINCT FROM owner::text THEN  -- an executor has to show its lock for each of its changes
+        IF (OLD.id, OLD.graph_type, OLD.version, OLD.migration_id, OLD.partially_migrated, OLD.changed_at, OLD.undo_id)
+           IS NOT DISTINCT FROM
+           (NEW.id, NEW.graph_type, NEW.version, NEW.migration_id, NEW.partially_migrated, NEW.changed_at, NEW.undo_id)
+           AND (OLD.migration_id IS NULL
+                OR (OLD.slug, OLD.config, OLD.created_at) = (NEW.slug, NEW.config, NEW.created_at)) THEN
+            IF OLD.owner_read_only <> NEW.owner_read_only THEN
+                NEW.updated_at := clock_timestamp();
+            END IF;
+            RETURN NEW;
         END IF;
-        RETURN NEW;
     END IF;
 
-    owner := coalesce(OLD.migration_id, NEW.migration_id);
     IF owner IS NULL THEN
         -- No migration owns it: its last change may be dated, and the record of a force-released graph changed.
         IF (OLD.id, OLD.graph_type, OLD.version) <> (NEW.id, NEW.graph_type, NEW.version)
@@ -331,10 +333,11 @@ BEGIN
     ELSIF OLD.migration_id <> NEW.migration_id THEN
         RAISE EXCEPTION 'graph %: a claim is released, not passed on', OLD.slug
             USING ERRCODE = 'integrity_constraint_violation';
-    ELSIF OLD.migration_id IS NULL
-          AND NOT EXISTS (SELECT FROM migrations m WHERE m.id = owner AND m.graph_id = NEW.id) THEN
-        RAISE EXCEPTION 'graph %: migration % is not one of this graph', OLD.slug, owner
-            USING ERRCODE = 'integrity_constraint_violation';
+    ELSIF OLD.migration_id IS NULL THEN
+        IF NOT EXISTS (SELECT FROM migrations m WHERE m.id = owner AND m.graph_id = NEW.id) THEN
+            RAISE EXCEPTION 'graph %: migration % is not one of this graph', OLD.slug, owner
+                USING ERRCODE = 'integrity_constraint_violation';
+        END IF;
     END IF;
     IF current_setting('graph_migrator.shard', true) <> '' OR NOT pg_try_advisory_xact_lock(lock_key(OLD.id)) THEN
         RAISE EXCEPTION 'session % does not hold the lock of graph %', pg_backend_pid(), OLD.slug
@@ -342,7 +345,7 @@ BEGIN
     END IF;
     IF OLD.version <> NEW.version THEN
         -- From here on this transaction writes rows of the new shape.
-        PERFORM set_config('graph_migrator.moved_here',
+        token := set_config('graph_migrator.moved_here',
             concat(current_setting('graph_migrator.moved_here', true), ' ', NEW.id), true);
     END IF;
     RETURN NEW;

@@ -32,28 +32,25 @@ $$;
 -- Links an attempt that finishes to the chain of its graph. The caller holds the graph's lock, or that of a shard: those
 -- that end together wait here for one another, until they are committed. Executors' sessions have
 -- the settings of the text already; setting them for a call costs more than all the rest.
-CREATE FUNCTION link_attempt() RETURNS trigger LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp AS $$
-DECLARE
-    archived archived_links;
+CREATE FUNCTION link_attempt() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NEW.shard IS NOT NULL THEN
         PERFORM pg_advisory_xact_lock(uuid_hash_extended(NEW.graph_id, 5716853094183207176));
     END IF;
-    SELECT a.link, a.hash INTO NEW.link, NEW.previous FROM hop_attempts a
-        WHERE a.graph_id = NEW.graph_id AND a.link IS NOT NULL ORDER BY a.link DESC LIMIT 1;
-    SELECT * INTO archived FROM archived_links l
-        WHERE l.graph_id = NEW.graph_id ORDER BY l.last_link DESC LIMIT 1;
-    IF archived.last_link > coalesce(NEW.link, 0) THEN
-        NEW.link := archived.last_link;
-        NEW.previous := archived.hash;
-    END IF;
+    SELECT x.link, x.hash INTO NEW.link, NEW.previous FROM (
+        (SELECT a.link, a.hash FROM graph_migrator.hop_attempts a
+            WHERE a.graph_id = NEW.graph_id AND a.link IS NOT NULL ORDER BY a.link DESC LIMIT 1)
+        UNION ALL
+        (SELECT l.last_link, l.hash FROM graph_migrator.archived_links l
+            WHERE l.graph_id = NEW.graph_id ORDER BY l.last_link DESC LIMIT 1)) x
+        ORDER BY x.link DESC LIMIT 1;
     NEW.link := coalesce(NEW.link, 0) + 1;
     NEW.hash := NULL;  -- and so it is not in the text
     IF current_setting('timezone') = 'UTC' AND current_setting('bytea_output') = 'hex'
        AND current_setting('extra_float_digits')::integer > 0 THEN
         NEW.hash := sha256(convert_to(jsonb_strip_nulls(to_jsonb(NEW))::text, 'UTF8'));
     ELSE
-        NEW.hash := attempt_hash(NEW);
+        NEW.hash := graph_migrator.attempt_hash(NEW);
     END IF;
     RETURN NEW;
 END $$;
