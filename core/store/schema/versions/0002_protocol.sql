@@ -168,7 +168,10 @@ BEGIN
     IF latest IS NOT NULL AND p_to < version THEN
         undo := undoable(latest, version, p_to);
     END IF;
-    SELECT count(*) INTO shards FROM shards s WHERE s.migration_id = p_migration AND s.to_version = p_to;
+    SELECT (SELECT count(*) FROM shards s WHERE s.migration_id = p_migration AND s.to_version = p_to),
+           (SELECT count(*) FROM hop_attempts a WHERE a.migration_id = p_migration AND a.to_version = p_to
+                AND a.shard IS NOT DISTINCT FROM p_shard AND (a.status = 'lost' OR a.transient))
+        INTO shards, interruptions;
     IF p_shard IS NOT NULL THEN
         SELECT to_jsonb(s), s.cursor, s.done INTO shard, cursor, done FROM shards s
             WHERE s.migration_id = p_migration AND s.to_version = p_to AND s.number = p_shard;
@@ -177,16 +180,15 @@ BEGIN
             WHERE s.migration_id = p_migration AND s.to_version = p_to ORDER BY s.number LIMIT 1;
     END IF;
     -- At most one attempt is running, of the hop or of this shard of it.
-    SELECT max(a.id) FILTER (WHERE a.status = 'running' AND a.shard IS NOT DISTINCT FROM p_shard),
-           max(a.to_version) FILTER (WHERE a.status = 'running' AND a.shard IS NOT DISTINCT FROM p_shard),
-           max(a.dispatch) FILTER (WHERE a.status = 'running' AND a.shard IS NOT DISTINCT FROM p_shard),
-           max(a.batches) FILTER (WHERE a.status = 'running' AND a.shard IS NOT DISTINCT FROM p_shard),
-           coalesce(bool_or(a.dispatch = p_dispatch
-                            AND (a.to_version - p_to) * sign(lock_and_load_hop.to_version - lock_and_load_hop.from_version) > 0), false),
-           count(*) FILTER (WHERE a.to_version = p_to AND a.shard IS NOT DISTINCT FROM p_shard
-                            AND (a.status = 'lost' OR a.transient))
-        INTO running_id, running_to, running_dispatch, running_batches, next_hop_started, interruptions
-        FROM hop_attempts a WHERE a.migration_id = p_migration;
+    SELECT a.id, a.to_version, a.dispatch, a.batches INTO running_id, running_to, running_dispatch, running_batches
+        FROM hop_attempts a
+        WHERE a.migration_id = p_migration AND a.status = 'running' AND a.shard IS NOT DISTINCT FROM p_shard;
+    next_hop_started := false;
+    IF (version - p_to) * sign(to_version - from_version) >= 0 THEN  -- only then can a later hop have begun
+        next_hop_started := EXISTS (
+            SELECT FROM hop_attempts a WHERE a.migration_id = p_migration AND a.dispatch = p_dispatch
+                AND (a.to_version - p_to) * sign(lock_and_load_hop.to_version - lock_and_load_hop.from_version) > 0);
+    END IF;
     tries := 0;
     crashes := 0;
     running_crashed := running_id IS NOT NULL AND has_crashed(running_id);
@@ -253,6 +255,7 @@ LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = 
 DECLARE
     f record;
     o record;
+    nothing text;
 BEGIN
     f := lock_and_load_hop(p_migration, p_to, p_dispatch);
     facts := row_to_json(f);
@@ -264,8 +267,8 @@ BEGIN
         attempt_id := o.attempt_id;
         attempt := o.attempt;
     END IF;
-    PERFORM set_config('graph_migrator.answer', json_build_object('facts', facts, 'attempt_id', attempt_id,
-                                                                  'attempt', attempt)::text, false);
+    nothing := set_config('graph_migrator.answer', json_build_object('facts', facts, 'attempt_id', attempt_id,
+                                                                     'attempt', attempt)::text, false);
 END $$;
 
 -- Raises GM001 unless this very session is the migration's executor and holds the graph's lock.
