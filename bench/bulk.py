@@ -132,7 +132,8 @@ def measure(postgres: Postgres, template: str, kind: str, *, guard: bool = True)
             raise RuntimeError(f"{kind} failed:\n{done.stderr}")
         cursor.execute("DROP DATABASE race WITH (FORCE)")
     admin.close()
-    return json.loads(done.stdout)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
 
 
 def contend(url: str, kind: str) -> dict[str, float]:

@@ -135,7 +135,7 @@ async def follow(port: int, clients: int, lazy: int, changes: int, engine: Engin
         await reader.readuntil(b"event: snapshot")
         ready.release()
         if not reads:
-            writer.transport.pause_reading()
+            writer.transport.pause_reading()  # type: ignore[attr-defined] # a socket has it
             await asyncio.sleep(3600)
         while True:
             line = await reader.readline()

@@ -37,7 +37,7 @@ def _round(url: str, graphs: int) -> tuple[float, float]:
     admin = connect(url)
     engine = make_engine(url)
     executors = Executors(engine)
-    writer = engine.connect().connection
+    writer: Any = engine.connect().connection
     bare, hops = [], []
     with admin.cursor() as cursor:
         ids = make_graphs(cursor, "bench-small", 2 * graphs)

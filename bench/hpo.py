@@ -44,7 +44,7 @@ def exported(engine: Engine) -> str:
     """The SHA-256 of the graph's export."""
     digest: Any = _Digest()
     export_graph(engine, SLUG, digest, format="jsonl")
-    return digest.hash.hexdigest()
+    return str(digest.hash.hexdigest())
 
 
 def main(lines: int | None = None) -> None:

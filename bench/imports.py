@@ -16,7 +16,7 @@ import random
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 from sqlalchemy import Engine, event
@@ -78,7 +78,7 @@ def _write(file: Path, nodes: int) -> dict[str, list[tuple[str, ...]]]:
         {"name": "Ada Lovelace", "born": 1815, "tags": ["mathematics", "poetry"], "score": 7.25}
     )
     since = json.dumps({"since": 1843})
-    rows = {
+    rows: dict[str, list[tuple[str, ...]]] = {
         "node": [(id_, "Person", about) for id_ in ids],
         "edge": [
             (f"e{chance.getrandbits(48):012x}", chance.choice(ids), chance.choice(ids), "KNOWS", since)
@@ -106,7 +106,7 @@ def _make_template(postgres: Postgres) -> None:
     admin.close()
     upgrade(postgres.url_of("empty"))
     connection = connect(postgres.url_of("empty"))
-    with connection.cursor() as cursor:
+    with cast("Any", connection).cursor() as cursor:
         cursor.execute(f"GRANT USAGE ON SCHEMA graph_migrator TO {ROLE}")
         cursor.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA graph_migrator TO {ROLE}")
     connection.close()
@@ -149,7 +149,7 @@ def _cpu_of_backend(connection: Any) -> float:
 def _copy(engine: Engine, rows: dict[str, list[tuple[str, ...]]]) -> None:
     connection = engine.raw_connection()
     graph = uuid4()
-    with connection.cursor() as cursor:
+    with cast("Any", connection).cursor() as cursor:
         cursor.execute(
             "INSERT INTO graph_migrator.graphs (id, slug, graph_type, version, changed_at) "
             "VALUES (%s, 'g', 'bench', 1, now())",

@@ -127,7 +127,7 @@ def procrastinate_app() -> Any:
         if number < HOPS[-1]:
             await hop.defer_async(graph=graph, number=number + 1)
 
-    app.hop = hop  # type: ignore[attr-defined]
+    app.hop = hop
     return app
 
 

@@ -274,7 +274,7 @@ def _loaded(
             seconds, after = time.perf_counter() - began, machine.look(contender)
             after.subtract(before)
             own = sum(value for name, value in after.items() if name.count(": ") < 2)
-            after[OTHERS] = (os.cpu_count() or 1) * seconds - own
+            after[OTHERS] = (os.cpu_count() or 1) * seconds - own  # type: ignore[assignment] # a Counter of seconds
             used[place].update(after)
             _signal(contender, signal.SIGSTOP)
     for contender in contenders:
@@ -356,9 +356,9 @@ def _timeline(call: tuple[float, float, float], points: list[tuple[float, str, s
     spent: Counter[str] = Counter()
     for place, (name, seconds) in enumerate(spans):
         label = name if place <= last else SEEN
-        spent[label] += seconds
+        spent[label] += seconds  # type: ignore[assignment]
         if ": " in label and label.startswith(SQL):
-            spent[SQL] += seconds
+            spent[SQL] += seconds  # type: ignore[assignment]
     return spent
 
 

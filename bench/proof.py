@@ -65,7 +65,7 @@ def _digests(postgres: Postgres, pairs: int, stack: ExitStack) -> list[float]:
     kinds = {}
     for on in (False, True):
         kind = GraphType(f"bench-digest-{on}".lower(), digest=on)
-        kind.hop(1, 2, over=Nodes(), batch_size=BATCH)(rename.forward.run)
+        kind.hop(1, 2, over=Nodes(), batch_size=BATCH)(rename)
         registry.register(kind)
         kinds[on] = kind.name
     url = postgres.url_of("with_proof")
@@ -128,7 +128,7 @@ def _timed(executors: Executors, graphs: list[UUID]) -> float:
 def _cpu(executors: Executors) -> float:
     """Seconds of CPU of this process and of the executor's backend."""
     with executors.borrow() as executor:
-        backend = executor.connection.connection.dbapi_connection.info.backend_pid
+        backend = executor.backend_pid
     return time.process_time() + int(Path(f"/proc/{backend}/schedstat").read_text().split()[0]) / 1e9
 
 

@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import psycopg2
@@ -83,7 +84,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
 
 def _hop(*, rebuild: bool) -> GraphType:
     kind = GraphType("bench-large")
-    hop = kind.hop(1, 2, over=Nodes(), batch_size=BATCH, rebuild=rebuild)(rename.forward.run)
+    hop = kind.hop(1, 2, over=Nodes(), batch_size=BATCH, rebuild=rebuild)(rename)
     hop.reverse(_no_way_back)
     return kind
 
@@ -166,7 +167,7 @@ def generations(url: str) -> Figures:
         for _ in range(3):  # the best of three: others may use the machine
             for name, table in (("plain ", "plain"), ("", "seen")):
                 for what, do in (("export", _export), ("lookups", _look_up)):
-                    took = _took(lambda t=table, d=do: d(cursor, t))
+                    took = _took(partial(do, cursor, table))
                     figures[name + what] = min(took, figures.get(name + what, took))
         with _counting(url) as staged:
             cursor.execute(

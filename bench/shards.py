@@ -30,7 +30,7 @@ SQL = RENAME + " AND id BETWEEN :first AND :last"
 
 def _by_python(shards: Literal["auto"] | None = None) -> GraphType:
     kind = GraphType("bench-large")
-    kind.hop(1, 2, over=Nodes(), batch_size=BATCH, shards=shards)(rename.forward.run)
+    kind.hop(1, 2, over=Nodes(), batch_size=BATCH, shards=shards)(rename)
     return kind
 
 

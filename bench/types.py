@@ -42,13 +42,15 @@ by_sql.sql_hop(
 by_python = GraphType("bench-python")
 
 
-@by_python.hop(1, 2, over=Nodes(), batch_size=BATCH)
 def rename(ctx: HopContext, nodes: list[Node]) -> None:
     for node in nodes:
         properties = node.properties
         name = properties.pop("name")
         properties["full_name"] = name
         properties["initial"] = name[:1]
+
+
+by_python.hop(1, 2, over=Nodes(), batch_size=BATCH)(rename)
 
 
 class Person(BaseModel):
@@ -67,13 +69,7 @@ class Person(BaseModel):
 validated = GraphType("bench-validated", nodes={2: {"Person": Person}})
 
 
-@validated.hop(1, 2, over=Nodes(), batch_size=BATCH)
-def rename_validated(ctx: HopContext, nodes: list[Node]) -> None:
-    for node in nodes:
-        properties = node.properties
-        name = properties.pop("name")
-        properties["full_name"] = name
-        properties["initial"] = name[:1]
+validated.hop(1, 2, over=Nodes(), batch_size=BATCH)(rename)
 
 
 TYPES = [small, by_sql, by_python, validated]
