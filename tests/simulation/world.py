@@ -596,8 +596,14 @@ class World:
         return self.start(process, f"{process.name} ({verb})", act)
 
     def _mend(self) -> None:
-        """People undo the part of a hop that a force-released graph has."""
+        """People undo the part of a hop that a force-released graph has.
+
+        Of another graph they declare nothing: it may be force-released while they wait for its lock.
+        """
         self.mended = True
+        partial = "SELECT 1 FROM graphs WHERE id = %s AND partially_migrated IS NOT NULL"
+        if not self.server.query(partial, str(self.graph_id)):
+            raise GraphBusy(self.slug, "somebody")
         try:
             self.server.query("SET lock_timeout = '20ms'")
             self._take_back_half_a_hop()
