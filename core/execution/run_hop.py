@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from typing import Final
 from uuid import UUID
 
 from graph_migrator.core.decision_inputs import HopState
@@ -56,6 +57,9 @@ from graph_migrator.core.store.errors import Failure, classify
 from graph_migrator.core.store.locks import GraphLock, ShardLock
 from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.core.store.session import Executor, Executors
+
+MOST_TYPES: Final = 16
+"""With a hop between the same versions. What a look says of more of them costs as much as the message that it saves."""
 
 
 def run_hop(
@@ -146,7 +150,7 @@ def _look(
     if message.shard is None:
         kinds = tuple(graph_types().values())
         steps = steps_of_one_transaction(kinds, message.from_version, message.to_version)
-    if not steps:
+    if not 0 < len(steps) <= MOST_TYPES:
         call = protocol.LockAndLoadHop(
             migration=message.migration_id,
             to=message.to_version,

@@ -9,9 +9,10 @@ from itertools import pairwise
 import pytest
 from sqlalchemy import Engine, text
 
-from graph_migrator import HopContext
+from graph_migrator import GraphType, HopContext
 from graph_migrator.core.execution.in_process import run_graph_migration
 from graph_migrator.core.execution.model import Caller, Worker
+from graph_migrator.core.execution.run_hop import MOST_TYPES
 from graph_migrator.core.execution.straight import FreeGraph, run_straight
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.planning import make_plan
@@ -52,6 +53,20 @@ def test_a_hop_takes_three_messages(engine: Engine, wired: tuple[Executors, Wire
     assert _named(wire.take()) == ["lock_and_load_graph", "begin_migration", *HOP]
     run_graph_migration(executors, "three", 4)
     assert _named(wire.take()) == ["lock_and_load_graph", "begin_migration", *3 * HOP]
+
+
+def test_a_hop_takes_four_where_many_types_have_one_between_its_versions(
+    engine: Engine, wired: tuple[Executors, Wire], script: Script
+) -> None:
+    executors, wire = wired
+    add_graph(engine, "g", "plain")
+    for number in range(MOST_TYPES):
+        kind = GraphType(f"kind-{number}")
+        kind.sql_hop(1, 2, name="one", forward="UPDATE nodes SET label = label WHERE graph_id = :graph_id")
+        registry.register(kind)
+    run_graph_migration(executors, "g", 3)
+    apart = ["lock_and_load_hop", "open_hop", "hop", "finish_hop"]
+    assert _named(wire.take()) == ["lock_and_load_graph", "begin_migration", *apart, *HOP]
 
 
 def test_a_hop_of_a_pack_takes_two_messages(
