@@ -316,6 +316,8 @@ CREATE FUNCTION begin_packed(p_migration uuid, p_graph uuid, p_graph_type text, 
     p_rollout uuid, p_pack uuid, p_number integer, p_since timestamptz,
     OUT attempt_id bigint, OUT slug text, OUT config jsonb)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    opened record;
 BEGIN
     PERFORM FROM rollout_members m JOIN rollouts r ON r.id = m.rollout_id JOIN packs p ON p.id = m.pack_id, rollout_fleet f
         WHERE m.rollout_id = p_rollout AND m.graph_id = p_graph AND m.number = p_number AND m.pack_id = p_pack
@@ -325,6 +327,9 @@ BEGIN
         PERFORM set_config('graph_migrator.answer', '{"attempt_id": null, "slug": null, "config": null}', false);
         RETURN;
     END IF;
-    SELECT b.* INTO attempt_id, slug, config FROM begin_and_open(p_migration, p_graph, p_graph_type, p_from, p_to, p_plan,
-        p_request, p_by, p_reason, p_deadline_seconds, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task) b;
+    opened := begin_and_open(p_migration, p_graph, p_graph_type, p_from, p_to, p_plan, p_request, p_by, p_reason,
+                             p_deadline_seconds, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task);
+    attempt_id := opened.attempt_id;
+    slug := opened.slug;
+    config := opened.config;
 END $$;
