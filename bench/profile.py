@@ -44,6 +44,7 @@ _PARTS = {
     "kombu.transport.redis:Channel._brpop_read": "receiving messages",
     "kombu.transport.redis:QoS.append": "Redis: unacknowledged, acknowledged",
     "kombu.transport.redis:QoS.ack": "Redis: unacknowledged, acknowledged",
+    "kombu.transport.redis:Channel._create_client": "making client objects of the Redis driver",
     "celery.worker.worker:WorkController._process_task": "handing them to the pool",
 }
 _OURS = {

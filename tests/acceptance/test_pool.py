@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
+import pytest
 
 from graph_migrator import migrate_graph
 from graph_migrator.core.embedded import Redis
@@ -68,14 +69,15 @@ def sockets_to_postgres(cluster: Cluster, pid: int) -> set[int]:
     return {each.laddr.port for each in open_now if each.raddr and each.raddr.port == server}
 
 
-def test_workers_without_a_pool_take_over_from_one_another(
-    tmp_path: Path, database_url: str, redis_server: Redis
+@pytest.mark.parametrize("pool", [("-P", "solo"), ("-P", "threads", "-c", "2")], ids=["solo", "threads"])
+def test_workers_without_processes_take_over_from_one_another(
+    tmp_path: Path, database_url: str, redis_server: Redis, pool: tuple[str, ...]
 ) -> None:
-    """With the solo pool the process that runs hops is the worker: killed, it takes its message with it."""
+    """Here the process that runs hops is the worker: killed, it takes its message with it."""
     with Cluster(tmp_path, database_url=database_url, redis=redis_server) as cluster:
         cluster.add_graph("novel", "trail")
         hold = cluster.steer("hold", "novel", "second")
-        workers = [cluster.start_worker(name, arguments=("-P", "solo")) for name in ("w1", "w2")]
+        workers = [cluster.start_worker(name, arguments=pool) for name in ("w1", "w2")]
         result = migrate_graph.delay("novel", 3)
         pid = cluster.pid_in("novel", "second")
         (busy,) = [worker for worker in workers if worker.pid == pid]
@@ -88,6 +90,22 @@ def test_workers_without_a_pool_take_over_from_one_another(
         assert attempts(cluster.engine, "novel") == [
             ("first", "succeeded"), ("second", "lost"), ("second", "succeeded"),
         ]  # fmt: skip
+
+
+def test_threads_run_hops_side_by_side(tmp_path: Path, database_url: str, redis_server: Redis) -> None:
+    """Each has a session of its own; while one waits in its hop, the other moves graphs to the end."""
+    with Cluster(tmp_path, database_url=database_url, redis=redis_server) as cluster:
+        for name in ("held", *(f"free-{n}" for n in range(5))):
+            cluster.add_graph(name, "trail")
+        hold = cluster.steer("hold", "held", "second")
+        worker = cluster.start_worker(arguments=("-P", "threads", "-c", "2"))
+        held = migrate_graph.delay("held", 3)
+        assert cluster.pid_in("held", "second") == worker.pid
+        free = [migrate_graph.delay(f"free-{n}", 3) for n in range(5)]
+        assert [each.get(timeout=SOON).version for each in free] == [3] * 5
+        assert attempts(cluster.engine, "held")[-1] == ("second", "running")
+        hold.unlink()
+        assert held.get(timeout=SOON).version == 3
 
 
 class Gate:
