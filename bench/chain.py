@@ -32,6 +32,8 @@ DBOS = "DBOS (4 at a time)"
 """In each of its two processes; one at a time it was half as quick."""
 SOLO = "graph-migrator, solo pool"
 """As many processes as the peers have: a prefork worker with two pool processes is three."""
+THREADS = "graph-migrator, four threads"
+"""Of one worker."""
 _PLAIN = """
 CREATE TABLE public.plain_graphs (id uuid PRIMARY KEY, version integer NOT NULL);
 CREATE TABLE public.plain_nodes (LIKE graph_migrator.nodes INCLUDING ALL)
@@ -102,6 +104,7 @@ def _lines(by_name: dict[str, Contender]) -> list[dict[str, Any]]:
 
     return [
         at_least("Chain: migrations/s / bare Celery chain of 4 tasks", rate(bare), 0.95, lower=0.85),
+        at_least("  as one worker with four threads", rate(bare, by_name[THREADS]), 0.95),
         at_least("Chain: migrations/s / Procrastinate", rate(by_name["Procrastinate"]), 1.0),
         at_least("  as two workers with the solo pool", rate(by_name["Procrastinate"], by_name[SOLO]), 0.9),
         at_least(f"Chain: migrations/s / best {DBOS}", rate(by_name[DBOS]), 1.9),
@@ -168,11 +171,17 @@ def _contenders(url: str) -> list[Contender]:
             "graph-migrator", lambda graph: migrate_graph.delay(graph, 4),
             [*celery, "-A", "graph_migrator", *options, "-Q", "migrations"], ready=" ready.", ours=True,
         ),
-        Contender(
-            # A queue of their own: a stopped worker has asked for the next message of its queue, and would get it.
-            SOLO, lambda graph: migrate_graph.apply_async((graph, 4), queue="solo"),
-            [*celery, "-A", "graph_migrator", "worker", "-P", "solo", "--loglevel", "INFO", "-Q", "solo"], 2,
-            {"GRAPH_MIGRATOR_QUEUE": "solo"}, ready=" ready.", ours=True,
+        *(
+            Contender(
+                # A queue of its own: a stopped worker has asked for the next message of its queue, and would get it.
+                name, lambda graph, queue=queue: migrate_graph.apply_async((graph, 4), queue=queue),  # type: ignore[misc]
+                [*celery, "-A", "graph_migrator", "worker", *pool, "--loglevel", "INFO", "-Q", queue], processes,
+                {"GRAPH_MIGRATOR_QUEUE": queue}, ready=" ready.", ours=True,
+            )
+            for name, queue, pool, processes in (
+                (SOLO, "solo", ("-P", "solo"), 2),
+                (THREADS, "threads", ("-P", "threads", "-c", "4"), 1),
+            )
         ),
         Contender(DBOS, dbos, [sys.executable, "-m", "bench.peers", "dbos-4"], 2),
         Contender("Procrastinate", sync_jobs, [sys.executable, "-m", "bench.peers", "procrastinate"], 2),
