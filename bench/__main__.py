@@ -17,7 +17,9 @@ from typing import Any
 
 from bench.results import markdown, table
 
-PIECES = ("chain", "hop", "bulk", "imports", "scale", "guard", "proof", "recovery", "rebuild", "shards")
+PIECES = (
+    "chain", "hop", "rollout", "bulk", "imports", "scale", "guard", "proof", "recovery", "rebuild", "shards",
+)  # fmt: skip
 RESULTS = Path(__file__).with_name("results.json")
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 MARKS = ("<!-- results: written by `make bench` -->\n", "<!-- end of results -->\n")

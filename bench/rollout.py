@@ -1,6 +1,6 @@
 """A rollout of small graphs: 2,000 graphs x 3 small hops through two worker processes, against the alternatives.
 
-    python -m bench.rollout [--graphs 2000] [--rounds 3]
+    python -m bench.rollout [--graphs 2000] [--rounds 4]
 
 All contenders commit the same three hops a graph. Rounds are interleaved, and nobody else's workers run meanwhile.
 """
@@ -33,8 +33,9 @@ STRATEGY = Strategy(canaries=0, waves=(100,), bake_seconds=0, gate="auto", max_i
 LOOP = [sys.executable, "-m", "bench.peers", "loop"]
 
 
-def run(graphs: int = 2_000, rounds: int = 3) -> list[dict[str, Any]]:
+def run(quick: bool = False, *, graphs: int = 2_000, rounds: int = 4) -> list[dict[str, Any]]:
     """Rates of all contenders. With few graphs the start of a rollout, two turns of the controller, is most of it."""
+    graphs, rounds = (200, 2) if quick else (graphs, rounds)
     with ExitStack() as stack:
         postgres, redis = stack.enter_context(server()), stack.enter_context(Redis())
         upgrade(postgres.url)
@@ -48,7 +49,7 @@ def run(graphs: int = 2_000, rounds: int = 3) -> list[dict[str, Any]]:
         for turn in range(rounds):
             for contender in contenders if turn % 2 == 0 else contenders[::-1]:
                 _start(contender)
-                race.race(contender, 20, executors, record=False)
+                race.race(contender, 100, executors, record=False)
                 race.race(contender, graphs, executors)
                 _stop(contender)
         for each in contenders:
@@ -133,6 +134,6 @@ if __name__ == "__main__":
 
     parser = argparse.ArgumentParser(prog="python -m bench.rollout", description=__doc__)
     parser.add_argument("--graphs", type=int, default=2_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
     given = parser.parse_args()
-    print(table(run(given.graphs, given.rounds)))
+    print(table(run(graphs=given.graphs, rounds=given.rounds)))
