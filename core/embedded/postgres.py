@@ -23,7 +23,7 @@ import psycopg2
 from graph_migrator.core.embedded.server import (
     EmbeddedUnavailable,
     Server,
-    end_with_parent,
+    start_process,
     unprivileged_user,
 )
 
@@ -126,7 +126,7 @@ class Postgres(Server):
             for path in (self.folder, self._data, self._password_file):
                 os.chown(path, user.pw_uid, user.pw_gid)
         folder, major = self._seen_folder(), _major(self._programs / "postgres")
-        made = subprocess.run(
+        initdb = start_process(
             [
                 str(self._programs / "initdb"), f"--pgdata={folder}/data", "--username=postgres",
                 "--auth=scram-sha-256", f"--pwfile={folder}/password", "--encoding=UTF8",
@@ -137,15 +137,21 @@ class Postgres(Server):
                 # would pay for them on both sides. A durable server may get other roles with other passwords.
                 *(["--set=scram_iterations=1"] if self._settings["fsync"] == "off" and major >= 16 else []),
             ],
-            preexec_fn=end_with_parent(signal.SIGTERM, user),
+            signal.SIGTERM,
+            user,
             pass_fds=self._inherited(),
             cwd="/",
-            capture_output=True,
-            text=True,
-            check=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )  # fmt: skip
-        if made.returncode:
-            raise EmbeddedUnavailable(f"initdb failed: {made.stderr.strip()[-2_000:]}")
+        with initdb:
+            try:
+                _, errors = initdb.communicate()
+            except BaseException:
+                initdb.kill()
+                raise
+        if initdb.returncode:
+            raise EmbeddedUnavailable(f"initdb failed: {errors.decode().strip()[-2_000:]}")
         self._made.touch()  # last: without it the next start begins again
 
 

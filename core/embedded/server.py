@@ -14,11 +14,12 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 _TEMPORARY = "gm-server-"
+_INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
 
 
 class EmbeddedUnavailable(RuntimeError):
@@ -44,8 +45,32 @@ def unprivileged_user() -> pwd.struct_passwd | None:
     raise EmbeddedUnavailable("Postgres refuses to run as root, and there is no user `nobody` to run it as")
 
 
+def start_process(
+    command: Sequence[str], how: signal.Signals, user: pwd.struct_passwd | None, **options: Any
+) -> subprocess.Popen[bytes]:
+    """Start a child that ends with us; Ctrl-C and SIGTERM wait until it is started.
+
+    Python calls hooks of its own around a fork. What a signal's handler raises while one of them runs is lost.
+
+    Args:
+        command: The program and its arguments.
+        how: The signal that it gets when we are gone.
+        user: Whom it runs as; None for ourselves.
+        options: Of `subprocess.Popen`.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTIONS)
+    try:
+        return subprocess.Popen(command, preexec_fn=end_with_parent(how, user, mask=mask), **options)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def end_with_parent(
-    how: signal.Signals, user: pwd.struct_passwd | None, parent: int | None = None
+    how: signal.Signals,
+    user: pwd.struct_passwd | None,
+    parent: int | None = None,
+    *,
+    mask: Iterable[int] | None = None,
 ) -> Callable[[], None]:
     """What a child does before it becomes its program: drops root, and asks to be ended when we die.
 
@@ -53,6 +78,7 @@ def end_with_parent(
         how: The signal that it gets when the thread that started it is gone, also by SIGKILL. Linux only.
         user: Whom to become; None to stay what we are.
         parent: Our process; by default the one that calls.
+        mask: The signals that its program finds blocked; those of the caller by default.
     """
     parent = parent or os.getpid()
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -66,6 +92,10 @@ def end_with_parent(
             libc.prctl(1, how, 0, 0, 0)
             if os.getppid() != parent:  # it died before we asked
                 os._exit(1)
+        if mask is not None:
+            for each in _INTERRUPTIONS:  # our handlers are not for it
+                signal.signal(each, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     return prepare
 
@@ -148,8 +178,10 @@ class Server(ABC):
 
     def _try_start(self) -> bool:
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = start_process(
                 self._command(),
+                self.death_signal,
+                self._user(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -157,7 +189,6 @@ class Server(ABC):
                 env=self._environment(),
                 # Away from our terminal: Ctrl-C reaches us, and we stop the servers in order.
                 start_new_session=True,
-                preexec_fn=end_with_parent(self.death_signal, self._user()),
                 pass_fds=self._inherited(),
             )
         deadline = time.monotonic() + 30

@@ -329,3 +329,28 @@ def test_a_server_that_cannot_start_says_why_and_leaves_nothing(tmp_path, monkey
     with pytest.raises(EmbeddedUnavailable, match="unrecognized configuration parameter"):
         Postgres(settings={"no_such_setting": "1"}).__enter__()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", ["before", "after_in_parent"])
+@pytest.mark.parametrize("server", ["Redis", "Postgres"])
+def test_ctrl_c_while_a_server_is_forked_is_not_lost(server: str, moment: str) -> None:
+    """Python calls hooks around a fork; what a handler raises within one goes to nobody."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(INTERRUPTED).format(server=server, moment=moment)],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (130, ""), done.stderr
+
+
+INTERRUPTED = """
+    import os, signal, sys
+    from graph_migrator.core.embedded import {server}
+
+    def interrupted(*_):
+        sys.exit(130)
+
+    signal.signal(signal.SIGINT, interrupted)
+    os.register_at_fork({moment}=lambda: os.kill(os.getpid(), signal.SIGINT))
+    with {server}():
+        print("started")
+"""
