@@ -53,6 +53,7 @@ app = App(
             "operate_rollouts",
             "packs",
             "recover",
+            "redis_transport",
             "rollouts",
         )
     ],

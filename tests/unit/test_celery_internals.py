@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = re.findall(
-    r"^\| `(celery\.[\w.]+)` \|.*\| `(tasks/\w+\.py)` \|$",
+    r"^\| `((?:celery|kombu)\.[\w.]+)` \|.*\| `(tasks/\w+\.py)` \|$",
     (ROOT / "docs/decisions/0008-celery-internals.md").read_text("utf-8"),
     re.MULTILINE,
 )
