@@ -9,7 +9,7 @@ from uuid import UUID
 
 FIRST_SIZE: Final = 20
 """Graphs of a pack while nothing is known of their duration."""
-MOST: Final = 200
+MOST: Final = 100
 """Graphs of a pack at most: one turn of the controller sends it as a whole."""
 _GROWTH: Final = 4
 

@@ -481,7 +481,7 @@ def test_a_turn_right_after_a_large_start_reads_what_is_in_flight_and_no_more(
 ) -> None:
     registry.register(tenants())
     _, large = sites
-    for _ in range(2):  # packs grow, up to 200 graphs
+    for _ in range(2):  # packs grow, up to 100 graphs
         settles = in_flight(large, FORGET)
         pages = read(large, CALLS["rollout: turn"]).pages
         sent = in_flight(large)
