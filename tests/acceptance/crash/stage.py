@@ -164,8 +164,12 @@ class Stage(Cluster):
 
     def migrate(self, slug: str, graph_type: str = "ledger", **config: Any) -> AsyncResult:
         """Make a graph and ask for its migration to the newest version."""
-        add_graph(self.engine, slug, graph_type, nodes=ledger.NODES, config=config)
+        self.make(slug, graph_type, **config)
         return self.ask(slug)
+
+    def make(self, slug: str, graph_type: str = "ledger", **config: Any) -> None:
+        """Make a graph."""
+        add_graph(self.engine, slug, graph_type, nodes=ledger.NODES, config=config)
 
     def ask(self, slug: str) -> AsyncResult:
         """Ask for a graph's migration to the newest version."""

@@ -122,8 +122,9 @@ def test_readers_of_a_rebuild_hop_see_one_version_whole_whatever_dies(
     stage.keep(workers_for(death))
     slug = a_slug()
     stage.arm(str(place))
-    result = stage.migrate(slug, "atlas")
-    with reading(stage.engine, slug) as seen:
+    stage.make(slug, "atlas")
+    with reading(stage.engine, slug) as seen:  # before the call: all of it may be over when the call returns
+        result = stage.ask(slug)
         strike(stage, death)
         assert result.get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
     assert seen == {(1, "[]"), (2, f'["{ledger.ATLAS_HOP}"]')}
@@ -139,8 +140,8 @@ def test_an_undo_survives_any_death(stage: Stage, undo_case: Case) -> None:
     slug = a_slug()
     stage.migrate(slug, "atlas").get(timeout=PATIENT)
     stage.arm(str(place))
-    result = migrate_graph.delay(slug, 1)
     with reading(stage.engine, slug) as seen:
+        result = migrate_graph.delay(slug, 1)
         strike(stage, death)
         assert result.get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
     assert seen == {(1, "[]"), (2, f'["{ledger.ATLAS_HOP}"]')}
