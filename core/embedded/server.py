@@ -59,10 +59,20 @@ def start_process(
         options: Of `subprocess.Popen`.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTIONS)
+    started: subprocess.Popen[bytes] | None = None
     try:
-        return subprocess.Popen(command, preexec_fn=end_with_parent(how, user, mask=mask), **options)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            started = subprocess.Popen(command, preexec_fn=end_with_parent(how, user, mask=mask), **options)
+        finally:
+            signal.pthread_sigmask(
+                signal.SIG_SETMASK, mask
+            )  # a handler that has waited runs here, and may raise
+    except BaseException:
+        if started is not None:
+            started.kill()
+            started.wait()
+        raise
+    return started
 
 
 def end_with_parent(

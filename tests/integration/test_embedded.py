@@ -354,3 +354,26 @@ INTERRUPTED = """
     with {server}():
         print("started")
 """
+
+
+@pytest.mark.parametrize("server", ["Redis", "Postgres"])
+def test_a_server_that_was_forked_when_ctrl_c_came_is_ended(server: str) -> None:
+    """Nobody has heard of it yet, so nobody else can end it."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FORKED).format(server=server)],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "interrupted, 0 left\n"), done.stderr
+
+
+FORKED = """
+    import os, signal, psutil
+    from graph_migrator.core.embedded import {server}
+
+    os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        with {server}():
+            print("started")
+    except KeyboardInterrupt:
+        print("interrupted,", len(psutil.Process().children()), "left")
+"""
