@@ -68,6 +68,8 @@ class Following:
 
     step: Step
     worker: Worker
+    state: HopState
+    """What it was decided on."""
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,6 @@ class _Run:
     limits: Limits
     applied: int | None = None
     """Hops that were committed; None where it was not begun."""
-    coming: HopState | None = None
-    """What the hop after the open one is decided on."""
 
     def __post_init__(self) -> None:
         self.began_at = datetime.now(UTC)
@@ -237,9 +235,9 @@ class _Run:
         step, last = self.plan.steps[number], number + 1 == len(self.hops)
         following = None
         if not last:
-            self.coming = self._hop_state(number + 1, state.slug, state.config or {})
-            if self._may_run(number + 1, self.coming):
-                following = Following(self.plan.steps[number + 1], self.worker)
+            coming = self._hop_state(number + 1, state.slug, state.config or {})
+            if self._may_run(number + 1, coming):
+                following = Following(self.plan.steps[number + 1], self.worker, coming)
         hop = self.kind.directed(step.from_version, step.to_version)
         return Attempt(
             attempt_id, 1, self.messages[number], state, hop, following=following, asks_report=False
@@ -260,8 +258,8 @@ class _Run:
                 return self.came_to(outcome)
             if ending.opened is None:
                 return self.came_to(None)
-            assert self.applied is not None and self.coming is not None  # noqa: S101, PT018 - an attempt was open
-            attempt = self._attempt(self.applied, ending.opened, self.coming)
+            assert attempt.following is not None  # noqa: S101 - it is what was opened
+            attempt = self._attempt(self.applied or 0, ending.opened, attempt.following.state)
 
     def came_to(self, outcome: HopOutcome | None) -> Straight:
         """How far it is now."""

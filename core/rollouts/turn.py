@@ -35,11 +35,11 @@ from graph_migrator.core.rollouts.decisions import (
     decide_rollout,
     hindered,
 )
-from graph_migrator.core.rollouts.packing import cut_units, share
+from graph_migrator.core.rollouts.packing import MOST, cut_units, share
 from graph_migrator.core.rollouts.statuses import RolloutStatus
 
 _MOST_STEPS = 10_000
-MOST_GRAPHS: Final = 100
+MOST_GRAPHS: Final = MOST
 """Graphs that one turn takes in, and that it sends beyond its first unit: the rollout's row is locked meanwhile."""
 
 

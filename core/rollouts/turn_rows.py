@@ -41,7 +41,7 @@ from graph_migrator.core.rollouts.strategy import SECONDS_AT_ONCE, Strategy, gra
 from graph_migrator.core.rollouts.turn import InHand, Sending, SendingPack
 from graph_migrator.core.rollouts.window import Window
 from graph_migrator.core.settings import settings
-from graph_migrator.core.statuses import MigrationStatus
+from graph_migrator.core.statuses import SETTLED, MigrationStatus
 
 
 class PostgresRows:
@@ -474,7 +474,7 @@ LEFT JOIN migrations g ON g.id = CASE
 """
 
 # Where `decide_member` says `Settled`, whatever else is so.
-_HAS_SETTLED = "coalesce(g.status IN ('succeeded', 'failed', 'cancelled', 'released'), q.outcome IS NOT NULL)"
+_HAS_SETTLED = f"coalesce(g.status IN {tuple(sorted(map(str, SETTLED)))}, q.outcome IS NOT NULL)"
 
 # A failed member whose migration runs again by hand stays failed until that ends: the rollout did not send it, so it
 # takes none of the rollout's places.

@@ -28,13 +28,14 @@ from graph_migrator.core.store.protocol import Call
 
 register_uuid()  # type: ignore[no-untyped-call] # psycopg2's stubs leave it bare
 
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+_SESSION = "SELECT graph_migrator.reset_session()"
+"""Removes what a hop has left in its session, and sets what is ours."""
 # What follows runs in a transaction of its own, whatever the hop made the default.
-_RESET_AND = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT graph_migrator.reset_session()"
-"""Removes what a hop has left in its session, and sets again what is ours, in one statement."""
+_RESET_AND = f"{_BEGIN}; {_SESSION}"
 _RESET = f"{_RESET_AND}; COMMIT"
 _UNLOCK_ALL = "SELECT pg_advisory_unlock_all()"
 """Where `release_lock`, which does it too, does not follow."""
-_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 _OPEN = "SELECT set_config('graph_migrator.transaction', 'open', true)"
 """The setting ends with the transaction: by it `finish_hop` knows that nobody has ended it in between."""
 _ANSWER = f"{_OPEN}, current_setting('graph_migrator.answer') AS answer"
@@ -81,9 +82,7 @@ class Executor:
     def connect(cls, engine: Engine) -> Self:
         """Open a session of its own, outside of the engine's pool."""
         executor = cls(connect_executor(engine), owned=True)
-        executor._send(
-            ";".join(("SELECT graph_migrator.reset_session()", *(call.prepare() for call in _PREPARED)))
-        )
+        executor._send(";".join((_SESSION, *(call.prepare() for call in _PREPARED))))
         executor._prepared.update(_PREPARED)
         return executor
 

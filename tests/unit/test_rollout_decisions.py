@@ -30,7 +30,7 @@ from graph_migrator.core.rollouts.decisions import (
 )
 from graph_migrator.core.rollouts.statuses import ENDS_BY_ITSELF, HoldReason, MemberStatus, RolloutStatus
 from graph_migrator.core.rollouts.strategy import Strategy
-from graph_migrator.core.statuses import MigrationStatus
+from graph_migrator.core.statuses import SETTLED, MigrationStatus
 
 RUNNING = RolloutFacts(RolloutStatus.RUNNING, stage=1, stages=3, pending=5, max_in_flight=4)
 ENDED = replace(RUNNING, pending=0, stage_closed=True, baked=True)
@@ -203,6 +203,13 @@ def test_a_member_without_an_outcome_waits() -> None:
     assert decide_member(member(migration=MigrationStatus.PAUSED)) == MemberInFlight(paused=True)
     for status in ("queued", "running", "pausing", "cancelling"):
         assert decide_member(member(migration=MigrationStatus(status))) == MemberInFlight(paused=False)
+
+
+@pytest.mark.parametrize("status", MigrationStatus)
+def test_a_member_is_settled_exactly_when_its_migration_is(status: MigrationStatus) -> None:
+    """A turn asks Postgres for so many of those (core/rollouts/turn_rows.py), and decides when there are no more."""
+    found = decide_member(member(request_known=True, migration=status))
+    assert isinstance(found, Settled) is (status in SETTLED)
 
 
 def test_a_hop_that_kills_its_worker_is_counted_as_a_crash() -> None:
