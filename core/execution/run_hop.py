@@ -26,7 +26,7 @@ from graph_migrator.core.decisions import (
     StopAtBoundary,
     decide_hop,
 )
-from graph_migrator.core.errors import HopCodeChanged, UnknownGraphType
+from graph_migrator.core.errors import HopCodeChanged
 from graph_migrator.core.events import publish
 from graph_migrator.core.execution import failpoints, shards
 from graph_migrator.core.execution.apply_hop import apply_hop
@@ -46,8 +46,8 @@ from graph_migrator.core.execution.model import (
 from graph_migrator.core.execution.recorded import load_report
 from graph_migrator.core.execution.waits import backoff, jittered
 from graph_migrator.core.execution.watch import watched
-from graph_migrator.core.graph_types.definition import DirectedHop
-from graph_migrator.core.graph_types.registry import graph_type, graph_types
+from graph_migrator.core.graph_types.definition import DirectedHop, GraphType
+from graph_migrator.core.graph_types.registry import graph_types
 from graph_migrator.core.planning import steps_of_one_transaction
 from graph_migrator.core.recorded_errors import LONGEST_MESSAGE, bounded, json_args, name_of
 from graph_migrator.core.settings import settings
@@ -106,14 +106,15 @@ def _deliver(
     executor: Executor, message: HopMessage, worker: Worker, limits: Limits, *, may_cut: bool
 ) -> HopOutcome | None:
     """Read once, decide once, and do it. None: the state changed in between, look again."""
-    state, opened = _look(executor, message, worker)
+    kinds = graph_types()  # read once: what is opened is what is decided on
+    state, opened = _look(executor, message, worker, kinds)
     if state is None:
         return Ignored(f"there is no migration {message.migration_id}", must_not_occur=True)
     is_shard = message.shard is not None
     with (ShardLock if is_shard else GraphLock)(executor, state.graph_id, held=state.locked) as lock:
         if opened is None:
             failpoints.hit("shard_locked" if is_shard else "hop_locked")
-        hop = _code_for(state, message)
+        hop = _code_for(kinds, state, message)
         decision = decide_hop(state, message, hop.fingerprint if hop else None, limits)
         if opened is not None and decision != Run(None):
             raise AssertionError(f"opened, but to be decided otherwise: {decision}")
@@ -140,7 +141,7 @@ def _deliver(
 
 
 def _look(
-    executor: Executor, message: HopMessage, worker: Worker
+    executor: Executor, message: HopMessage, worker: Worker, kinds: dict[str, GraphType]
 ) -> tuple[HopState | None, protocol.OpenedAttempt | None]:
     """Read what the message is decided on, and open the attempt with it in the plain case; see `lock_and_open_hop`.
 
@@ -148,8 +149,7 @@ def _look(
     """
     steps = {}
     if message.shard is None:
-        kinds = tuple(graph_types().values())
-        steps = steps_of_one_transaction(kinds, message.from_version, message.to_version)
+        steps = steps_of_one_transaction(tuple(kinds.values()), message.from_version, message.to_version)
     if not 0 < len(steps) <= MOST_TYPES:
         call = protocol.LockAndLoadHop(
             migration=message.migration_id,
@@ -175,11 +175,11 @@ def _look(
     return found.state, found.opened
 
 
-def _code_for(state: HopState, message: HopMessage) -> DirectedHop | None:
+def _code_for(kinds: dict[str, GraphType], state: HopState, message: HopMessage) -> DirectedHop | None:
     """This process's code for the hop, if it has any."""
     try:
-        return graph_type(state.graph_type).directed(message.from_version, message.to_version)
-    except (UnknownGraphType, LookupError):
+        return kinds[state.graph_type].directed(message.from_version, message.to_version)
+    except LookupError:
         return None
 
 

@@ -533,6 +533,24 @@ def test_invariant_7_nothing_runs_that_was_not_planned(
     assert attempts(engine, "g") == []
 
 
+def test_invariant_7_code_is_read_once_for_what_is_opened_and_what_is_decided(
+    engine: Engine, executors: Executors, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Fence: `_deliver` reads the registry once. In a process whose types are registered anew, the look would else open
+    # an attempt of one release, and `decide_hop` be asked about another.
+    add_graph(engine, "g", "plain")
+    dispatch = begin(executors, "g", 2)
+    known = registry.graph_types()
+
+    def read() -> dict[str, GraphType]:
+        monkeypatch.setattr(registry, "_registered", {})  # whoever reads again finds no type
+        return known
+
+    monkeypatch.setattr("graph_migrator.core.execution.run_hop.graph_types", read)
+    assert isinstance(run_hop(executors, dispatch.messages()[0]), Applied)
+    assert script.invoked == ["one"]
+
+
 def test_invariant_8_the_state_is_always_named(engine: Engine, executors: Executors, script: Script) -> None:
     # Fence: graph_state and the explanations know every state.
     add_graph(engine, "g", "plain")

@@ -27,6 +27,7 @@ class Actor:
         self.stage = stage
         self.name = name
         self.process = process
+        self.code = process.code  # a process ends what it does with the code that it began it with
         self.body = body
         self.baton = threading.Semaphore(0)
         self.pid: int | None = None  # of the server's process, while a statement runs in it

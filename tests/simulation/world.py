@@ -347,9 +347,9 @@ class World:
 
     def resume(self, actor: Actor) -> None:
         """Let an actor go on until it stops."""
-        if registry._registered != self.platform.releases[actor.process.code]:
+        if registry._registered != self.platform.releases[actor.code]:
             registry._registered.clear()
-            registry._registered.update(self.platform.releases[actor.process.code])
+            registry._registered.update(self.platform.releases[actor.code])
         self.stage.resume(actor)
 
     def publish(self, message: Message) -> None:
