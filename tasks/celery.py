@@ -51,7 +51,6 @@ app = App(
             "migrate",
             "operate",
             "operate_rollouts",
-            "packs",
             "recover",
             "redis_transport",
             "rollouts",

@@ -168,26 +168,48 @@ def _commit(
 
 
 def _apply_whole(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done:
-    hop = attempt.hop
     with (
         executor.transaction() as connection,
         _context(connection, attempt, _progress_of(executor, attempt)) as ctx,
     ):
-        failpoints.hit("hop_before_data")
-        before = executor.call(GraphDigest(graph=attempt.graph.id)) if hop.digest else None
-        with limit.around_code(), _no_ending(executor, hop):
-            skipped = hop.when is not None and not hop.when(ctx)
-            if not skipped:
-                _run_whole(hop, ctx)
-                validate_graph(ctx, hop)
-                _check(hop, ctx)
-            ctx.flush()
-        failpoints.hit("hop_after_data")
-        if hop.digest:  # not earlier: others write the progress of a running hop to the same row
-            after = executor.call(GraphDigest(graph=attempt.graph.id))
-            executor.call(RecordDigests(attempt=attempt.id, before=before, after=after))
+        skipped = _change_whole(executor, attempt, limit, ctx)
         report, opened = _commit(executor, attempt, skipped=skipped, rows=ctx.rows_changed)
     return Done(ctx.rows_changed, skipped, report, opened)
+
+
+def change_whole(executor: Executor, attempt: Attempt, connection: Connection) -> Done:
+    """Do all that a hop in one transaction does, but for its end, in a transaction that other graphs' hops share.
+
+    Raises:
+        Exception: What the hop raised, or what it was refused. The transaction is to be rolled back.
+    """
+    with (
+        TimeLimit(executor, attempt) as limit,
+        _context(connection, attempt, _progress_of(executor, attempt)) as ctx,
+    ):
+        skipped = _change_whole(executor, attempt, limit, ctx)
+        if executor.transaction_was_ended:
+            raise _ended(attempt.hop)
+    return Done(ctx.rows_changed, skipped)
+
+
+def _change_whole(executor: Executor, attempt: Attempt, limit: TimeLimit, ctx: HopContext) -> bool:
+    """Returns whether the hop was skipped."""
+    hop = attempt.hop
+    failpoints.hit("hop_before_data")
+    before = executor.call(GraphDigest(graph=attempt.graph.id)) if hop.digest else None
+    with limit.around_code(), _no_ending(executor, hop):
+        skipped = hop.when is not None and not hop.when(ctx)
+        if not skipped:
+            _run_whole(hop, ctx)
+            validate_graph(ctx, hop)
+            _check(hop, ctx)
+        ctx.flush()
+    failpoints.hit("hop_after_data")
+    if hop.digest:  # not earlier: others write the progress of a running hop to the same row
+        after = executor.call(GraphDigest(graph=attempt.graph.id))
+        executor.call(RecordDigests(attempt=attempt.id, before=before, after=after))
+    return skipped
 
 
 def _close(executor: Executor, attempt: Attempt, limit: TimeLimit) -> Done:

@@ -109,7 +109,7 @@ def run_straight(
         Exception: Postgres is out of reach, and nobody knows whether it was begun.
     """
     limits = limits or limits_of_settings()
-    run = _Run(kind, graph, plan, caller, worker, limits)
+    run = StraightRun(kind, graph, plan, caller, worker, limits)
     if not run.may_begin():
         return None
     try:
@@ -130,7 +130,7 @@ def run_straight(
 
 
 @dataclass
-class _Run:
+class StraightRun:
     """One migration in this session."""
 
     kind: GraphType
@@ -201,8 +201,19 @@ class _Run:
     def begin(self, executor: Executor, begin: BeginCall) -> Attempt | None:
         """Begin, and open the first hop."""
         failpoints.hit("begin_before_commit")
+        called = begin(self.begin_call())
+        executor.prepare(type(called), FinishAndOpen, ResumeExecutor)
+        opened = executor.call_and_begin(called)
+        if opened is None:
+            executor.roll_back()
+            return None
+        failpoints.hit("begin_committed")
+        return self.has_begun(executor, opened)
+
+    def begin_call(self) -> BeginAndOpen:
+        """What begins it, and opens the first hop."""
         first = self.hops[0]
-        call = BeginAndOpen(
+        return BeginAndOpen(
             migration=self.begun.migration_id,
             graph=self.graph.id,
             graph_type=self.plan.graph_type,
@@ -220,18 +231,14 @@ class _Run:
             pid=self.worker.pid,
             task=self.worker.task_id,
         )
-        called = begin(call)
-        executor.prepare(type(called), FinishAndOpen, ResumeExecutor)
-        opened = executor.call_and_begin(called)
-        if opened is None:
-            executor.roll_back()
-            return None
-        self.applied = 0
-        failpoints.hit("begin_committed")
-        publish.begun(executor, self.begun, self._free(), self.plan.to_version, self.caller, None)
-        return self._attempt(0, opened.attempt_id, self._hop_state(0, opened.slug, opened.config))
 
-    def _attempt(self, number: int, attempt_id: int, state: HopState) -> Attempt:
+    def has_begun(self, executor: Executor, opened: OpenedFirst) -> Attempt:
+        """It was begun: what was opened with it."""
+        self.applied = 0
+        publish.begun(executor, self.begun, self._free(), self.plan.to_version, self.caller, None)
+        return self.attempt(0, opened.attempt_id, self._hop_state(0, opened.slug, opened.config))
+
+    def attempt(self, number: int, attempt_id: int, state: HopState) -> Attempt:
         step, last = self.plan.steps[number], number + 1 == len(self.hops)
         following = None
         if not last:
@@ -250,16 +257,16 @@ class _Run:
             publish.started(executor, attempt, self.worker, None)
             ending = apply_or_record(executor, attempt, lock, self.limits)
             if isinstance(ending, Done):
-                self._took(attempt, ending)
+                self.took(attempt, ending)
                 if attempt.is_last:
-                    ending = Done(ending.rows, ending.skipped, self._report(attempt))
+                    ending = Done(ending.rows, ending.skipped, self.report(attempt))
             outcome = conclude(executor, attempt, ending)
             if not isinstance(ending, Done) or attempt.is_last:
                 return self.came_to(outcome)
             if ending.opened is None:
                 return self.came_to(None)
             assert attempt.following is not None  # noqa: S101 - it is what was opened
-            attempt = self._attempt(self.applied or 0, ending.opened, attempt.following.state)
+            attempt = self.attempt(self.applied or 0, ending.opened, attempt.following.state)
 
     def came_to(self, outcome: HopOutcome | None) -> Straight:
         """How far it is now."""
@@ -267,7 +274,7 @@ class _Run:
 
     # ── reporting ───────────────────────────────────────────────────────────────────────────────────
 
-    def _took(self, attempt: Attempt, done: Done) -> None:
+    def took(self, attempt: Attempt, done: Done) -> None:
         step: Step = self.plan.steps[self.applied or 0]
         self.applied = (self.applied or 0) + 1
         self.reports.append(
@@ -282,7 +289,7 @@ class _Run:
             )
         )
 
-    def _report(self, attempt: Attempt) -> MigrationReport:
+    def report(self, attempt: Attempt) -> MigrationReport:
         """What the database's report would say, by this process's clock."""
         return MigrationReport(
             migration_id=self.begun.migration_id,

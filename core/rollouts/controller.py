@@ -25,11 +25,12 @@ _MOST_TURNS: Final = 50
 """Of one rollout in one sweep: recovery of other graphs waits meanwhile."""
 
 
-def move_rollouts_on(executor: Executor) -> list[Sending | SendingPack]:
+def move_rollouts_on(executor: Executor, *, only: UUID | None = None) -> list[Sending | SendingPack]:
     """Take a turn for every live rollout, or as many as there is work for, each in a transaction of its own.
 
     Args:
         executor: A session without an open transaction.
+        only: The only rollout to take turns for.
 
     Returns:
         Migrations to send now, after the commits. One that is not sent is found and sent again later.
@@ -37,8 +38,10 @@ def move_rollouts_on(executor: Executor) -> list[Sending | SendingPack]:
     with executor.cursor() as cursor:
         live = query(
             cursor,
-            "SELECT id, graph_type, to_version FROM rollouts WHERE status IN ('running', 'held', 'cancelling')",
-        )
+            "SELECT id, graph_type, to_version FROM rollouts WHERE status IN ('running', 'held', 'cancelling') "
+            "AND (%s::uuid IS NULL OR id = %s)",
+            only, only,
+        )  # fmt: skip
     to_send: list[Sending | SendingPack] = []
     for each in live:
         try:

@@ -12,6 +12,8 @@ FIRST_SIZE: Final = 20
 MOST: Final = 100
 """Graphs of a pack at most: one turn of the controller sends it as a whole."""
 _GROWTH: Final = 4
+TOGETHER_SECONDS: Final = 0.25
+"""How long graphs that share their transactions may take: for so long each of them is read-only."""
 
 
 def pack_size(seconds: float, graphs: int, last_size: int, pack_seconds: float) -> int:
@@ -29,6 +31,21 @@ def pack_size(seconds: float, graphs: int, last_size: int, pack_seconds: float) 
     if not graphs or seconds <= 0:
         return FIRST_SIZE
     return max(1, min(MOST, _GROWTH * last_size, int(pack_seconds * graphs / seconds)))
+
+
+def group_size(last_size: int, seconds: float, most: int) -> int:
+    """How many graphs of a pack share their transactions next, after some of them did, and all were moved.
+
+    Args:
+        last_size: How many that were.
+        seconds: How long it took.
+        most: How many may.
+
+    Returns:
+        One at least. Four times as many each time, as long as they are read-only for a moment only.
+    """
+    in_time = int(last_size * TOGETHER_SECONDS / seconds) if seconds > 0 else most
+    return max(1, min(most, 4 * last_size, in_time))
 
 
 def share(size: int, waiting: int, places: int) -> int:

@@ -9,7 +9,8 @@ session of its own holds the pack's lock: when the process dies, the lock is fre
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -22,6 +23,7 @@ from graph_migrator.core.errors import GraphMigratorError
 from graph_migrator.core.execution import failpoints
 from graph_migrator.core.execution.model import (
     Applied,
+    Caller,
     Dispatch,
     Failed,
     HopOutcome,
@@ -31,6 +33,7 @@ from graph_migrator.core.execution.model import (
 from graph_migrator.core.execution.recorded import load_dispatch
 from graph_migrator.core.execution.run_hop import run_hop
 from graph_migrator.core.execution.straight import FreeGraph, Straight, run_straight
+from graph_migrator.core.execution.together import run_together
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.graph_types.registry import graph_type
 from graph_migrator.core.planning import Plan, make_plan, versions_left
@@ -38,10 +41,11 @@ from graph_migrator.core.recorded_errors import name_of
 from graph_migrator.core.reports import MigrationReport
 from graph_migrator.core.rollouts.decisions import is_skipped
 from graph_migrator.core.rollouts.members import Held, OtherCode, begin_member, caller_of, other_code
+from graph_migrator.core.rollouts.packing import group_size
 from graph_migrator.core.rollouts.rows import query, request_id
 from graph_migrator.core.rollouts.statuses import PackStatus, RolloutStatus
 from graph_migrator.core.store.errors import Failure, classify
-from graph_migrator.core.store.protocol import BeginAndOpen, BeginPacked, MarkAnswered
+from graph_migrator.core.store.protocol import BeginAndOpen, BeginPacked, BeginTogether, MarkAnswered
 from graph_migrator.core.store.session import Executor, Executors
 
 _EVERY = 1.0
@@ -72,6 +76,7 @@ class Pack:
     reason: str | None
     running_since: datetime
     seconds: float
+    together: int
     graphs: tuple[PackedGraph, ...]
 
 
@@ -79,6 +84,7 @@ class Pack:
 class PackReport:
     """How far a pack is, or was when it ended. Counts are graphs."""
 
+    rollout_id: UUID
     size: int
     moved: int = 0
     skipped: int = 0
@@ -173,7 +179,8 @@ def _take(session: Executor, pack_id: UUID, worker: Worker) -> Pack | Ignored | 
     found = _query(
         session,
         "SELECT p.status, p.rollout_id, r.status AS rollout, r.plan, r.graph_type, r.to_version, r.direction, "
-        "r.requested_by, r.reason, r.failures_since, (r.strategy->>'pack_seconds')::float8 AS seconds "
+        "r.requested_by, r.reason, r.failures_since, (r.strategy->>'pack_seconds')::float8 AS seconds, "
+        "coalesce((r.strategy->>'pack_together')::int, 1) AS together "
         "FROM packs p JOIN rollouts r ON r.id = p.rollout_id WHERE p.id = %s",
         pack_id,
     )
@@ -206,6 +213,7 @@ def _take(session: Executor, pack_id: UUID, worker: Worker) -> Pack | Ignored | 
         pack.reason,
         pack.failures_since,
         pack.seconds,
+        pack.together,
         tuple(PackedGraph(each.graph_id, each.graph, each.number, each.version) for each in graphs),
     )
 
@@ -231,13 +239,16 @@ class _Run:
     shown: float = field(default_factory=time.monotonic)
     answered: list[str] = field(default_factory=list)
     plans: dict[int, Plan] = field(default_factory=dict)
+    size: int = 1
+    """How many graphs are moved together next."""
 
     def __post_init__(self) -> None:
-        self.report = PackReport(len(self.pack.graphs))
+        self.report = PackReport(self.pack.rollout_id, len(self.pack.graphs))
 
     def to_the_end(self) -> PackReport:
-        for graph in self.pack.graphs:
-            self.report.ended_early = self._reason_to_end() or self._move(graph)
+        waiting = deque(self.pack.graphs)
+        while waiting:
+            self.report.ended_early = self._reason_to_end() or self._move_next(waiting)
             if self.report.ended_early:
                 break
             if time.monotonic() - self.shown > _EVERY:
@@ -252,6 +263,67 @@ class _Run:
             return "a graph failed"
         if time.monotonic() - self.began > 2 * self.pack.seconds:
             return f"it took longer than {2 * self.pack.seconds:g} s"
+        return None
+
+    def _move_next(self, waiting: deque[PackedGraph]) -> str | None:
+        """Move the next graph, or the next ones together. A reason to end the pack where its rollout does not run."""
+        began, moved = time.monotonic(), self.report.moved
+        group = self._next_group(waiting)
+        why = self._move_together(group) if len(group) > 1 else self._move(group[0])
+        if self.report.moved - moved == len(group):
+            self.size = group_size(len(group), time.monotonic() - began, self.pack.together)
+        else:
+            self.size = 1
+        return why
+
+    def _next_group(self, waiting: deque[PackedGraph]) -> list[PackedGraph]:
+        """The next graphs, as many as may share their transactions: they have one plan."""
+        group = [waiting.popleft()]
+        version = group[0].version
+        while waiting and version is not None and len(group) < self.size and waiting[0].version == version:
+            group.append(waiting.popleft())
+        return group
+
+    def _move_together(self, group: list[PackedGraph]) -> str | None:
+        """Move several graphs. What could not be moved with the others is moved by itself."""
+        plan = self._plan(group[0])
+        if plan is None:
+            outcomes: list[Straight | None] = [None] * len(group)
+        else:
+            failpoints.hit("pack_looked")
+            try:
+                outcomes = run_together(
+                    self.executors,
+                    self.pack.kind,
+                    [
+                        (FreeGraph(each.graph_id, each.graph, plan.from_version), self._caller(each))
+                        for each in group
+                    ],
+                    plan,
+                    worker=self.worker,
+                    begin=lambda calls: self._packed_together(calls, group),
+                )
+            except Exception as error:
+                if classify(error) is Failure.PERMANENT:
+                    raise
+                for each in group:
+                    self._let_go(each)  # perhaps they were begun; whoever looks next finds out
+                return None
+        for each, straight in zip(group, outcomes, strict=True):
+            why = self._go_on_alone(each, straight)
+            if why is not None:
+                return why
+        return None
+
+    def _go_on_alone(self, graph: PackedGraph, straight: Straight | None) -> str | None:
+        if straight is None:
+            return "a graph failed" if self.report.failed else self._move(graph)
+        if straight.outcome is None and self.report.failed:
+            self._let_go(graph)
+            self._send_rest(straight.begun, 0)
+        else:
+            failpoints.hit("pack_begun")
+            self._run_hops(graph, straight.begun, straight)
         return None
 
     def _move(self, graph: PackedGraph) -> str | None:
@@ -281,6 +353,25 @@ class _Run:
 
     def _run_straight(self, graph: PackedGraph) -> Straight | None:
         """Begin and run a graph that is as it was when the pack was taken. None where nothing was begun."""
+        plan = self._plan(graph)
+        if plan is None:
+            return None
+        failpoints.hit("pack_looked")
+        straight = run_straight(
+            self.executors,
+            self.pack.kind,
+            FreeGraph(graph.graph_id, graph.graph, plan.from_version),
+            plan,
+            caller=self._caller(graph),
+            worker=self.worker,
+            begin=lambda call: self._packed(call, graph),
+        )
+        if straight is not None:
+            failpoints.hit("pack_begun")
+        return straight
+
+    def _plan(self, graph: PackedGraph) -> Plan | None:
+        """What moves a graph that is as it was when the pack was taken. None where that is to be decided anew."""
         version, pack = graph.version, self.pack
         if version is None or versions_left(version, pack.to_version, pack.direction) <= 0:
             return None
@@ -289,22 +380,28 @@ class _Run:
                 self.plans[version] = make_plan(graph.graph, pack.kind, version, pack.to_version)
             except GraphMigratorError:  # the ordinary way records the refusal
                 return None
-        caller = caller_of(
+        return self.plans[version]
+
+    def _caller(self, graph: PackedGraph) -> Caller:
+        pack = self.pack
+        return caller_of(
             pack.rollout_id, graph.graph_id, graph.number, by=pack.requested_by, reason=pack.reason
         )
-        failpoints.hit("pack_looked")
-        straight = run_straight(
-            self.executors,
-            pack.kind,
-            FreeGraph(graph.graph_id, graph.graph, version),
-            self.plans[version],
-            caller=caller,
-            worker=self.worker,
-            begin=lambda call: self._packed(call, graph),
+
+    def _packed_together(self, calls: Sequence[BeginAndOpen], group: Sequence[PackedGraph]) -> BeginTogether:
+        """The same calls as one, which also looks at the rollout, the pack and the members."""
+        first = vars(calls[0])
+        common = {name: first[name] for name in first if name not in {"migration", "graph", "request"}}
+        return BeginTogether(
+            migrations=tuple(each.migration for each in calls),
+            graphs=tuple(each.graph for each in calls),
+            requests=tuple(each.request for each in calls),
+            numbers=tuple(each.number for each in group),
+            rollout=self.pack.rollout_id,
+            pack=self.pack.id,
+            since=self.pack.running_since,
+            **common,
         )
-        if straight is not None:
-            failpoints.hit("pack_begun")
-        return straight
 
     def _packed(self, call: BeginAndOpen, graph: PackedGraph) -> BeginPacked:
         """The same call, which also looks at the rollout, the pack and the member."""

@@ -96,6 +96,13 @@ class Strategy(BaseModel):
         description="How long a pack should take; its size follows from the packs before it. Five seconds make its "
         "message cheap, and are soon over when a worker shuts down.",
     )
+    pack_together: int = Field(
+        16,
+        ge=1,
+        le=50,
+        description="How many graphs of a pack share the transactions of their hops, at most, and only where they take "
+        "a quarter of a second together. Sixteen halve what a small graph costs. 1: each graph has transactions of its own.",
+    )
     health: bool = Field(
         True,
         description="Slow down and hold as the health signals say (`graph-migrator health`). `false` ignores them: for "

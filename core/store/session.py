@@ -233,6 +233,12 @@ class Executor:
         for do in then:
             do()
 
+    def turn_to(self, call: Call[None]) -> None:
+        """Give the open transaction to the next hop in it; what the one before left on this side goes."""
+        self._restore_driver()
+        self.call(call)
+        self._raw.lend()
+
     def roll_back(self) -> None:
         """Roll back what is open."""
         # First the driver: with an isolation level of the hop's own it would send a BEGIN before anything else.

@@ -94,6 +94,14 @@ from graph_migrator.core.store.protocol.sharding import (
     StopShard,
     TakeShardLock,
 )
+from graph_migrator.core.store.protocol.together import (
+    BeginTogether,
+    FinishTogether,
+    PartCompany,
+    ReleaseTogether,
+    ResumeTogether,
+    TurnTo,
+)
 from graph_migrator.core.store.protocol.waiting import ForgetCalls, RecordRequeue, RecordSent
 
 __all__ = [
@@ -104,6 +112,7 @@ __all__ = [
     "BeginAndOpen",
     "BeginMigration",
     "BeginPacked",
+    "BeginTogether",
     "Call",
     "CountMismatch",
     "CutShards",
@@ -117,6 +126,7 @@ __all__ = [
     "FailShard",
     "FinishAndOpen",
     "FinishHop",
+    "FinishTogether",
     "FollowEdge",
     "ForgetCalls",
     "GraphDigest",
@@ -142,6 +152,7 @@ __all__ = [
     "OpenedAttempt",
     "OpenedFirst",
     "OwnerReadOnly",
+    "PartCompany",
     "PrepareRebuild",
     "RebuildOpened",
     "RebuildPrepared",
@@ -157,9 +168,11 @@ __all__ = [
     "ReleaseLock",
     "ReleaseMigration",
     "ReleaseShardLock",
+    "ReleaseTogether",
     "RemainingChain",
     "ReportDeath",
     "ResumeExecutor",
+    "ResumeTogether",
     "RetryMigration",
     "SaveBatch",
     "SaveProgress",
@@ -178,6 +191,7 @@ __all__ = [
     "TakeShardLock",
     "TerminateHolders",
     "TrySweep",
+    "TurnTo",
     "UnansweredCalls",
     "UndoRebuild",
 ]

@@ -565,6 +565,104 @@ BEGIN
         jsonb_build_object('attempt_id', attempt_id, 'slug', slug, 'config', config)::text, false);
 END $$;
 
+-- ── several graphs in one transaction ───────────────────────────────────────────────────────────────
+
+-- Gives the open transaction to the next of the graphs that share it (core/execution/together.py): what the hop before has
+-- left in the session goes first. Only a migration that this session has begun with others can have it.
+-- Without a SET clause: that would undo what it sets.
+CREATE FUNCTION turn_to(p_before bigint, p_migration uuid) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    together text := pg_catalog.current_setting('graph_migrator.together', true);
+    nothing text := graph_migrator.require_transaction(p_before);
+BEGIN
+    IF pg_catalog.strpos(together, p_migration::text) = 0 THEN
+        RAISE EXCEPTION 'session % has not begun migration % together with others', pg_backend_pid(), p_migration
+            USING ERRCODE = 'GM001';
+    END IF;
+    nothing := graph_migrator.reset_session();
+    nothing := set_config('graph_migrator.together', together, false);
+    nothing := set_config('graph_migrator.executor', p_migration::text, false);
+    nothing := set_config('graph_migrator.transaction', 'open', true);
+END $$;
+
+-- finish_and_open for each of several graphs, in the transaction that they share; without p_next_to the end of their
+-- migrations.
+CREATE FUNCTION finish_together(p_attempts bigint[], p_migrations uuid[], p_graphs uuid[], p_statuses text[], p_rows bigint[],
+    p_from integer, p_to integer, p_deadline_seconds double precision, p_next_to integer, p_hop text, p_fingerprint text,
+    p_worker text, p_pid integer, p_task text) RETURNS void
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    together text := current_setting('graph_migrator.together', true);
+    nothing text;
+BEGIN
+    FOR i IN 1 .. cardinality(p_graphs) LOOP
+        IF strpos(together, p_migrations[i]::text) > 0 THEN
+            nothing := set_config('graph_migrator.executor', p_migrations[i]::text, false);
+        END IF;
+        IF p_next_to IS NULL THEN
+            nothing := finish_hop(p_attempts[i], p_migrations[i], p_graphs[i], p_from, p_to, p_statuses[i], p_rows[i], NULL, true,
+                                  false, p_deadline_seconds, false, false);
+        ELSE
+            nothing := finish_and_open(p_attempts[i], p_migrations[i], p_graphs[i], p_from, p_to, p_statuses[i], p_rows[i],
+                                       p_deadline_seconds, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task);
+        END IF;
+    END LOOP;
+    nothing := set_config('graph_migrator.executor', '', false);
+END $$;
+
+-- resume_executor for each of them. NULL in the place of a graph whose next hop was not opened.
+CREATE FUNCTION resume_together(p_migrations uuid[], p_graphs uuid[], OUT attempts jsonb)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    opened bigint;
+    together text := '';
+    nothing text;
+BEGIN
+    attempts := '[]';
+    FOR i IN 1 .. cardinality(p_graphs) LOOP
+        SELECT a.id INTO opened FROM hop_attempts a WHERE a.migration_id = p_migrations[i] AND a.status = 'running';
+        IF opened IS NOT NULL THEN
+            nothing := pg_advisory_xact_lock(lock_key(p_graphs[i]));
+            together := together || ' ' || p_migrations[i];
+        END IF;
+        attempts := attempts || coalesce(to_jsonb(opened), 'null');
+    END LOOP;
+    nothing := pg_advisory_unlock_all();
+    FOR i IN 1 .. cardinality(p_graphs) LOOP
+        IF attempts -> (i - 1) <> 'null' THEN
+            nothing := pg_advisory_lock(lock_key(p_graphs[i]));
+        END IF;
+    END LOOP;
+    nothing := set_config('graph_migrator.together', together, false);
+    nothing := set_config('graph_migrator.answer', json_build_object('attempts', attempts)::text, false);
+END $$;
+
+-- release_lock for each of them, after the end of their migrations.
+CREATE FUNCTION release_together(p_graphs uuid[]) RETURNS void
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    nothing text := set_config('synchronous_commit', 'off', true);
+BEGIN
+    UPDATE graphs SET changed_at = clock_timestamp()
+        WHERE id = ANY (p_graphs) AND changed_at IS NULL AND migration_id IS NULL;
+    nothing := set_config('graph_migrator.together', '', false);
+    nothing := pg_advisory_unlock_all();
+END $$;
+
+-- Ends the attempts that shared a transaction which was rolled back, and releases their graphs: each hop is to run again
+-- by itself. An attempt that somebody else has settled stays as it is.
+CREATE FUNCTION part_company(p_attempts bigint[]) RETURNS void
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    nothing text;
+BEGIN
+    UPDATE hop_attempts SET status = 'stopped', finished_at = clock_timestamp()
+        WHERE id = ANY (p_attempts) AND status = 'running';
+    nothing := set_config('graph_migrator.executor', '', false);
+    nothing := set_config('graph_migrator.together', '', false);
+    nothing := pg_advisory_unlock_all();
+END $$;
+
 -- Resumes a failed migration: a new dispatch, the current plan, counters at zero.
 CREATE FUNCTION retry_migration(p_migration uuid, p_plan jsonb, p_request text, p_verb text, p_target integer,
     p_by text, p_deadline_seconds double precision, OUT dispatch integer)

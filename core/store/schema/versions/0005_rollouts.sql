@@ -333,3 +333,32 @@ BEGIN
     slug := opened.slug;
     config := opened.config;
 END $$;
+
+-- begin_packed for several graphs with one plan, in one transaction: what each brings, in their order. From then on they
+-- share the transactions of their hops (turn_to).
+CREATE FUNCTION begin_together(p_migrations uuid[], p_graphs uuid[], p_requests text[], p_numbers integer[], p_graph_type text,
+    p_from integer, p_to integer, p_plan jsonb, p_by text, p_reason text, p_deadline_seconds double precision, p_next_to integer,
+    p_hop text, p_fingerprint text, p_worker text, p_pid integer, p_task text,
+    p_rollout uuid, p_pack uuid, p_since timestamptz, OUT opened jsonb)
+LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    one record;
+    together text := '';
+    nothing text;
+BEGIN
+    opened := '[]';
+    FOR i IN 1 .. cardinality(p_graphs) LOOP
+        one := begin_packed(p_migrations[i], p_graphs[i], p_graph_type, p_from, p_to, p_plan, p_requests[i], p_by, p_reason,
+                            p_deadline_seconds, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task, p_rollout, p_pack,
+                            p_numbers[i], p_since);
+        IF one.attempt_id IS NULL THEN
+            opened := opened || jsonb 'null';
+        ELSE
+            opened := opened || to_jsonb(one);
+            together := together || ' ' || p_migrations[i];
+        END IF;
+    END LOOP;
+    nothing := set_config('graph_migrator.executor', '', false);
+    nothing := set_config('graph_migrator.together', together, false);
+    nothing := set_config('graph_migrator.answer', jsonb_build_object('opened', opened)::text, false);
+END $$;

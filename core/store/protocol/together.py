@@ -1,0 +1,89 @@
+"""The calls of graphs whose hops share their transactions; see versions/0002_protocol.sql and 0005_rollouts.sql."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from graph_migrator.core.store.protocol.call import Call
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeginTogether(Call[list[dict[str, Any] | None]], function="begin_together", prepared=True):
+    """Begin the migrations of several graphs of a pack, which have one plan, and open the first hop of each.
+
+    Returns, in their order, the columns of an `OpenedFirst`; None for a graph with which `BeginPacked` would begin nothing.
+    """
+
+    migrations: tuple[UUID, ...]
+    graphs: tuple[UUID, ...]
+    requests: tuple[str | None, ...]
+    numbers: tuple[int, ...]
+    graph_type: str
+    from_: int
+    to: int
+    plan: list[dict[str, Any]]
+    by: str | None
+    reason: str | None
+    deadline_seconds: float
+    next_to: int
+    hop: str
+    fingerprint: str
+    worker: str
+    pid: int
+    task: str | None
+    rollout: UUID
+    pack: UUID
+    since: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnTo(Call[None], function="turn_to", prepared=True):
+    """Give the open transaction to the next of the migrations that share it; `before` is the attempt that had it."""
+
+    before: int
+    migration: UUID
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishTogether(Call[None], function="finish_together", prepared=True):
+    """End a hop of several graphs, and open the next one of each; without `next_to`, end their migrations."""
+
+    attempts: tuple[int, ...]
+    migrations: tuple[UUID, ...]
+    graphs: tuple[UUID, ...]
+    statuses: tuple[str, ...]
+    rows: tuple[int, ...]
+    from_: int
+    to: int
+    deadline_seconds: float
+    next_to: int | None
+    hop: str | None
+    fingerprint: str | None
+    worker: str
+    pid: int
+    task: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeTogether(Call[list[int | None]], function="resume_together", prepared=True):
+    """Become the executor of what `FinishTogether` has opened. Returns the attempts; None where there is none."""
+
+    migrations: tuple[UUID, ...]
+    graphs: tuple[UUID, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseTogether(Call[None], function="release_together", prepared=True):
+    """Release the locks of graphs whose migrations have ended together, and date their last change."""
+
+    graphs: tuple[UUID, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartCompany(Call[None], function="part_company"):
+    """End the attempts that shared a transaction which was rolled back: each hop runs again by itself."""
+
+    attempts: tuple[int, ...]
