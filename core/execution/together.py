@@ -1,7 +1,7 @@
 """Several free graphs whose hops share their transactions, in one session.
 
-Each graph has its own migration, its own attempts and its own turn in the transaction: its hop runs with its token, on a
-session from which `turn_to` has removed what the hop before left. Then all of them are finished by the call that
+Each graph has its own migration, its own attempts and its own turn in the transaction: its hop runs with its token, on
+a session from which `turn_to` has removed what the hop before left. Then all of them are finished by the call that
 commits. So a commit, with all that it costs, is paid once for several small graphs; whoever dies in between costs each
 of them the hop that was open, as ever.
 

@@ -100,8 +100,8 @@ class Strategy(BaseModel):
         16,
         ge=1,
         le=50,
-        description="How many graphs of a pack share the transactions of their hops, at most, and only where they take "
-        "a quarter of a second together. Sixteen halve what a small graph costs. 1: each graph has transactions of its own.",
+        description="How many graphs of a pack share the transactions of their hops, at most, as long as they take a "
+        "quarter of a second together. Sixteen halve what a small graph costs. 1: each hop has a transaction of its own.",
     )
     health: bool = Field(
         True,

@@ -28,6 +28,7 @@ class ExecutorConnection(connection):
         super().__init__(*args, **kwargs)
         self._is_lent = False
         self._refused = False
+        self._first: str | None = None
         self._encoding = self.encoding
         self._types = dict(self.string_types), dict(self.binary_types)
 
@@ -39,6 +40,7 @@ class ExecutorConnection(connection):
     def take_back(self) -> bool:
         """Set everything on this side as it was; False where the connection is not to be used again."""
         self._is_lent = False
+        self._first = None
         if self.closed:
             return True
         if not self.is_intact:
@@ -52,6 +54,29 @@ class ExecutorConnection(connection):
             types.clear()
             types.update(before)
         return bool(self.encoding == self._encoding)
+
+    def send_first(self, statement: str) -> None:
+        """Send a statement before whatever is sent next, and in the same message where that is one of the usual cursor.
+
+        Args:
+            statement: Its values are in it. What it brings is not read; where it fails, so does what is sent next.
+        """
+        self.send_what_comes_first()
+        self._first = statement
+
+    def send_what_comes_first(self) -> None:
+        """Send it by itself: what follows is nothing that it could precede."""
+        if self._first is not None:
+            statement, self._first = self._first, None
+            with super().cursor() as plain:
+                plain.execute(statement)
+
+    def preceded(self, query: str, *, has_values: bool) -> str:
+        """A statement, and before it what is to be sent first."""
+        if self._first is None:
+            return query
+        statement, self._first = self._first, None
+        return f"{statement.replace('%', '%%') if has_values else statement}; {query}"
 
     @property
     def is_intact(self) -> bool:
@@ -76,6 +101,21 @@ class ExecutorConnection(connection):
             self._refuse()
         super().reset()
 
+    def set_client_encoding(self, encoding: Any) -> None:
+        """As of the driver, after what is to be sent first."""
+        self.send_what_comes_first()
+        super().set_client_encoding(encoding)
+
+    def set_session(self, *args: Any, **kwargs: Any) -> None:
+        """As of the driver, after what is to be sent first."""
+        self.send_what_comes_first()
+        super().set_session(*args, **kwargs)
+
+    def lobject(self, *args: Any, **kwargs: Any) -> Any:
+        """As of the driver, after what is to be sent first."""
+        self.send_what_comes_first()
+        return super().lobject(*args, **kwargs)
+
     def _refuse(self) -> NoReturn:
         self._refused = True
         raise RuntimeError(OWN_TRANSACTION)
@@ -86,10 +126,46 @@ class ExecutorConnection(connection):
         """A cursor; one with a name lives in the server, for as long as the transaction."""
         own: Any = self.cursor_factory
         kind = cursor_factory or own or cursor
+        if name is None and kind is cursor:
+            return super().cursor(cursor_factory=_Statements)
+        self.send_what_comes_first()
         if name is not None and not withhold:
             kind = type(kind.__name__, (_InTransaction, kind), {})
         hold = name is not None
         return super().cursor(name, cursor_factory=kind, withhold=hold, scrollable=scrollable)
+
+
+class _Statements(cursor):
+    """The usual cursor: its next statement takes along what is to be sent first."""
+
+    connection: ExecutorConnection
+
+    def execute(self, query: Any, vars: Any = None) -> None:
+        if isinstance(query, str):
+            query = self.connection.preceded(query, has_values=vars is not None)
+        else:
+            self.connection.send_what_comes_first()
+        super().execute(query, vars)
+
+    def executemany(self, query: Any, vars_list: Any) -> None:
+        self.connection.send_what_comes_first()
+        super().executemany(query, vars_list)
+
+    def callproc(self, procname: Any, parameters: Any = None) -> None:
+        self.connection.send_what_comes_first()
+        super().callproc(procname, parameters)
+
+    def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
+        self.connection.send_what_comes_first()
+        super().copy_expert(sql, file, size)
+
+    def copy_from(self, *args: Any, **kwargs: Any) -> None:
+        self.connection.send_what_comes_first()
+        super().copy_from(*args, **kwargs)
+
+    def copy_to(self, *args: Any, **kwargs: Any) -> None:
+        self.connection.send_what_comes_first()
+        super().copy_to(*args, **kwargs)
 
 
 class _InTransaction:

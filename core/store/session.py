@@ -234,9 +234,15 @@ class Executor:
             do()
 
     def turn_to(self, call: Call[None]) -> None:
-        """Give the open transaction to the next hop in it; what the one before left on this side goes."""
+        """Give the open transaction to the next hop in it; what the one before left on this side goes.
+
+        The call itself goes with the hop's first statement, in one message.
+        """
+        self._raw.send_what_comes_first()
         self._restore_driver()
-        self.call(call)
+        with self._raw.cursor() as cursor:
+            statement = cursor.mogrify(self._statement(call), call.arguments())
+        self._raw.send_first(statement.decode())
         self._raw.lend()
 
     def roll_back(self) -> None:

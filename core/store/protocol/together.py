@@ -14,7 +14,8 @@ from graph_migrator.core.store.protocol.call import Call
 class BeginTogether(Call[list[dict[str, Any] | None]], function="begin_together", prepared=True):
     """Begin the migrations of several graphs of a pack, which have one plan, and open the first hop of each.
 
-    Returns, in their order, the columns of an `OpenedFirst`; None for a graph with which `BeginPacked` would begin nothing.
+    Returns, in their order, the columns of an `OpenedFirst`; None for a graph with which `BeginPacked` would begin
+    nothing, or `BeginAndOpen` where no rollout is named.
     """
 
     migrations: tuple[UUID, ...]
@@ -34,9 +35,9 @@ class BeginTogether(Call[list[dict[str, Any] | None]], function="begin_together"
     worker: str
     pid: int
     task: str | None
-    rollout: UUID
-    pack: UUID
-    since: datetime
+    rollout: UUID | None = None
+    pack: UUID | None = None
+    since: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -585,29 +585,72 @@ BEGIN
     nothing := set_config('graph_migrator.transaction', 'open', true);
 END $$;
 
--- finish_and_open for each of several graphs, in the transaction that they share; without p_next_to the end of their
--- migrations.
+-- finish_and_open for several graphs, in the transaction that they share; without p_next_to the end of their migrations. All
+-- or none: where an operator asks one of them for something, it raises, and they part.
 CREATE FUNCTION finish_together(p_attempts bigint[], p_migrations uuid[], p_graphs uuid[], p_statuses text[], p_rows bigint[],
     p_from integer, p_to integer, p_deadline_seconds double precision, p_next_to integer, p_hop text, p_fingerprint text,
     p_worker text, p_pid integer, p_task text) RETURNS void
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     together text := current_setting('graph_migrator.together', true);
+    size integer := cardinality(p_graphs);
+    is_last boolean := p_next_to IS NULL;
+    ready integer;
+    soonest timestamptz;
     nothing text;
 BEGIN
-    FOR i IN 1 .. cardinality(p_graphs) LOOP
-        IF strpos(together, p_migrations[i]::text) > 0 THEN
-            nothing := set_config('graph_migrator.executor', p_migrations[i]::text, false);
-        END IF;
-        IF p_next_to IS NULL THEN
-            nothing := finish_hop(p_attempts[i], p_migrations[i], p_graphs[i], p_from, p_to, p_statuses[i], p_rows[i], NULL, true,
-                                  false, p_deadline_seconds, false, false);
-        ELSE
-            nothing := finish_and_open(p_attempts[i], p_migrations[i], p_graphs[i], p_from, p_to, p_statuses[i], p_rows[i],
-                                       p_deadline_seconds, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task);
+    FOR i IN 1 .. size LOOP
+        IF strpos(together, p_migrations[i]::text) = 0 OR NOT pg_try_advisory_xact_lock(lock_key(p_graphs[i])) THEN
+            RAISE EXCEPTION 'session % is not the executor of migration %', pg_backend_pid(), p_migrations[i]
+                USING ERRCODE = 'GM001';
         END IF;
     END LOOP;
+    IF NOT is_last THEN
+        nothing := set_config('synchronous_commit', 'off', true);
+        SELECT count(*), min(x.deadline) INTO ready, soonest FROM (SELECT m.deadline FROM migrations m
+            WHERE m.id = ANY (p_migrations) AND m.status = 'running' AND m.dispatch = 1 FOR NO KEY UPDATE) x;
+        IF ready <> size THEN
+            RAISE EXCEPTION 'a migration that shares this transaction is to stop' USING ERRCODE = 'serialization_failure';
+        END IF;
+        IF soonest < clock_timestamp() + make_interval(secs => p_deadline_seconds * 0.75) THEN  -- as of finish_hop
+            UPDATE migrations SET deadline = clock_timestamp() + make_interval(secs => p_deadline_seconds), redeliveries = 0
+                WHERE id = ANY (p_migrations);
+        END IF;
+    END IF;
+    UPDATE hop_attempts a SET status = x.status, rows_changed = a.rows_changed + x.rows, finished_at = clock_timestamp()
+        FROM unnest(p_attempts, p_migrations, p_statuses, p_rows) x (id, migration_id, status, rows)
+        WHERE a.id = x.id AND a.migration_id = x.migration_id AND a.to_version = p_to AND a.status = 'running';
+    GET DIAGNOSTICS ready = ROW_COUNT;
+    IF ready <> size THEN
+        RAISE EXCEPTION 'an attempt that shares this transaction is no longer running' USING ERRCODE = 'GM001';
+    END IF;
+    FOR i IN 1 .. size LOOP
+        nothing := set_config('graph_migrator.executor', p_migrations[i]::text, false);
+        UPDATE graphs SET version = p_to, updated_at = clock_timestamp(),
+               changed_at = CASE WHEN is_last THEN NULL ELSE clock_timestamp() END,
+               migration_id = CASE WHEN is_last THEN NULL ELSE migration_id END
+            WHERE id = p_graphs[i] AND version = p_from AND migration_id = p_migrations[i];
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'graph % is not at version % under migration %', p_graphs[i], p_from, p_migrations[i]
+                USING ERRCODE = 'GM001';
+        END IF;
+        nothing := notify_waiters(p_migrations[i]);
+    END LOOP;
     nothing := set_config('graph_migrator.executor', '', false);
+    IF is_last THEN
+        UPDATE migrations SET status = 'succeeded', finished_at = clock_timestamp()
+            WHERE id = ANY (p_migrations) AND to_version = p_to AND status IN ('running', 'pausing', 'cancelling');
+        GET DIAGNOSTICS ready = ROW_COUNT;
+        IF ready <> size THEN
+            RAISE EXCEPTION 'a migration that shares this transaction cannot succeed' USING ERRCODE = 'GM001';
+        END IF;
+    ELSE
+        INSERT INTO hop_attempts (migration_id, graph_id, from_version, to_version, hop_name, fingerprint, attempt,
+                dispatch, worker, pid, task_id)
+            SELECT x.migration_id, x.graph_id, p_to, p_next_to, p_hop, p_fingerprint, 1, 1, p_worker, p_pid, p_task
+            FROM unnest(p_migrations, p_graphs) x (migration_id, graph_id);
+    END IF;
+    nothing := require_transaction(p_attempts[size]);
 END $$;
 
 -- resume_executor for each of them. NULL in the place of a graph whose next hop was not opened.

@@ -335,7 +335,7 @@ BEGIN
 END $$;
 
 -- begin_packed for several graphs with one plan, in one transaction: what each brings, in their order. From then on they
--- share the transactions of their hops (turn_to).
+-- share the transactions of their hops (turn_to). Without a rollout: begin_and_open for each.
 CREATE FUNCTION begin_together(p_migrations uuid[], p_graphs uuid[], p_requests text[], p_numbers integer[], p_graph_type text,
     p_from integer, p_to integer, p_plan jsonb, p_by text, p_reason text, p_deadline_seconds double precision, p_next_to integer,
     p_hop text, p_fingerprint text, p_worker text, p_pid integer, p_task text,
@@ -348,9 +348,14 @@ DECLARE
 BEGIN
     opened := '[]';
     FOR i IN 1 .. cardinality(p_graphs) LOOP
-        one := begin_packed(p_migrations[i], p_graphs[i], p_graph_type, p_from, p_to, p_plan, p_requests[i], p_by, p_reason,
-                            p_deadline_seconds, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task, p_rollout, p_pack,
-                            p_numbers[i], p_since);
+        IF p_rollout IS NULL THEN
+            one := begin_and_open(p_migrations[i], p_graphs[i], p_graph_type, p_from, p_to, p_plan, p_requests[i], p_by, p_reason,
+                                  p_deadline_seconds, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task);
+        ELSE
+            one := begin_packed(p_migrations[i], p_graphs[i], p_graph_type, p_from, p_to, p_plan, p_requests[i], p_by, p_reason,
+                                p_deadline_seconds, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task, p_rollout, p_pack,
+                                p_numbers[i], p_since);
+        END IF;
         IF one.attempt_id IS NULL THEN
             opened := opened || jsonb 'null';
         ELSE
