@@ -97,7 +97,7 @@ def migrate_pack(self: Task, pack_id: str) -> str:
             raise Ignore(why)
 
 
-def _fill_its_place(rollout: UUID) -> None:
+def _fill_its_place(rollout: UUID | None) -> None:
     """Let the controller take the turn at once that the next sweep would take: a pack lasts less than its pause."""
     try:
         with executors().borrow() as executor:

@@ -28,6 +28,7 @@ from graph_migrator.core.execution.straight import FreeGraph, Straight, Straight
 from graph_migrator.core.execution.watch import watched
 from graph_migrator.core.graph_types.definition import GraphType
 from graph_migrator.core.planning import Plan
+from graph_migrator.core.recorded_errors import LONGEST_MESSAGE, bounded, name_of
 from graph_migrator.core.settings import settings
 from graph_migrator.core.store.errors import DRIVER_ERRORS
 from graph_migrator.core.store.protocol import (
@@ -102,6 +103,7 @@ class _Group:
         self._executor = executor
         self._worker = worker
         self._members: list[_Member] = []
+        self._turn: str | None = None  # the graph whose hop has the transaction
         self.outcomes: dict[int, HopOutcome | None] = {}
 
     def begin(self, runs: Sequence[StraightRun], begin: BeginCalls) -> None:
@@ -134,9 +136,11 @@ class _Group:
             before = members[0].attempt.id
             for each in members:
                 executor.turn_to(TurnTo(before=before, migration=each.attempt.message.migration_id))
+                self._turn = each.attempt.graph.slug
                 with watched(executor, each.attempt):
                     done.append(change_whole(executor, each.attempt, connection))
                 before = each.attempt.id
+            self._turn = None
             failpoints.hit("hop_before_commit")
             finish, graphs = self._finish(done), tuple(each.attempt.graph.id for each in members)
             if is_last:
@@ -185,14 +189,15 @@ class _Group:
 
     def part(self, error: Exception) -> None:
         """The transaction was rolled back, or nobody knows: end what is still open, and release the graphs."""
-        _log.info(
-            "%s did not share a transaction, and each hop runs by itself: %s",
-            plural.count(len(self._members), "graph"),
-            safe_message(error),
+        what = f"{name_of(error)}: {safe_message(error)}"
+        why = (
+            f"{self._turn}, which shared its transaction, raised {what}"
+            if self._turn
+            else f"the transaction that it shared was not committed: {what}"
         )
+        _log.info("%s, and each hop runs by itself: %s", plural.count(len(self._members), "graph"), why)
+        attempts = tuple(each.attempt.id for each in self._members)
         try:
-            self._executor.call_and_reset(
-                PartCompany(attempts=tuple(each.attempt.id for each in self._members))
-            )
+            self._executor.call_and_reset(PartCompany(attempts=attempts, why=bounded(why, LONGEST_MESSAGE)))
         except DRIVER_ERRORS:
             self._executor.close()  # and with the session its locks: whoever looks finds that the attempts are lost

@@ -84,13 +84,13 @@ class Pack:
 class PackReport:
     """How far a pack is, or was when it ended. Counts are graphs."""
 
-    rollout_id: UUID
     size: int
     moved: int = 0
     skipped: int = 0
     failed: int = 0
     left: int = 0
     ended_early: str | None = None
+    rollout_id: UUID | None = field(default=None, compare=False)
 
     @property
     def done(self) -> int:
@@ -243,7 +243,7 @@ class _Run:
     """How many graphs are moved together next."""
 
     def __post_init__(self) -> None:
-        self.report = PackReport(self.pack.rollout_id, len(self.pack.graphs))
+        self.report = PackReport(len(self.pack.graphs), rollout_id=self.pack.rollout_id)
 
     def to_the_end(self) -> PackReport:
         waiting = deque(self.pack.graphs)

@@ -101,7 +101,7 @@ class Strategy(BaseModel):
         ge=1,
         le=50,
         description="How many graphs of a pack share the transactions of their hops, at most, as long as they take a "
-        "quarter of a second together. Sixteen halve what a small graph costs. 1: each hop has a transaction of its own.",
+        "quarter of a second together. Sixteen halve what a small graph costs. 1: no hop shares its transaction.",
     )
     health: bool = Field(
         True,

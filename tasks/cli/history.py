@@ -88,7 +88,9 @@ def _why(attempt: Attempt) -> str:
         return escape(loss_phrase(attempt.lost_because, attempt.lost_how))
     if attempt.undid is not None and attempt.status is AttemptStatus.SUCCEEDED:
         return "restored the old values that were kept"
-    return attempt.status.phrase if attempt.status is AttemptStatus.STOPPED else ""
+    if attempt.status is AttemptStatus.STOPPED:
+        return escape(attempt.error_message or attempt.status.phrase)
+    return ""
 
 
 def print_story(story: MigrationStory, to: Console | None = None) -> None:

@@ -18,6 +18,7 @@ from graph_migrator.core.rollouts.members import OtherCode
 from graph_migrator.core.rollouts.operations import Operator
 from graph_migrator.core.rollouts.packs import PackReport, Surroundings, _locked, _take, run_pack
 from graph_migrator.core.rollouts.statuses import PACK_EDGES, PackStatus, RolloutStatus, pairs
+from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.rollouts.turn import SendingPack
 from graph_migrator.core.rollouts.workers import WorkerState, announce
 from graph_migrator.core.store.session import Executors
@@ -26,6 +27,7 @@ from tests.rows import add_graph, rows
 
 ADA = Operator("ada", "because")
 ONE = PACKED.model_copy(update={"max_in_flight": 1})
+APART = ONE.model_copy(update={"pack_together": 1})
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def test_a_pack_moves_its_graphs_each_hop_with_a_row_of_its_own(engine: Engine, 
     add_tenants(engine, 12)
     fleet.start(ONE)
     report = fleet.run_pack(the_pack(fleet))
-    assert report == PackReport(ANY, 12, moved=12)
+    assert report == PackReport(12, moved=12)
     assert rows(engine, "SELECT DISTINCT version FROM graphs") == [(3,)]
     assert rows(engine, "SELECT count(*), count(DISTINCT (migration_id, to_version)) FROM hop_attempts") == [
         (24, 24)
@@ -222,20 +224,23 @@ def test_canaries_and_retried_graphs_are_chains(engine: Engine, fleet: Fleet) ->
 # ── a pack that ends early ──────────────────────────────────────────────────────────────────────────
 
 
-def test_a_hold_ends_a_pack_before_its_next_graph(engine: Engine, fleet: Fleet) -> None:
+@pytest.mark.parametrize(("strategy", "moved"), [(APART, 2), (ONE, 5)], ids=["graph", "graphs"])
+def test_a_hold_ends_a_pack_before_its_next(
+    engine: Engine, fleet: Fleet, strategy: Strategy, moved: int
+) -> None:
     add_tenants(engine, 6)
-    fleet.start(ONE)
+    fleet.start(strategy)
     pack, looks = the_pack(fleet), iter(range(9))
 
-    def hold_after_two() -> bool:
+    def hold_at_the_third_look() -> bool:
         if next(looks) == 2:
             fleet.do(operations.pause, "tenant", ADA)
         return False
 
-    report = fleet.run_pack(pack, is_stopping=hold_after_two)
-    assert report == PackReport(ANY, 6, moved=2, ended_early="the rollout is held")
+    report = fleet.run_pack(pack, is_stopping=hold_at_the_third_look)
+    assert report == PackReport(6, moved=moved, ended_early="the rollout is held")
     fleet.turn()
-    assert members(engine) == {"succeeded": 2, "pending": 4}
+    assert members(engine) == {"succeeded": moved, "pending": 6 - moved}
     fleet.do(operations.resume, "tenant", ADA)
     assert fleet.run().rollout.status is RolloutStatus.SUCCEEDED
     assert rows(engine, "SELECT count(*) FROM migrations") == [(6,)]
@@ -257,7 +262,7 @@ def test_a_worker_that_shuts_down_ends_its_pack(engine: Engine, fleet: Fleet) ->
     add_tenants(engine, 4)
     fleet.start(ONE)
     report = fleet.run_pack(the_pack(fleet), is_stopping=lambda: True)
-    assert report == PackReport(ANY, 4, ended_early="the worker shuts down")
+    assert report == PackReport(4, ended_early="the worker shuts down")
     assert fleet.run().rollout.status is RolloutStatus.SUCCEEDED
 
 
@@ -273,12 +278,38 @@ def test_a_pack_that_takes_far_too_long_ends(engine: Engine, fleet: Fleet) -> No
 def test_a_pack_ends_with_its_first_failure(engine: Engine, fleet: Fleet) -> None:
     use(tenants(broken=lambda slug: slug == "t001"))
     add_tenants(engine, 5)
-    fleet.start(ONE)
+    fleet.start(APART)
     report = fleet.run_pack(the_pack(fleet))
-    assert report == PackReport(ANY, 5, moved=1, failed=1, ended_early="a graph failed")
+    assert report == PackReport(5, moved=1, failed=1, ended_early="a graph failed")
     state = fleet.run()
     assert state.rollout.status is RolloutStatus.FINISHED_WITH_FAILURES
     assert (state.rollout.counts.succeeded, state.rollout.counts.failed) == (4, 1)
+
+
+def test_where_a_graph_fails_those_that_have_begun_with_it_go_on_by_themselves(
+    engine: Engine, fleet: Fleet
+) -> None:
+    use(tenants(broken=lambda slug: slug == "t003"))
+    add_tenants(engine, 6)
+    fleet.start(ONE)
+    report = fleet.run_pack(the_pack(fleet))
+    assert report == PackReport(6, moved=3, failed=1, left=1, ended_early="a graph failed")
+    assert [chain.graph for chain in fleet.chains] == ["t004"]
+    assert rows(
+        engine,
+        "SELECT slug, array_agg(a.status || ' ' || a.attempt ORDER BY a.id) FROM hop_attempts a "
+        "JOIN graphs g ON g.id = a.graph_id WHERE slug >= 't001' GROUP BY slug ORDER BY slug",
+    ) == [
+        ("t001", ["succeeded 1", "stopped 1", "succeeded 2"]),
+        ("t002", ["succeeded 1", "stopped 1", "succeeded 2"]),
+        ("t003", ["succeeded 1", "stopped 1", "failed 2"]),
+        ("t004", ["succeeded 1", "stopped 1"]),
+    ]
+    (why,) = rows(engine, "SELECT DISTINCT error_message FROM hop_attempts WHERE status = 'stopped'")[0]
+    assert why.startswith("t003, which shared its transaction, raised ")
+    fleet.turn()
+    assert members(engine) == {"succeeded": 3, "failed": 1, "dispatched": 1, "pending": 1}
+    assert fleet.run().rollout.counts.succeeded == 5
 
 
 def test_graphs_that_fail_are_as_many_as_the_limit_and_what_was_in_flight(
@@ -307,9 +338,9 @@ def test_a_transient_error_lets_a_graph_go_on_as_a_chain(engine: Engine, fleet: 
 
     use(tenants(broken=flaky, retry_on=(TimeoutError,)))
     add_tenants(engine, 4)
-    fleet.start(ONE)
+    fleet.start(APART)
     report = fleet.run_pack(the_pack(fleet))
-    assert report == PackReport(ANY, 4, moved=3, left=1)
+    assert report == PackReport(4, moved=3, left=1)
     assert [chain.graph for chain in fleet.chains] == ["t001"]
     assert rows(engine, "SELECT pack_id FROM rollout_members WHERE graph = 't001'") == [(None,)]
     assert fleet.run().rollout.status is RolloutStatus.SUCCEEDED
@@ -323,7 +354,7 @@ def test_a_refused_graph_is_settled_and_the_pack_goes_on(engine: Engine, fleet: 
     run_graph_migration(engine, "t000", 3)
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM graphs WHERE slug = 't001'"))
-    assert fleet.run_pack(pack) == PackReport(ANY, 4, moved=3, skipped=1)
+    assert fleet.run_pack(pack) == PackReport(4, moved=3, skipped=1)
     fleet.turn()
     assert rows(
         engine, "SELECT status, note FROM rollout_members WHERE graph IN ('t000', 't001') ORDER BY graph"
@@ -434,7 +465,7 @@ def test_a_worker_with_other_code_does_not_take_a_pack_and_records_nothing(
     assert packs(engine) == [("sent", 3, 0)]
     assert rows(engine, "SELECT count(*) FROM requests") == [(0,)]
     use(tenants())
-    assert fleet.run_pack(pack) == PackReport(ANY, 3, moved=3)
+    assert fleet.run_pack(pack) == PackReport(3, moved=3)
 
 
 def test_a_cancel_skips_what_a_pack_has_not_begun(engine: Engine, fleet: Fleet) -> None:

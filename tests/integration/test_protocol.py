@@ -25,8 +25,9 @@ _TYPES = {
     "json": {"dict"},
     "jsonb": {"dict", "list", "Any"},
     "text[]": {"list", "tuple"},
-    "integer[]": {"list"},
-    "bigint[]": {"list"},
+    "uuid[]": {"tuple"},
+    "integer[]": {"list", "tuple"},
+    "bigint[]": {"list", "tuple"},
     "timestamp with time zone[]": {"tuple"},
     "timestamp with time zone": {"datetime"},
 }

@@ -88,3 +88,4 @@ class PartCompany(Call[None], function="part_company"):
     """End the attempts that shared a transaction which was rolled back: each hop runs again by itself."""
 
     attempts: tuple[int, ...]
+    why: str

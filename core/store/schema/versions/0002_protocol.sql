@@ -692,14 +692,14 @@ BEGIN
     nothing := pg_advisory_unlock_all();
 END $$;
 
--- Ends the attempts that shared a transaction which was rolled back, and releases their graphs: each hop is to run again
--- by itself. An attempt that somebody else has settled stays as it is.
-CREATE FUNCTION part_company(p_attempts bigint[]) RETURNS void
+-- Ends the attempts that shared a transaction which was rolled back, and why; releases their graphs: each hop is to run
+-- again by itself. An attempt that somebody else has settled stays as it is.
+CREATE FUNCTION part_company(p_attempts bigint[], p_why text) RETURNS void
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     nothing text;
 BEGIN
-    UPDATE hop_attempts SET status = 'stopped', finished_at = clock_timestamp()
+    UPDATE hop_attempts SET status = 'stopped', error_message = p_why, finished_at = clock_timestamp()
         WHERE id = ANY (p_attempts) AND status = 'running';
     nothing := set_config('graph_migrator.executor', '', false);
     nothing := set_config('graph_migrator.together', '', false);
