@@ -90,7 +90,7 @@ _ATTEMPT_PHRASES: Final = {
     AttemptStatus.SKIPPED: "its precondition was false; only the version moved",
     AttemptStatus.FAILED: "it raised; its data was rolled back",
     AttemptStatus.LOST: "its executor was lost; what it had not committed was rolled back",
-    AttemptStatus.STOPPED: "it was paused or cancelled between two batches, or shared a transaction that was rolled back",
+    AttemptStatus.STOPPED: "it was paused or cancelled between batches, or shared a transaction that was rolled back",
 }
 
 

@@ -102,10 +102,9 @@ def _fill_its_place(rollout: UUID | None) -> None:
     try:
         with executors().borrow() as executor:
             members = move_rollouts_on(executor, only=rollout)
-    except Exception as error:  # noqa: BLE001 - the sweep does it, too, and the pack has ended
+        send_members(members)
+    except Exception as error:  # noqa: BLE001 - the pack has ended, and a sweep takes a turn or sends again, too
         _log.info("rollout %s: its next turn is left to the sweep: %s", rollout, safe_message(error))
-        return
-    send_members(members)
 
 
 def _send_later(rest: Dispatch, seconds: float) -> None:

@@ -1,9 +1,10 @@
-"""Moving the graphs of a pack, one after another, in the process that took its message.
+"""Moving the graphs of a pack in the process that took its message.
 
 Each graph is begun, and each of its hops commits with an audit row of its own, as in a chain. What a pack saves is the
-messages in between, and to read again under the graph's lock what this process has just written under it
-(core/execution/straight.py). What that does not cover is begun and run as a chain would, by the same primitives. A
-session of its own holds the pack's lock: when the process dies, the lock is free, and the controller closes the pack.
+messages in between, to read again under the graph's lock what this process has just written under it
+(core/execution/straight.py), and commits, which several graphs share (core/execution/together.py). What that does not
+cover is begun and run as a chain would, by the same primitives. A session of its own holds the pack's lock: when the
+process dies, the lock is free, and the controller closes the pack.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def run_pack(
     """Take a pack and move its graphs.
 
     It ends before its last graph where the rollout is held, the process is to end, a graph has failed (the breaker
-    looks before the next one), or it takes far longer than it should. What was not begun waits again.
+    looks before the next ones), or it takes far longer than it should. What was not begun waits again.
 
     Args:
         executors: Lends the sessions: one holds the pack's lock, the other does the work.
@@ -268,63 +269,54 @@ class _Run:
     def _move_next(self, waiting: deque[PackedGraph]) -> str | None:
         """Move the next graph, or the next ones together. A reason to end the pack where its rollout does not run."""
         began, moved = time.monotonic(), self.report.moved
-        group = self._next_group(waiting)
-        why = self._move_together(group) if len(group) > 1 else self._move(group[0])
-        if self.report.moved - moved == len(group):
-            self.size = group_size(len(group), time.monotonic() - began, self.pack.together)
-        else:
-            self.size = 1
+        group, plan = self._next_group(waiting)
+        why = self._move_together(group, plan) if plan and len(group) > 1 else self._move(group[0])
+        all_moved = self.report.moved - moved == len(group)
+        took = time.monotonic() - began
+        self.size = group_size(len(group), took, self.pack.together) if all_moved else 1
         return why
 
-    def _next_group(self, waiting: deque[PackedGraph]) -> list[PackedGraph]:
-        """The next graphs, as many as may share their transactions: they have one plan."""
-        group = [waiting.popleft()]
-        version = group[0].version
-        while waiting and version is not None and len(group) < self.size and waiting[0].version == version:
+    def _next_group(self, waiting: deque[PackedGraph]) -> tuple[list[PackedGraph], Plan | None]:
+        """The next graphs that may share their transactions, since they have one plan; one where it has none yet."""
+        first = waiting.popleft()
+        group, plan = [first], self._plan(first)
+        while plan and waiting and len(group) < self.size and waiting[0].version == first.version:
             group.append(waiting.popleft())
-        return group
+        return group, plan
 
-    def _move_together(self, group: list[PackedGraph]) -> str | None:
+    def _move_together(self, group: list[PackedGraph], plan: Plan) -> str | None:
         """Move several graphs. What could not be moved with the others is moved by itself."""
-        plan = self._plan(group[0])
-        if plan is None:
-            outcomes: list[Straight | None] = [None] * len(group)
-        else:
-            failpoints.hit("pack_looked")
-            try:
-                outcomes = run_together(
-                    self.executors,
-                    self.pack.kind,
-                    [
-                        (FreeGraph(each.graph_id, each.graph, plan.from_version), self._caller(each))
-                        for each in group
-                    ],
-                    plan,
-                    worker=self.worker,
-                    begin=lambda calls: self._packed_together(calls, group),
-                )
-            except Exception as error:
-                if classify(error) is Failure.PERMANENT:
-                    raise
-                for each in group:
-                    self._let_go(each)  # perhaps they were begun; whoever looks next finds out
-                return None
-        for each, straight in zip(group, outcomes, strict=True):
-            why = self._go_on_alone(each, straight)
-            if why is not None:
-                return why
-        return None
-
-    def _go_on_alone(self, graph: PackedGraph, straight: Straight | None) -> str | None:
-        if straight is None:
-            return "a graph failed" if self.report.failed else self._move(graph)
-        if straight.outcome is None and self.report.failed:
-            self._let_go(graph)
-            self._send_rest(straight.begun, 0)
-        else:
-            failpoints.hit("pack_begun")
-            self._run_hops(graph, straight.begun, straight)
-        return None
+        failpoints.hit("pack_looked")
+        try:
+            straights = run_together(
+                self.executors,
+                self.pack.kind,
+                [
+                    (FreeGraph(each.graph_id, each.graph, plan.from_version), self._caller(each))
+                    for each in group
+                ],
+                plan,
+                worker=self.worker,
+                begin=lambda calls: self._packed_together(calls, group),
+            )
+        except Exception as error:
+            if classify(error) is Failure.PERMANENT:
+                raise
+            for each in group:
+                self._let_go(each)  # perhaps they were begun; whoever looks next finds out
+            return None
+        why: str | None = None
+        for each, straight in zip(group, straights, strict=True):
+            why = why or ("a graph failed" if self.report.failed else None)
+            if straight is None:
+                why = why or self._move(each)
+            elif straight.outcome is None and why:  # it has begun, and this pack does no more
+                self._let_go(each)
+                self._send_rest(straight.begun, 0)
+            else:
+                failpoints.hit("pack_begun")
+                self._run_hops(each, straight.begun, straight)
+        return why
 
     def _move(self, graph: PackedGraph) -> str | None:
         """Move one graph. A reason to end the pack where its rollout does not run."""

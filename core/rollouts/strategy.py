@@ -80,8 +80,8 @@ class Strategy(BaseModel):
     )
     packs: bool = Field(
         True,
-        description="Move small graphs in packs: one task moves several, one after another, each hop in a transaction "
-        "of its own. What a small graph costs is mostly its messages. `false` sends each as a chain.",
+        description="Move small graphs in packs: one task moves several, each with its own migration and audit rows. "
+        "What a small graph costs is mostly its messages. `false` sends each as a chain.",
     )
     pack_rows: int = Field(
         2_000,

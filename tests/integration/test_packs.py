@@ -13,7 +13,7 @@ from graph_migrator.core.decisions import Ignored
 from graph_migrator.core.execution.in_process import run_graph_migration
 from graph_migrator.core.execution.model import Worker
 from graph_migrator.core.graph_types import registry
-from graph_migrator.core.rollouts import operations
+from graph_migrator.core.rollouts import operations, packing
 from graph_migrator.core.rollouts.members import OtherCode
 from graph_migrator.core.rollouts.operations import Operator
 from graph_migrator.core.rollouts.packs import PackReport, Surroundings, _locked, _take, run_pack
@@ -28,6 +28,12 @@ from tests.rows import add_graph, rows
 ADA = Operator("ada", "because")
 ONE = PACKED.model_copy(update={"max_in_flight": 1})
 APART = ONE.model_copy(update={"pack_together": 1})
+
+
+@pytest.fixture(autouse=True)
+def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many graphs are moved together does not depend on how busy the machine is."""
+    monkeypatch.setattr(packing, "TOGETHER_SECONDS", 600)
 
 
 @pytest.fixture

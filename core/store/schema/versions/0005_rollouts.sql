@@ -294,7 +294,7 @@ BEGIN
             RAISE EXCEPTION 'a pack that is sent is not one of rollout %', sent.rollout_id
                 USING ERRCODE = 'foreign_key_violation';
         END IF;
-        -- A pack is one unit: it has one graph in hand at a time.
+        -- A pack is one unit: it has a few graphs in hand at a time, for a moment.
         IF (SELECT count(*) FROM rollout_members m WHERE m.rollout_id = sent.rollout_id AND m.status = 'dispatched'
             AND m.pack_id IS NULL AND NOT m.paused)
            + (SELECT count(*) FROM packs p WHERE p.rollout_id = sent.rollout_id AND p.status IN ('sent', 'running'))
