@@ -125,8 +125,9 @@ class Recorder:
 
     def _rollout(self, count: int) -> str:
         graphs = tuple(map(str, make_graphs(self.cursor, "bench-small", count)))
+        alone = packs.STRATEGY.model_copy(update={"pack_together": 1})
         with self.executors.borrow() as executor:
-            start(executor, RolloutRequest(graph_type="bench-small", graphs=graphs, strategy=packs.STRATEGY))
+            start(executor, RolloutRequest(graph_type="bench-small", graphs=graphs, strategy=alone))
         while not (sent := self._turn()):
             pass
         return str(sent[0].pack_id)

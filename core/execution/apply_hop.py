@@ -184,7 +184,7 @@ def change_whole(executor: Executor, attempt: Attempt, connection: Connection) -
         Exception: What the hop raised, or what it was refused. The transaction is to be rolled back.
     """
     with (
-        TimeLimit(executor, attempt) as limit,
+        TimeLimit(executor, attempt, code_only=True) as limit,
         _context(connection, attempt, _progress_of(executor, attempt)) as ctx,
     ):
         skipped = _change_whole(executor, attempt, limit, ctx)

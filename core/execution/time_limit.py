@@ -27,20 +27,22 @@ class TimeLimit:
     while something commits: what is committed is not a failure.
     """
 
-    def __init__(self, executor: Executor, attempt: Attempt) -> None:
+    def __init__(self, executor: Executor, attempt: Attempt, *, code_only: bool = False) -> None:
+        """With `code_only`, something else bounds the statements."""
         self._executor = executor
         self._attempt = attempt
+        self._code_only = code_only
         own = attempt.hop.timeout
         self._seconds = settings().hop_timeout_seconds if own is None else own
         self._end = time.monotonic() + (self._seconds or 0)
 
     def __enter__(self) -> Self:
-        if self._seconds is not None:
+        if self._seconds is not None and not self._code_only:
             self._bound_statements(int(self._seconds * 1_000))
         return self
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        if self._seconds is None:
+        if self._seconds is None or self._code_only:
             return
         if error is None:
             self._bound_statements(0)

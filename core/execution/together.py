@@ -13,8 +13,10 @@ which records what became of it.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from graph_migrator.core import plural
 from graph_migrator.core.decisions import Limits
@@ -45,6 +47,9 @@ from graph_migrator.core.store.redaction import safe_message
 from graph_migrator.core.store.session import Executor, Executors
 
 _log = logging.getLogger("graph_migrator.hops")
+
+LONGEST_SECONDS: Final = 2.0
+"""Of a statement, and of the turns before one more is taken: so long the others wait for one that is slow."""
 
 BeginCalls = Callable[[Sequence[BeginAndOpen]], BeginTogether]
 
@@ -133,10 +138,13 @@ class _Group:
         opened: list[int | None] = [None] * len(members)
         with executor.transaction() as connection:
             done = []
-            before = members[0].attempt.id
+            before, began = members[0].attempt.id, time.monotonic()
             for each in members:
-                executor.turn_to(TurnTo(before=before, migration=each.attempt.message.migration_id))
+                if time.monotonic() - began > LONGEST_SECONDS:
+                    raise TimeoutError(f"the turns before the next one took more than {LONGEST_SECONDS:g} s")
                 self._turn = each.attempt.graph.slug
+                migration = each.attempt.message.migration_id
+                executor.turn_to(TurnTo(before=before, migration=migration, ms=int(LONGEST_SECONDS * 1_000)))
                 with watched(executor, each.attempt):
                     done.append(change_whole(executor, each.attempt, connection))
                 before = each.attempt.id

@@ -242,6 +242,8 @@ class _Run:
     plans: dict[int, Plan] = field(default_factory=dict)
     size: int = 1
     """How many graphs are moved together next."""
+    apart: bool = False
+    """Graphs of this pack could not share a transaction: the rest does not try."""
 
     def __post_init__(self) -> None:
         self.report = PackReport(len(self.pack.graphs), rollout_id=self.pack.rollout_id)
@@ -271,9 +273,10 @@ class _Run:
         began, moved = time.monotonic(), self.report.moved
         group, plan = self._next_group(waiting)
         why = self._move_together(group, plan) if plan and len(group) > 1 else self._move(group[0])
-        all_moved = self.report.moved - moved == len(group)
-        took = time.monotonic() - began
-        self.size = group_size(len(group), took, self.pack.together) if all_moved else 1
+        if self.apart or self.report.moved - moved < len(group):
+            self.size = 1
+        else:
+            self.size = group_size(len(group), time.monotonic() - began, self.pack.together)
         return why
 
     def _next_group(self, waiting: deque[PackedGraph]) -> tuple[list[PackedGraph], Plan | None]:
@@ -306,6 +309,7 @@ class _Run:
                 self._let_go(each)  # perhaps they were begun; whoever looks next finds out
             return None
         why: str | None = None
+        self.apart = any(straight is not None and straight.outcome is None for straight in straights)
         for each, straight in zip(group, straights, strict=True):
             why = why or ("a graph failed" if self.report.failed else None)
             if straight is None:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from graph_migrator.core.rollouts.canaries import Candidate, choose_canaries
 from graph_migrator.core.rollouts.error_groups import error_group, innermost_line, normalised
 from graph_migrator.core.rollouts.estimate import estimate, size_class
-from graph_migrator.core.rollouts.packing import FIRST_SIZE, share
+from graph_migrator.core.rollouts.packing import FIRST_SIZE, group_size, share
 from graph_migrator.core.rollouts.stages import cut_stages
 from graph_migrator.core.rollouts.statuses import (
     LIVE,
@@ -286,3 +286,22 @@ def test_what_has_ended_stays_ended() -> None:
 )
 def test_the_last_packs_are_small(size: int, waiting: int, places: int, taken: int) -> None:
     assert share(size, waiting, places) == taken
+
+
+@pytest.mark.parametrize(
+    ("last", "seconds", "most", "size"),
+    [
+        (1, 0.004, 16, 4),  # four times as many
+        (4, 0.01, 16, 16),
+        (4, 0.01, 9, 9),
+        (16, 0.04, 16, 16),
+        (16, 0.4, 16, 10),  # a quarter of a second together
+        (1, 3.0, 16, 1),
+        (1, 0.0, 16, 4),
+        (1, 0.004, 1, 1),
+    ],
+)
+def test_graphs_that_share_a_transaction_are_more_each_time_as_long_as_they_are_quick(
+    last: int, seconds: float, most: int, size: int
+) -> None:
+    assert group_size(last, seconds, most) == size

@@ -568,9 +568,10 @@ END $$;
 -- ── several graphs in one transaction ───────────────────────────────────────────────────────────────
 
 -- Gives the open transaction to the next of the graphs that share it (core/execution/together.py): what the hop before has
--- left in the session goes first. Only a migration that this session has begun with others can have it.
+-- left in the session goes first. Only a migration that this session has begun with others can have it. A statement that
+-- takes longer than p_ms ends the turn: the others are read-only meanwhile.
 -- Without a SET clause: that would undo what it sets.
-CREATE FUNCTION turn_to(p_before bigint, p_migration uuid) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION turn_to(p_before bigint, p_migration uuid, p_ms integer) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     together text := pg_catalog.current_setting('graph_migrator.together', true);
     nothing text := graph_migrator.require_transaction(p_before);
@@ -583,6 +584,7 @@ BEGIN
     nothing := set_config('graph_migrator.together', together, false);
     nothing := set_config('graph_migrator.executor', p_migration::text, false);
     nothing := set_config('graph_migrator.transaction', 'open', true);
+    nothing := set_config('statement_timeout', p_ms::text, true);
 END $$;
 
 -- finish_and_open for several graphs, in the transaction that they share; without p_next_to the end of their migrations. All
