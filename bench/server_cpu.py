@@ -35,6 +35,7 @@ from graph_migrator.core.rollouts.controller import move_rollouts_on
 from graph_migrator.core.rollouts.packs import Surroundings, run_pack
 from graph_migrator.core.rollouts.request import RolloutRequest
 from graph_migrator.core.rollouts.start import start
+from graph_migrator.core.rollouts.strategy import Strategy
 from graph_migrator.core.rollouts.turn import SendingPack
 from graph_migrator.core.store import session
 from graph_migrator.core.store.connections import make_engine
@@ -125,7 +126,9 @@ class Recorder:
 
     def _rollout(self, count: int) -> str:
         graphs = tuple(map(str, make_graphs(self.cursor, "bench-small", count)))
-        alone = packs.STRATEGY.model_copy(update={"pack_together": 1})
+        alone = packs.STRATEGY
+        if "pack_together" in Strategy.model_fields:  # an older checkout has none
+            alone = alone.model_copy(update={"pack_together": 1})
         with self.executors.borrow() as executor:
             start(executor, RolloutRequest(graph_type="bench-small", graphs=graphs, strategy=alone))
         while not (sent := self._turn()):

@@ -334,36 +334,71 @@ BEGIN
     config := opened.config;
 END $$;
 
--- begin_packed for several graphs with one plan, in one transaction: what each brings, in their order. From then on they
--- share the transactions of their hops (turn_to). Without a rollout: begin_and_open for each.
+-- begin_packed for several graphs with one plan, in one transaction: what each brings, in their order, NULL for one that
+-- begin_packed would leave. From then on they share the transactions of their hops (turn_to). Without a rollout, what
+-- begin_and_open looks at is all.
 CREATE FUNCTION begin_together(p_migrations uuid[], p_graphs uuid[], p_requests text[], p_numbers integer[], p_graph_type text,
     p_from integer, p_to integer, p_plan jsonb, p_by text, p_reason text, p_deadline_seconds double precision, p_next_to integer,
     p_hop text, p_fingerprint text, p_worker text, p_pid integer, p_task text,
     p_rollout uuid, p_pack uuid, p_since timestamptz, OUT opened jsonb)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
-    one record;
-    together text := '';
-    nothing text;
+    due uuid[] := p_graphs;
+    free uuid[];
+    begun integer;
+    nothing text := set_config('synchronous_commit', 'off', true);
 BEGIN
-    opened := '[]';
-    FOR i IN 1 .. cardinality(p_graphs) LOOP
-        IF p_rollout IS NULL THEN
-            one := begin_and_open(p_migrations[i], p_graphs[i], p_graph_type, p_from, p_to, p_plan, p_requests[i], p_by, p_reason,
-                                  p_deadline_seconds, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task);
-        ELSE
-            one := begin_packed(p_migrations[i], p_graphs[i], p_graph_type, p_from, p_to, p_plan, p_requests[i], p_by, p_reason,
-                                p_deadline_seconds, p_next_to, p_hop, p_fingerprint, p_worker, p_pid, p_task, p_rollout, p_pack,
-                                p_numbers[i], p_since);
-        END IF;
-        IF one.attempt_id IS NULL THEN
-            opened := opened || jsonb 'null';
-        ELSE
-            opened := opened || to_jsonb(one);
-            together := together || ' ' || p_migrations[i];
+    IF p_rollout IS NOT NULL THEN
+        due := ARRAY(SELECT m.graph_id FROM unnest(p_graphs, p_numbers) x (graph_id, number)
+            JOIN rollout_members m ON m.rollout_id = p_rollout AND m.graph_id = x.graph_id AND m.number = x.number
+            WHERE m.pack_id = p_pack AND m.status = 'dispatched' AND EXISTS (
+                SELECT FROM rollouts r, packs p, rollout_fleet f WHERE r.id = p_rollout AND r.status = 'running'
+                AND r.failures_since = p_since AND p.id = p_pack AND p.status = 'running' AND f.held_at IS NULL));
+    END IF;
+    FOR i IN REVERSE cardinality(due) .. 1 LOOP
+        IF NOT pg_try_advisory_lock(lock_key(due[i])) THEN
+            due := due[:i - 1] || due[i + 1:];
         END IF;
     END LOOP;
+    SELECT array_agg(g.id), jsonb_object_agg(g.id, jsonb_build_object('slug', g.slug, 'config', g.config)) INTO free, opened
+        FROM unnest(p_graphs, p_requests) x (graph_id, request) JOIN graphs g ON g.id = x.graph_id
+        WHERE g.id = ANY (due) AND g.graph_type = p_graph_type AND g.version = p_from AND g.migration_id IS NULL
+          AND g.partially_migrated IS NULL AND NOT EXISTS (SELECT FROM requests r WHERE r.task_id = x.request);
+    INSERT INTO migrations (id, graph_id, graph_type, from_version, to_version, status, task_id, plan,
+            requested_by, reason, deadline, started_at)
+        SELECT x.id, x.graph_id, p_graph_type, p_from, p_to, 'running', x.request, p_plan, p_by, p_reason,
+               clock_timestamp() + make_interval(secs => p_deadline_seconds), clock_timestamp()
+        FROM unnest(p_migrations, p_graphs, p_requests) x (id, graph_id, request) WHERE x.graph_id = ANY (free);
+    FOR i IN 1 .. cardinality(p_graphs) LOOP
+        IF p_graphs[i] = ANY (free) THEN
+            nothing := set_config('graph_migrator.executor', p_migrations[i]::text, true);
+            UPDATE graphs SET migration_id = p_migrations[i], updated_at = clock_timestamp()
+                WHERE id = p_graphs[i] AND version = p_from AND migration_id IS NULL AND partially_migrated IS NULL;
+            IF NOT FOUND THEN
+                RAISE EXCEPTION 'graph % is not free at version %', p_graphs[i], p_from USING ERRCODE = 'GM001';
+            END IF;
+        ELSIF p_graphs[i] = ANY (due) THEN
+            nothing := pg_advisory_unlock(lock_key(p_graphs[i]));
+        END IF;
+    END LOOP;
+    INSERT INTO requests (task_id, verb, graph_id, target, migration_id, requested_by)
+        SELECT x.request, 'migrate', x.graph_id, p_to, x.id, p_by
+        FROM unnest(p_migrations, p_graphs, p_requests) x (id, graph_id, request)
+        WHERE x.graph_id = ANY (free) AND x.request IS NOT NULL ON CONFLICT (task_id) DO NOTHING;
+    GET DIAGNOSTICS begun = ROW_COUNT;
+    IF begun <> (SELECT count(*) FROM unnest(p_graphs, p_requests) x (graph_id, request)
+                 WHERE x.graph_id = ANY (free) AND x.request IS NOT NULL) THEN
+        nothing := answered_meanwhile('of one of several graphs');
+    END IF;
+    WITH attempts AS (
+        INSERT INTO hop_attempts (migration_id, graph_id, from_version, to_version, hop_name, fingerprint, attempt,
+                dispatch, worker, pid, task_id)
+            SELECT x.id, x.graph_id, p_from, p_next_to, p_hop, p_fingerprint, 1, 1, p_worker, p_pid, p_task
+            FROM unnest(p_migrations, p_graphs) x (id, graph_id) WHERE x.graph_id = ANY (free) RETURNING id, graph_id)
+    SELECT jsonb_agg(opened -> x.graph_id::text || jsonb_build_object('attempt_id', a.id) ORDER BY x.place) INTO opened
+        FROM unnest(p_graphs) WITH ORDINALITY x (graph_id, place) LEFT JOIN attempts a ON a.graph_id = x.graph_id;
+    nothing := set_config('graph_migrator.together', array_to_string(ARRAY(
+        SELECT x.id FROM unnest(p_migrations, p_graphs) x (id, graph_id) WHERE x.graph_id = ANY (free)), ' '), false);
     nothing := set_config('graph_migrator.executor', '', false);
-    nothing := set_config('graph_migrator.together', together, false);
     nothing := set_config('graph_migrator.answer', jsonb_build_object('opened', opened)::text, false);
 END $$;
