@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
+from uuid import UUID
 
 from graph_migrator.core import plural
 from graph_migrator.core.decisions import Limits
@@ -92,7 +93,10 @@ def run_together(
             group.to_the_end()
         except Exception as error:  # noqa: BLE001 - whatever it is, each graph meets it again by itself
             group.part(error)
-    return [run.came_to(group.outcomes.get(id(run))) if run.applied is not None else None for run in runs]
+    return [
+        run.came_to(group.outcomes.get(run.begun.migration_id)) if run.applied is not None else None
+        for run in runs
+    ]
 
 
 @dataclass
@@ -109,7 +113,7 @@ class _Group:
         self._worker = worker
         self._members: list[_Member] = []
         self._turn: str | None = None  # the graph whose hop has the transaction
-        self.outcomes: dict[int, HopOutcome | None] = {}
+        self.outcomes: dict[UUID, HopOutcome | None] = {}  # of those that have ended, by migration
 
     def begin(self, runs: Sequence[StraightRun], begin: BeginCalls) -> None:
         """Begin those that are as they were read, and open the first hop of each."""
@@ -135,7 +139,7 @@ class _Group:
         for each in members:
             publish.started(executor, each.attempt, self._worker, None)
         is_last = members[0].attempt.is_last
-        opened: list[int | None] = [None] * len(members)
+        opened: list[int] = []
         with executor.transaction() as connection:
             done = []
             before, began = members[0].attempt.id, time.monotonic()
@@ -157,12 +161,18 @@ class _Group:
                 opened = executor.commit_and_open(
                     finish, then=ResumeTogether(migrations=finish.migrations, graphs=graphs)
                 )
-                if not any(opened):
-                    executor.roll_back()
         failpoints.hit("hop_committed")
         self._members = []
-        for each, its, attempt_id in zip(members, done, opened, strict=True):
-            self._is_applied(each, its, attempt_id, is_last=is_last)
+        for each, its in zip(members, done, strict=True):
+            each.run.took(each.attempt, its)
+            report = each.run.report(each.attempt) if is_last else None
+            outcome = conclude(executor, each.attempt, Done(its.rows, its.skipped, report))
+            if is_last:
+                self.outcomes[each.run.begun.migration_id] = outcome
+        for each, attempt_id in zip(members, opened, strict=not is_last):
+            assert each.attempt.following is not None  # noqa: S101 - it is what was opened
+            following = each.run.attempt(each.run.applied or 0, attempt_id, each.attempt.following.state)
+            self._members.append(_Member(each.run, following))
 
     def _finish(self, done: Sequence[Done]) -> FinishTogether:
         attempts = [each.attempt for each in self._members]
@@ -185,16 +195,6 @@ class _Group:
             task=self._worker.task_id,
         )
 
-    def _is_applied(self, member: _Member, done: Done, opened: int | None, *, is_last: bool) -> None:
-        run, attempt = member.run, member.attempt
-        run.took(attempt, done)
-        report = run.report(attempt) if is_last else None
-        outcome = conclude(self._executor, attempt, Done(done.rows, done.skipped, report))
-        if is_last:
-            self.outcomes[id(run)] = outcome
-        elif opened is not None and attempt.following is not None:
-            self._members.append(_Member(run, run.attempt(run.applied or 0, opened, attempt.following.state)))
-
     def part(self, error: Exception) -> None:
         """The transaction was rolled back, or nobody knows: end what is still open, and release the graphs."""
         what = f"{name_of(error)}: {safe_message(error)}"
@@ -204,8 +204,10 @@ class _Group:
             else f"the transaction that it shared was not committed: {what}"
         )
         _log.info("%s, and each hop runs by itself: %s", plural.count(len(self._members), "graph"), why)
-        attempts = tuple(each.attempt.id for each in self._members)
+        migrations = tuple(each.run.begun.migration_id for each in self._members)
         try:
-            self._executor.call_and_reset(PartCompany(attempts=attempts, why=bounded(why, LONGEST_MESSAGE)))
+            self._executor.call_and_reset(
+                PartCompany(migrations=migrations, why=bounded(why, LONGEST_MESSAGE))
+            )
         except DRIVER_ERRORS:
             self._executor.close()  # and with the session its locks: whoever looks finds that the attempts are lost

@@ -73,8 +73,8 @@ class FinishTogether(Call[None], function="finish_together", prepared=True):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResumeTogether(Call[list[int | None]], function="resume_together", prepared=True):
-    """Become the executor of what `FinishTogether` has opened. Returns the attempts; None where there is none."""
+class ResumeTogether(Call[list[int]], function="resume_together", prepared=True):
+    """Become the executor of what `FinishTogether` has opened. Returns the attempts, in the order of the migrations."""
 
     migrations: tuple[UUID, ...]
     graphs: tuple[UUID, ...]
@@ -89,7 +89,7 @@ class ReleaseTogether(Call[None], function="release_together", prepared=True):
 
 @dataclass(frozen=True, kw_only=True)
 class PartCompany(Call[None], function="part_company"):
-    """End the attempts that shared a transaction which was rolled back: each hop runs again by itself."""
+    """End the open attempts of graphs whose shared transaction was rolled back: each hop runs again by itself."""
 
-    attempts: tuple[int, ...]
+    migrations: tuple[UUID, ...]
     why: str

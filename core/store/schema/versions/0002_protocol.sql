@@ -655,30 +655,27 @@ BEGIN
     nothing := require_transaction(p_attempts[size]);
 END $$;
 
--- resume_executor for each of them. NULL in the place of a graph whose next hop was not opened.
+-- resume_executor for each of them.
 CREATE FUNCTION resume_together(p_migrations uuid[], p_graphs uuid[], OUT attempts jsonb)
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
-    opened bigint;
-    together text := '';
+    keys bigint[] := ARRAY(SELECT lock_key(x.id) FROM unnest(p_graphs) x (id));
+    key bigint;
     nothing text;
 BEGIN
-    attempts := '[]';
-    FOR i IN 1 .. cardinality(p_graphs) LOOP
-        SELECT a.id INTO opened FROM hop_attempts a WHERE a.migration_id = p_migrations[i] AND a.status = 'running';
-        IF opened IS NOT NULL THEN
-            nothing := pg_advisory_xact_lock(lock_key(p_graphs[i]));
-            together := together || ' ' || p_migrations[i];
-        END IF;
-        attempts := attempts || coalesce(to_jsonb(opened), 'null');
+    SELECT jsonb_agg(a.id ORDER BY x.place) INTO attempts FROM unnest(p_migrations) WITH ORDINALITY x (id, place)
+        JOIN hop_attempts a ON a.migration_id = x.id AND a.status = 'running' AND a.shard IS NULL;
+    IF jsonb_array_length(attempts) IS DISTINCT FROM cardinality(p_migrations) THEN
+        RAISE EXCEPTION 'an attempt that was opened together with others is no longer running' USING ERRCODE = 'GM001';
+    END IF;
+    FOREACH key IN ARRAY keys LOOP
+        nothing := pg_advisory_xact_lock(key);
     END LOOP;
     nothing := pg_advisory_unlock_all();
-    FOR i IN 1 .. cardinality(p_graphs) LOOP
-        IF attempts -> (i - 1) <> 'null' THEN
-            nothing := pg_advisory_lock(lock_key(p_graphs[i]));
-        END IF;
+    FOREACH key IN ARRAY keys LOOP
+        nothing := pg_advisory_lock(key);
     END LOOP;
-    nothing := set_config('graph_migrator.together', together, false);
+    nothing := set_config('graph_migrator.together', array_to_string(p_migrations, ' '), false);
     nothing := set_config('graph_migrator.answer', json_build_object('attempts', attempts)::text, false);
 END $$;
 
@@ -694,15 +691,15 @@ BEGIN
     nothing := pg_advisory_unlock_all();
 END $$;
 
--- Ends the attempts that shared a transaction which was rolled back, and why; releases their graphs: each hop is to run
--- again by itself. An attempt that somebody else has settled stays as it is.
-CREATE FUNCTION part_company(p_attempts bigint[], p_why text) RETURNS void
+-- Ends the attempts of graphs that share their transactions, where one was rolled back, and says why; releases the graphs:
+-- each hop is to run again by itself. An attempt that somebody else has settled stays as it is.
+CREATE FUNCTION part_company(p_migrations uuid[], p_why text) RETURNS void
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     nothing text;
 BEGIN
     UPDATE hop_attempts SET status = 'stopped', error_message = p_why, finished_at = clock_timestamp()
-        WHERE id = ANY (p_attempts) AND status = 'running';
+        WHERE migration_id = ANY (p_migrations) AND status = 'running' AND shard IS NULL AND dispatch = 1;
     nothing := set_config('graph_migrator.executor', '', false);
     nothing := set_config('graph_migrator.together', '', false);
     nothing := pg_advisory_unlock_all();
