@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import uuid4
 
 from celery.worker.control import inspect_command
 
@@ -28,7 +29,13 @@ def own_state(name: str, pool: str, processes: int) -> WorkerState:
     except GraphMigratorError as failure:  # it lives, and serves none
         types, error = {}, str(failure)
     return WorkerState(
-        name=name, queue=settings().queue, types=types, error=error, pool=pool, processes=processes
+        name=name,
+        instance=uuid4(),
+        queue=settings().queue,
+        types=types,
+        error=error,
+        pool=pool,
+        processes=processes,
     )
 
 

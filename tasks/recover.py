@@ -104,7 +104,7 @@ def _announce(worker: WorkerState) -> None:
 def _retire(worker: WorkerState) -> None:
     try:
         with executors().borrow() as executor:
-            retire(executor, worker.name)
+            retire(executor, worker)
     except Exception as error:  # noqa: BLE001 - its row is seen to be old soon
         _log.debug(
             "the row of this worker was not removed: %s: %s", type(error).__name__, safe_message(error)

@@ -68,6 +68,7 @@ def examine(engine: Engine, types: dict[str, GraphType]) -> Iterator[Finding]:
         yield from sessions(connection)
         yield from graphs(connection)
         yield from calls(connection)
+        yield from workers(connection)
         yield from types_in_use(connection, types)
         yield from reachable(connection, types)
 
@@ -315,6 +316,16 @@ def graphs(connection: Connection, *, overdue: int = OVERDUE) -> Iterator[Findin
         yield _ok("graphs", "none is stuck")
 
 
+_NAMESAKES: Final = text("""
+SELECT w.name, count(*) AS many FROM graph_migrator.workers w
+WHERE w.seen_at > clock_timestamp() - interval '20 seconds' AND EXISTS (
+    SELECT FROM graph_migrator.workers o WHERE o.name = w.name AND o.instance <> w.instance
+        AND o.seen_at > greatest(w.started_at, clock_timestamp() - interval '20 seconds') AND w.seen_at > o.started_at)
+GROUP BY w.name ORDER BY w.name
+""")
+"""Not a worker that was killed and started again: its first row was not renewed after the second began."""
+
+
 def calls(connection: Connection) -> Iterator[Finding]:
     """Calls that no worker has carried out yet, where one waits for code or for long."""
     found = waiting_calls(connection, limit=_MOST_CALLS)
@@ -322,6 +333,17 @@ def calls(connection: Connection) -> Iterator[Finding]:
     if oldest is not None:
         many = count(len(found), "call") + (" or more" if len(found) == _MOST_CALLS else "")
         yield _warning("calls", f"{many} not begun yet. {oldest.fact}", oldest.way_out or "")
+
+
+def workers(connection: Connection) -> Iterator[Finding]:
+    """Workers that live under one name: each is taken for the other."""
+    for row in connection.execute(_NAMESAKES):
+        yield _warning(
+            "workers",
+            f"{row.many} workers are named {row.name}: what one has lost is looked for in the other, and Celery's "
+            "remote control reaches either",
+            "Give each a name of its own: `celery -A graph_migrator worker -n NAME@%h`.",
+        )
 
 
 def types_in_use(connection: Connection, types: dict[str, GraphType]) -> Iterator[Finding]:

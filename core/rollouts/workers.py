@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime
 from typing import Any, Final
+from uuid import UUID
 
 from psycopg2.extras import Json
 from pydantic import BaseModel, ConfigDict, Field
@@ -35,11 +36,13 @@ class WorkerState(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
+    instance: UUID = Field(UUID(int=0), description="One start of it.")
     queue: str
     types: dict[str, ServedType]
     error: str | None = Field(None, description="Why its graph types cannot be loaded.")
     pool: str
     processes: int
+    started_at: datetime | None = None
     types_since: datetime | None = Field(None, description="Since when it serves these types with this code.")
     seen_at: datetime | None = None
     live: bool = True
@@ -54,7 +57,7 @@ def served(kind: GraphType) -> ServedType:
 
 
 def announce(executor: Executor, worker: WorkerState) -> None:
-    """Renew a worker's row. Rows of workers that have been gone for a day are removed.
+    """Renew a worker's row. Rows of workers that have been gone for a day are removed, and those of its earlier starts.
 
     Args:
         executor: A session without an open transaction.
@@ -65,23 +68,31 @@ def announce(executor: Executor, worker: WorkerState) -> None:
         # A row that is lost in a crash of Postgres is written again some seconds later.
         cursor.execute("SET LOCAL synchronous_commit = off")
         cursor.execute(
-            "INSERT INTO workers AS w (name, queue, types, error, pool, processes) VALUES (%s, %s, %s, %s, %s, %s) "
-            "ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, types = excluded.types, error = excluded.error, "
-            "pool = excluded.pool, processes = excluded.processes, seen_at = clock_timestamp(), types_since = "
-            "CASE WHEN w.types = excluded.types AND w.seen_at > clock_timestamp() - make_interval(secs => %s) "
-            "THEN w.types_since ELSE clock_timestamp() END",
-            (worker.name, worker.queue, types, worker.error, worker.pool, worker.processes, LIVE_SECONDS),
-        )
+            "INSERT INTO workers AS w (name, instance, queue, types, error, pool, processes, types_since) "
+            "SELECT n.*, coalesce((SELECT max(o.types_since) FROM workers o WHERE o.name = n.name "
+            "AND o.types = n.types AND o.seen_at > clock_timestamp() - make_interval(secs => %(live)s)), "
+            "clock_timestamp()) "
+            "FROM (VALUES (%(name)s, %(instance)s::uuid, %(queue)s, %(types)s::jsonb, %(error)s, %(pool)s, "
+            "%(processes)s::int)) n (name, instance, queue, types, error, pool, processes) "
+            "ON CONFLICT (name, instance) DO UPDATE SET queue = excluded.queue, types = excluded.types, "
+            "error = excluded.error, pool = excluded.pool, processes = excluded.processes, "
+            "types_since = excluded.types_since, seen_at = clock_timestamp()",
+            {**worker.model_dump(include={"name", "instance", "queue", "error", "pool", "processes"}),
+             "types": types, "live": LIVE_SECONDS},
+        )  # fmt: skip
         cursor.execute(
-            "DELETE FROM workers WHERE seen_at < clock_timestamp() - make_interval(secs => %s)",
-            (KEPT_SECONDS,),
+            "DELETE FROM workers WHERE seen_at < clock_timestamp() - make_interval(secs => %s) "
+            "OR name = %s AND seen_at < clock_timestamp() - make_interval(secs => %s)",
+            (KEPT_SECONDS, worker.name, LIVE_SECONDS),
         )
 
 
-def retire(executor: Executor, name: str) -> None:
+def retire(executor: Executor, worker: WorkerState) -> None:
     """Remove the row of a worker that ends in order."""
     with executor.transaction(), executor.cursor() as cursor:
-        cursor.execute("DELETE FROM workers WHERE name = %s", (name,))
+        cursor.execute(
+            "DELETE FROM workers WHERE name = %s AND instance = %s", (worker.name, worker.instance)
+        )
 
 
 def workers(executor: Executor) -> list[WorkerState]:
@@ -89,7 +100,8 @@ def workers(executor: Executor) -> list[WorkerState]:
     with executor.cursor() as cursor:
         rows = query(
             cursor,
-            "SELECT *, seen_at > clock_timestamp() - make_interval(secs => %s) AS live FROM workers ORDER BY name",
+            "SELECT *, seen_at > clock_timestamp() - make_interval(secs => %s) AS live FROM workers "
+            "ORDER BY name, started_at",
             LIVE_SECONDS,
         )
     return [WorkerState.model_validate(vars(row)) for row in rows]
@@ -100,7 +112,7 @@ def live_workers(cursor: Any, queue: str) -> list[WorkerState]:
     rows = query(
         cursor,
         "SELECT *, true AS live FROM workers WHERE queue = %s "
-        "AND seen_at > clock_timestamp() - make_interval(secs => %s) ORDER BY name",
+        "AND seen_at > clock_timestamp() - make_interval(secs => %s) ORDER BY name, started_at",
         queue, LIVE_SECONDS,
     )  # fmt: skip
     return [WorkerState.model_validate(vars(row)) for row in rows]

@@ -835,11 +835,13 @@ class Worker(_Base):
     __tablename__ = "workers"
 
     name: Mapped[str] = mapped_column(primary_key=True)
+    instance: Mapped[UUID] = mapped_column(primary_key=True, server_default=text("gen_random_uuid()"))
     queue: Mapped[str]
     types: Mapped[_Json]
     error: Mapped[str | None]
     pool: Mapped[str]
     processes: Mapped[int]
+    started_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
     types_since: Mapped[datetime] = mapped_column(server_default=_CLOCK)
     seen_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
 

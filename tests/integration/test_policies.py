@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Connection, Engine, text
@@ -19,6 +19,7 @@ from graph_migrator.core.errors import (
     UnknownGraph,
 )
 from graph_migrator.core.graph_types import registry
+from graph_migrator.core.inspection import doctor
 from graph_migrator.core.inspection.waiting import wait_for
 from graph_migrator.core.rollouts import operations
 from graph_migrator.core.rollouts.back import back
@@ -77,8 +78,33 @@ def test_a_worker_has_one_row_that_says_since_when_it_serves_what(engine: Engine
     execute(engine, "UPDATE workers SET seen_at = now() - interval '2 days'")
     fleet.do(announce, worker("w2", tenants()))
     assert [each.name for each in fleet.do(workers)] == ["w2"]
-    fleet.do(retire, "w2")
+    fleet.do(retire, worker("w2"))
     assert fleet.do(workers) == []
+
+
+def test_two_workers_of_one_name_have_a_row_each_and_doctor_says_so(engine: Engine, fleet: Fleet) -> None:
+    one = worker("w1", tenants()).model_copy(update={"instance": uuid4()})
+    other = worker("w1").model_copy(update={"instance": uuid4()})
+
+    def found() -> list[str]:
+        with engine.connect() as connection:
+            return [each.found for each in doctor.workers(connection)]
+
+    fleet.do(announce, one)
+    fleet.do(announce, other)  # `one` may have been killed, and started again as `other`
+    assert found() == []
+    fleet.do(announce, one)
+    assert [line.partition(":")[0] for line in found()] == ["2 workers are named w1"]
+    since = fleet.do(workers)[0].types_since
+    fleet.do(announce, other)
+    assert fleet.do(workers)[0].types_since == since
+    add_tenants(engine, 1)
+    assert fleet.do(plan, request()).lacking == {"w1": "does not serve the type"}
+    fleet.do(retire, other)
+    assert [each.instance for each in fleet.do(workers)] == [one.instance]
+    execute(engine, "UPDATE workers SET seen_at = now() - interval '1 minute'")
+    fleet.do(announce, other)  # rows of its earlier starts are removed
+    assert [each.instance for each in fleet.do(workers)] == [other.instance]
 
 
 def test_a_plan_names_live_workers_that_lack_the_code_and_says_how_long_the_hops_took(
@@ -123,7 +149,7 @@ def test_graphs_that_are_behind_move_forward_by_themselves_once_all_workers_agre
     assert fleet.do(start_what_is_behind) == [], "a worker lacks the type"
     (shown,) = fleet.do(policies, "tenant")
     assert "worker w2 does not serve the type" in shown.state
-    fleet.do(retire, "w2")
+    fleet.do(retire, worker("w2"))
     fleet.do(set_policy, "tenant", Mode.AUTOMATIC, ADA, settle_seconds=3_600)
     assert fleet.do(start_what_is_behind) == [], "the workers have not agreed for long enough"
     execute(engine, "UPDATE workers SET types_since = now() - interval '2 hours'")

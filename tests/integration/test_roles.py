@@ -124,7 +124,7 @@ def test_the_worker_moves_a_fleet_and_the_application_opens_a_graph_of_it(
     fleet.do(hold_all, Operator("ada"))
     fleet.do(unhold_all, Operator("ada"))
     assert fleet.run().rollout.status == "succeeded"
-    fleet.do(retire, "w")
+    fleet.do(retire, state)
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,19 @@
 
 -- One row per live worker, renewed by its sweep. The row of a killed worker is recognised by its age.
 CREATE TABLE workers (
-    name        text PRIMARY KEY,
+    name        text NOT NULL,
+    instance    uuid NOT NULL DEFAULT gen_random_uuid(),
     queue       text NOT NULL,
     types       jsonb NOT NULL,
     error       text,
     pool        text NOT NULL,
     processes   integer NOT NULL,
+    started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     types_since timestamptz NOT NULL DEFAULT clock_timestamp(),
-    seen_at     timestamptz NOT NULL DEFAULT clock_timestamp()
+    seen_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (name, instance)
 );
+COMMENT ON COLUMN workers.instance IS 'One start of it. Two workers that were given one name have a row each.';
 COMMENT ON COLUMN workers.types IS 'By graph type: oldest and newest version, and a digest of the code of all hops.';
 COMMENT ON COLUMN workers.types_since IS 'Since when it serves these types with this code: its start, or a change.';
 
