@@ -317,7 +317,7 @@ def graphs(connection: Connection, *, overdue: int = OVERDUE) -> Iterator[Findin
 
 
 _NAMESAKES: Final = text("""
-SELECT w.name, count(*) AS many FROM graph_migrator.workers w
+SELECT w.name FROM graph_migrator.workers w
 WHERE w.seen_at > clock_timestamp() - interval '20 seconds' AND EXISTS (
     SELECT FROM graph_migrator.workers o WHERE o.name = w.name AND o.instance <> w.instance
         AND o.seen_at > greatest(w.started_at, clock_timestamp() - interval '20 seconds') AND w.seen_at > o.started_at)
@@ -340,8 +340,8 @@ def workers(connection: Connection) -> Iterator[Finding]:
     for row in connection.execute(_NAMESAKES):
         yield _warning(
             "workers",
-            f"{row.many} workers are named {row.name}: what one has lost is looked for in the other, and Celery's "
-            "remote control reaches either",
+            f"{row.name} is the name of several workers: what one has lost is looked for in another, and Celery's "
+            "remote control reaches any of them",
             "Give each a name of its own: `celery -A graph_migrator worker -n NAME@%h`.",
         )
 

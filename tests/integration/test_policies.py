@@ -94,7 +94,7 @@ def test_two_workers_of_one_name_have_a_row_each_and_doctor_says_so(engine: Engi
     fleet.do(announce, other)  # `one` may have been killed, and started again as `other`
     assert found() == []
     fleet.do(announce, one)
-    assert [line.partition(":")[0] for line in found()] == ["2 workers are named w1"]
+    assert [line.partition(":")[0] for line in found()] == ["w1 is the name of several workers"]
     since = fleet.do(workers)[0].types_since
     fleet.do(announce, other)
     assert fleet.do(workers)[0].types_since == since
