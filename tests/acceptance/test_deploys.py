@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from celery.exceptions import TimeoutError
 from celery.result import AsyncResult
 
 from graph_migrator.core.errors import HopCodeChanged
@@ -44,11 +45,12 @@ def remapping(stage: Stage) -> Iterator[Nursery]:
 
 
 def hold_in_the_old_worker(
-    stage: Stage, *, soft_shutdown: float = 30, nursery: Nursery | None = None
+    stage: Stage, *, soft_shutdown: float = 30, nursery: Nursery | None = None, pool: str = "prefork"
 ) -> tuple[Worker, str, AsyncResult]:
     """A hop held half-way in a worker; then its successor starts."""
     stage.keep(0)
-    old = stage.start_another(configuration={"worker_soft_shutdown_timeout": soft_shutdown}, nursery=nursery)
+    configuration = {"worker_soft_shutdown_timeout": soft_shutdown}
+    old = stage.start_another(configuration=configuration, nursery=nursery, pool=pool)
     old.wait_until_ready()
     slug = f"g-{uuid.uuid4().hex[:12]}"
     stage.arm("hop_in_data:2")
@@ -62,8 +64,9 @@ def assert_ended(worker: Worker) -> None:
     until(lambda: not worker.is_alive, f"worker {worker.name} ended", seconds=PATIENT)
 
 
-def test_a_worker_that_gets_sigterm_finishes_its_hop(stage: Stage) -> None:
-    old, slug, result = hold_in_the_old_worker(stage)
+@pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
+def test_a_worker_that_gets_sigterm_finishes_its_hop(stage: Stage, pool: str) -> None:
+    old, slug, result = hold_in_the_old_worker(stage, pool=pool)
 
     old.signal(signal.SIGTERM)
     until(lambda: "Warm shutdown" in old.text(), "the worker shutting down", seconds=PATIENT)
@@ -104,6 +107,39 @@ def test_a_hop_that_outlasts_the_soft_shutdown_is_run_by_another_worker(
     stage.assert_exactly_once(slug, {FIRST: {"lost"}})
     assert_ended(old)
     stage.let_go()
+
+
+@pytest.mark.parametrize("how", [signal.SIGQUIT, signal.SIGTERM], ids=["SIGQUIT", "remapped SIGTERM"])
+def test_a_solo_worker_that_must_end_leaves_its_hop_to_another_one(
+    stage: Stage, remapping: Nursery, how: signal.Signals
+) -> None:
+    """Its signal handler runs within the hop's code, which must not fail with what the worker raises to end."""
+    nursery = remapping if how is signal.SIGTERM else None
+    old, slug, result = hold_in_the_old_worker(stage, nursery=nursery, pool="solo")
+
+    old.signal(how)
+
+    assert result.get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
+    stage.assert_exactly_once(slug, {FIRST: {"lost"}})
+    assert_ended(old)
+    stage.let_go()
+
+
+def test_a_worker_of_threads_that_must_end_finishes_its_hop(stage: Stage) -> None:
+    """Nothing ends a thread. Whoever cannot wait kills the worker, and the hop is lost and runs again."""
+    old, slug, result = hold_in_the_old_worker(stage, soft_shutdown=0.5, pool="threads")
+
+    old.signal(signal.SIGQUIT)
+    until(lambda: "Initiating Soft Shutdown" in old.text(), "the worker shutting down", seconds=PATIENT)
+    with pytest.raises(TimeoutError):
+        result.get(timeout=2)
+    assert attempts(stage.engine, slug) == [(FIRST, "running")]
+    stage.let_go()
+
+    assert result.get(timeout=PATIENT).status is MigrationStatus.SUCCEEDED
+    stage.assert_exactly_once(slug)
+    assert_ended(old)
+    assert "Traceback" not in old.text()
 
 
 def test_a_worker_that_is_killed_after_its_grace_period_loses_nothing(stage: Stage) -> None:

@@ -82,6 +82,7 @@ class Stage(Cluster):
         environment: Mapping[str, str] | None = None,
         configuration: Mapping[str, Any] | None = None,
         nursery: Nursery | None = None,
+        pool: str = "prefork",
     ) -> Worker:
         """Start a worker under a name of its own, and do not wait for it.
 
@@ -92,7 +93,7 @@ class Stage(Cluster):
         name = f"w{self._started}"
         log = self.folder / f"{name}.log"
         log.touch()
-        arguments = ["worker", "-Q", QUEUE, "-c", str(concurrency), "-n", f"{name}@localhost"]
+        arguments = ["worker", "-Q", QUEUE, "-P", pool, "-c", str(concurrency), "-n", f"{name}@localhost"]
         arguments += ["--loglevel", "INFO", "--without-gossip", "--without-mingle"]
         process = (nursery or self._nursery).start(log, arguments, environment, configuration)
         self.workers.append(Worker(name, process, log))
