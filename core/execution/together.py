@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -142,16 +143,16 @@ class _Group:
         opened: list[int] = []
         with executor.transaction() as connection:
             done = []
-            before, began = members[0].attempt.id, time.monotonic()
+            before, began = None, time.monotonic()
             for each in members:
                 if time.monotonic() - began > LONGEST_SECONDS:
                     raise TimeoutError(f"the turns before the next one took more than {LONGEST_SECONDS:g} s")
                 self._turn = each.attempt.graph.slug
-                migration = each.attempt.message.migration_id
-                executor.turn_to(TurnTo(before=before, migration=migration, ms=int(LONGEST_SECONDS * 1_000)))
+                its = each.run.begun.migration_id
+                executor.turn_to(TurnTo(before=before, migration=its, ms=int(LONGEST_SECONDS * 1_000)))
                 with watched(executor, each.attempt):
                     done.append(change_whole(executor, each.attempt, connection))
-                before = each.attempt.id
+                before = its
             self._turn = None
             failpoints.hit("hop_before_commit")
             finish, graphs = self._finish(done), tuple(each.attempt.graph.id for each in members)
@@ -163,10 +164,10 @@ class _Group:
                 )
         failpoints.hit("hop_committed")
         self._members = []
-        for each, its in zip(members, done, strict=True):
-            each.run.took(each.attempt, its)
+        for each, what in zip(members, done, strict=True):
+            each.run.took(each.attempt, what)
             report = each.run.report(each.attempt) if is_last else None
-            outcome = conclude(executor, each.attempt, Done(its.rows, its.skipped, report))
+            outcome = conclude(executor, each.attempt, Done(what.rows, what.skipped, report))
             if is_last:
                 self.outcomes[each.run.begun.migration_id] = outcome
         for each, attempt_id in zip(members, opened, strict=not is_last):
@@ -205,9 +206,8 @@ class _Group:
         )
         _log.info("%s, and each hop runs by itself: %s", plural.count(len(self._members), "graph"), why)
         migrations = tuple(each.run.begun.migration_id for each in self._members)
-        try:
+        with suppress(*DRIVER_ERRORS):  # where it is not done, whoever looks finds that the attempts are lost
             self._executor.call_and_reset(
                 PartCompany(migrations=migrations, why=bounded(why, LONGEST_MESSAGE))
             )
-        except DRIVER_ERRORS:
-            self._executor.close()  # and with the session its locks: whoever looks finds that the attempts are lost
+        self._executor.close()  # a hop may have taken from the session what no reset brings back

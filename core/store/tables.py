@@ -864,3 +864,13 @@ class TypePolicy(_Base):
     changed_by: Mapped[str | None]
     why: Mapped[str | None]
     changed_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+
+
+class SharedTransaction(_Base):
+    """A transaction that the hops of several graphs share, while it is open: no row is ever committed."""
+
+    __tablename__ = "shared_transactions"
+
+    id: Mapped[int] = mapped_column(
+        BigInteger, primary_key=True, autoincrement=False, server_default=text("txid_current()")
+    )

@@ -42,12 +42,12 @@ class BeginTogether(Call[list[dict[str, Any] | None]], function="begin_together"
 
 @dataclass(frozen=True, kw_only=True)
 class TurnTo(Call[None], function="turn_to", prepared=True):
-    """Give the open transaction to the next of the migrations that share it; `before` is the attempt that had it.
+    """Give the open transaction to the next of the migrations that share it; `before` had it, None for the first.
 
     A statement that takes longer than `ms` is ended.
     """
 
-    before: int
+    before: UUID | None
     migration: UUID
     ms: int
 

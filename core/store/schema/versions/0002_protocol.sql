@@ -102,23 +102,25 @@ SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 $$;
 
 -- Records that a worker saw one of its processes die, p_alive_seconds seconds after it first saw that process: an earlier process
--- may have had the same pid. Returns the attempt that the process was executing.
+-- may have had the same pid. Returns the attempt that the process was executing; of several that it had open, the last one.
+-- All that were open when that one began share the death.
 CREATE FUNCTION report_death(p_worker text, p_pid integer, p_how text, p_alive_seconds double precision) RETURNS bigint
-LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
-DECLARE
-    found bigint;
-BEGIN
-    SELECT max(x.id) INTO found FROM (
-        SELECT a.id, a.started_at FROM hop_attempts a
-            WHERE a.status = 'running' AND a.worker = p_worker AND a.pid = p_pid
-        UNION ALL
-        SELECT a.id, a.started_at FROM hop_attempts a
-            WHERE a.status = 'lost' AND a.worker = p_worker AND a.pid = p_pid) x
-        WHERE x.started_at > clock_timestamp() - make_interval(secs => p_alive_seconds + 5);
-    INSERT INTO losses (attempt_id, because, how) SELECT found, 'process', p_how WHERE found IS NOT NULL
-        ON CONFLICT DO NOTHING;
-    RETURN found;
-END $$;
+LANGUAGE sql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+    WITH its AS (
+        SELECT x.* FROM (
+            SELECT a.id, a.started_at, a.finished_at FROM hop_attempts a
+                WHERE a.status = 'running' AND a.worker = p_worker AND a.pid = p_pid
+            UNION ALL
+            SELECT a.id, a.started_at, a.finished_at FROM hop_attempts a
+                WHERE a.status = 'lost' AND a.worker = p_worker AND a.pid = p_pid) x
+        WHERE x.started_at > clock_timestamp() - make_interval(secs => p_alive_seconds + 5)),
+    latest AS (SELECT i.id, i.started_at FROM its i ORDER BY i.id DESC LIMIT 1),
+    recorded AS (
+        INSERT INTO losses (attempt_id, because, how) SELECT i.id, 'process', p_how FROM its i, latest l
+            WHERE i.finished_at IS NULL OR i.finished_at >= l.started_at
+            ON CONFLICT DO NOTHING)
+    SELECT l.id FROM latest l
+$$;
 
 -- Called by the executor of a lost attempt, if it is alive: its session was ended.
 CREATE FUNCTION explain_loss(p_attempt bigint, p_how text) RETURNS void
@@ -567,24 +569,56 @@ END $$;
 
 -- ── several graphs in one transaction ───────────────────────────────────────────────────────────────
 
+-- A transaction that graphs share, from its first turn to finish_together. So it is always empty: with a row in it nothing can
+-- be committed. A hop that ends the transaction by itself would commit what its neighbours have done without their versions.
+CREATE UNLOGGED TABLE shared_transactions (
+    id bigint PRIMARY KEY DEFAULT txid_current()
+);
+
+CREATE FUNCTION refuse_to_share_on() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+    IF EXISTS (SELECT FROM shared_transactions s WHERE s.id = NEW.id) THEN
+        RAISE EXCEPTION 'a hop ends a transaction that several graphs share' USING ERRCODE = 'GM002';
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER shared_transactions_end AFTER INSERT ON shared_transactions
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse_to_share_on();
+ALTER TABLE shared_transactions ENABLE ALWAYS TRIGGER shared_transactions_end;
+
 -- Gives the open transaction to the next of the graphs that share it (core/execution/together.py): what the hop before has
--- left in the session goes first. Only a migration that this session has begun with others can have it. A statement that
--- takes longer than p_ms ends the turn: the others are read-only meanwhile.
+-- left in the session goes first. Only a migration that this session has begun with others can have it, from the one that had
+-- it before; NULL: from nobody. A hop that goes back to a savepoint of another one's gives the turn back with it. A statement
+-- that takes longer than p_ms ends the turn: the others are read-only meanwhile.
 -- Without a SET clause: that would undo what it sets.
-CREATE FUNCTION turn_to(p_before bigint, p_migration uuid, p_ms integer) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION turn_to(p_before uuid, p_migration uuid, p_ms integer) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    together text := pg_catalog.current_setting('graph_migrator.together', true);
-    nothing text := graph_migrator.require_transaction(p_before);
+    together text := coalesce(pg_catalog.current_setting('graph_migrator.together', true), '');
+    nothing text := graph_migrator.require_turn(p_before);
 BEGIN
     IF pg_catalog.strpos(together, p_migration::text) = 0 THEN
         RAISE EXCEPTION 'session % has not begun migration % together with others', pg_backend_pid(), p_migration
             USING ERRCODE = 'GM001';
     END IF;
+    IF p_before IS NULL THEN
+        INSERT INTO graph_migrator.shared_transactions DEFAULT VALUES;
+    END IF;
     nothing := graph_migrator.reset_session();
     nothing := set_config('graph_migrator.together', together, false);
     nothing := set_config('graph_migrator.executor', p_migration::text, false);
+    nothing := set_config('graph_migrator.turn', p_migration::text, true);
     nothing := set_config('graph_migrator.transaction', 'open', true);
     nothing := set_config('statement_timeout', p_ms::text, true);
+END $$;
+
+-- Raises GM002 unless this is the transaction that graphs share, and this migration has its turn; NULL: none has.
+CREATE FUNCTION require_turn(p_migration uuid) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF pg_catalog.current_setting('graph_migrator.transaction', true) IS DISTINCT FROM 'open'
+       OR coalesce(pg_catalog.current_setting('graph_migrator.executor', true), '') <> coalesce(p_migration::text, '') THEN
+        RAISE EXCEPTION 'migration % has not its turn in an open transaction', p_migration USING ERRCODE = 'GM002';
+    END IF;
 END $$;
 
 -- finish_and_open for several graphs, in the transaction that they share; without p_next_to the end of their migrations. All
@@ -594,13 +628,17 @@ CREATE FUNCTION finish_together(p_attempts bigint[], p_migrations uuid[], p_grap
     p_worker text, p_pid integer, p_task text) RETURNS void
 LANGUAGE plpgsql SET search_path = graph_migrator, pg_temp SET enable_seqscan = off AS $$
 DECLARE
-    together text := current_setting('graph_migrator.together', true);
+    together text := coalesce(current_setting('graph_migrator.together', true), '');
     size integer := cardinality(p_graphs);
     is_last boolean := p_next_to IS NULL;
     ready integer;
     soonest timestamptz;
-    nothing text;
+    nothing text := require_turn(p_migrations[size]);
 BEGIN
+    DELETE FROM shared_transactions WHERE id = txid_current();
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'this is not the transaction that the graphs share' USING ERRCODE = 'GM002';
+    END IF;
     FOR i IN 1 .. size LOOP
         IF strpos(together, p_migrations[i]::text) = 0 OR NOT pg_try_advisory_xact_lock(lock_key(p_graphs[i])) THEN
             RAISE EXCEPTION 'session % is not the executor of migration %', pg_backend_pid(), p_migrations[i]
@@ -652,7 +690,6 @@ BEGIN
             SELECT x.migration_id, x.graph_id, p_to, p_next_to, p_hop, p_fingerprint, 1, 1, p_worker, p_pid, p_task
             FROM unnest(p_migrations, p_graphs) x (migration_id, graph_id);
     END IF;
-    nothing := require_transaction(p_attempts[size]);
 END $$;
 
 -- resume_executor for each of them.
@@ -700,8 +737,6 @@ DECLARE
 BEGIN
     UPDATE hop_attempts SET status = 'stopped', error_message = p_why, finished_at = clock_timestamp()
         WHERE migration_id = ANY (p_migrations) AND status = 'running' AND shard IS NULL AND dispatch = 1;
-    nothing := set_config('graph_migrator.executor', '', false);
-    nothing := set_config('graph_migrator.together', '', false);
     nothing := pg_advisory_unlock_all();
 END $$;
 

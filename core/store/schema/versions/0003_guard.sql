@@ -39,6 +39,8 @@ DECLARE
     old_snapshot boolean := current_setting('transaction_isolation') IN ('repeatable read', 'serializable');
     declared text := current_setting('graph_migrator.versions', true);
     expected integer;
+    executor text := current_setting('graph_migrator.executor', true);
+    turn text := coalesce(current_setting('graph_migrator.turn', true), '');  -- where graphs share the transaction
     executes boolean;
     is_shard boolean := coalesce(current_setting('graph_migrator.shard', true), '') <> '';
     rebuild text := coalesce(current_setting('graph_migrator.rebuild', true), '');
@@ -61,7 +63,7 @@ BEGIN
             RAISE EXCEPTION 'there is no graph %', p_graph USING ERRCODE = 'foreign_key_violation',
                 DETAIL = jsonb_build_object('graph', p_graph, 'reason', 'unknown');
         END IF;
-        executes := coalesce(current_setting('graph_migrator.executor', true) = g.migration_id::text, false);
+        executes := coalesce(executor = g.migration_id::text AND turn IN (executor, ''), false);
         IF is_shard THEN
             IF look = 1 THEN  -- also of a graph that nobody owns: a shard has one range of one graph
                 PERFORM require_shard(g.migration_id, g.id);
