@@ -19,6 +19,8 @@ from graph_migrator.core.errors import InvalidRequest
 from graph_migrator.core.graph_types.hop_session import OWN_TRANSACTION
 
 _connecting = threading.local()
+_SENDING: Final = frozenset({"isolation_level", "readonly", "deferrable"})
+"""Attributes of a connection: to set one sends a statement."""
 
 
 class ExecutorConnection(connection):
@@ -29,6 +31,9 @@ class ExecutorConnection(connection):
         self._is_lent = False
         self._refused = False
         self._first: str | None = None
+        self._has_others = (
+            False  # something of the driver's that sends by itself: it may have been kept by a hop
+        )
         self._encoding = self.encoding
         self._types = dict(self.string_types), dict(self.binary_types)
 
@@ -63,6 +68,8 @@ class ExecutorConnection(connection):
         """
         self.send_what_comes_first()
         self._first = statement
+        if self._has_others:
+            self.send_what_comes_first()
 
     def send_what_comes_first(self) -> None:
         """Send it by itself: what follows is nothing that it could precede."""
@@ -111,10 +118,10 @@ class ExecutorConnection(connection):
         self.send_what_comes_first()
         super().set_session(*args, **kwargs)
 
-    def lobject(self, *args: Any, **kwargs: Any) -> Any:
-        """As of the driver, after what is to be sent first."""
-        self.send_what_comes_first()
-        return super().lobject(*args, **kwargs)
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _SENDING:
+            self.send_what_comes_first()
+        super().__setattr__(name, value)
 
     def _refuse(self) -> NoReturn:
         self._refused = True
@@ -128,6 +135,7 @@ class ExecutorConnection(connection):
         kind = cursor_factory or own or cursor
         if name is None and kind is cursor:
             return super().cursor(cursor_factory=_Statements)
+        self._has_others = True
         self.send_what_comes_first()
         if name is not None and not withhold:
             kind = type(kind.__name__, (_InTransaction, kind), {})
