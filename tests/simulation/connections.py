@@ -17,7 +17,7 @@ import psycopg2
 import psycopg2.extensions
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
-from graph_migrator.core.store.driver import ExecutorConnection
+from graph_migrator.core.store.driver import ExecutorConnection, _Statements
 from tests.simulation.actors import Killed, current
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _READING = frozenset(
         "load_attempt_status", "become_executor", "recovery_candidates", "lock_and_load_graph", "lock_key",
         "lock_and_load_hop", "lock_and_load_stalled", "remaining_chain", "migration_report",
         "save_progress", "explain_loss", "set_timeout", "take_lock", "try_sweep", "end_sweep",
-        "unanswered_calls",
+        "unanswered_calls", "turn_to",
     }
 )  # fmt: skip
 """They commit nothing that an invariant speaks of."""
@@ -99,11 +99,12 @@ class Server:
             real.close()
 
 
-class _Cursor(psycopg2.extensions.cursor):
+class _Cursor(_Statements):
     link: Link
 
     def execute(self, query: Any, parameters: Any = None) -> None:
         real = self.connection
+        query = real.preceded(query, has_values=parameters is not None)
         # Outside of a transaction every message commits; inside, one that says so.
         idle = real.info.transaction_status == TRANSACTION_STATUS_IDLE
         commits = "COMMIT" in str(query) or (idle and not str(query).startswith("BEGIN"))
@@ -163,7 +164,8 @@ class Link:
 
     def cursor(self, *_: Any, **__: Any) -> _Cursor:
         self._require()
-        cursor: _Cursor = self.real.cursor(cursor_factory=_Cursor)
+        # As of the driver's own cursors, not as of others: its first statement takes along what is to be sent first.
+        cursor: _Cursor = psycopg2.extensions.connection.cursor(self.real, cursor_factory=_Cursor)
         cursor.link = self
         return cursor
 
@@ -184,6 +186,14 @@ class Link:
         self._do(do)
         if arrives is not None:
             self._committed(name)
+
+    def send_first(self, statement: str) -> None:
+        self._require()
+        self.real.send_first(statement)
+
+    def send_what_comes_first(self) -> None:
+        self._require()
+        self.real.send_what_comes_first()
 
     def take_back(self) -> bool:
         return True if self.real is None else bool(self.real.take_back())

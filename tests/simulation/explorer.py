@@ -16,6 +16,8 @@ from tests.simulation.connections import Link
 from tests.simulation.invariants import Violation
 from tests.simulation.world import Platform, World
 
+MOST_GRAPHS = 7
+"""Of a run: fewer than that may still be moved together with new ones."""
 STEPS = 45
 """What the scheduler does in a run before it lets everything come to rest."""
 
@@ -46,7 +48,7 @@ class Choices:
 
 
 _AT = ("go", "switch", "die", "lose", "linger", "terminate", "in_flight")
-_IN_HOP = ("go", "error", "shaky", "serialization")
+_IN_HOP = ("go", "error", "shaky", "serialization", "stray")
 _EVENTS = (
     "go_on", "any", "sweep", "command", "verb", "migrate", "duplicate", "wipe", "time", "deploy", "idle", "kill",
     "linger", "report",
@@ -59,6 +61,7 @@ _IN_FLIGHT = frozenset(
         "before begin_and_open", "before finish_and_open", "before cut_shards", "before next_shards",
         "before save_shard_batch", "before stop_shard", "before fail_shard", "before prepare_rebuild",
         "before open_rebuild", "before save_rebuild_batch",
+        "before begin_together", "before finish_together", "before part_company",
     }
 )  # fmt: skip
 _RARE = frozenset(
@@ -123,7 +126,7 @@ class RandomChooser:
         if self.at_rest:
             return "go"
         r = self.mood.raises
-        return _IN_HOP[self.choices.pick([1 - r, r / 2, r / 2, r / 2])]
+        return _IN_HOP[self.choices.pick([1 - r, r / 2, r / 2, r / 2, r / 4])]
 
     def requeued(self, message: Message) -> bool:
         return self.at_rest or self.choices.pick([3, 1]) == 0
@@ -209,7 +212,9 @@ class _Driver:
         world, o = self.world, self.chooser.mood.operators
         busy = bool(world.queue or world.stage.actors)
         found = world.before or {"migrations": []}
-        live = any(m["status"] in LIVE for m in found["migrations"])
+        live = any(
+            m["status"] in LIVE for each in world.graphs if each.before for m in each.before["migrations"]
+        )
         weights = {
             "go_on": 10.0 if busy else 4.0,
             "any": 8.0 if busy else 0.0,
@@ -266,6 +271,12 @@ class _Driver:
             self.world.call(verb, **arguments)
 
     def _some_verb(self) -> tuple[str, dict[str, Any]]:
+        verb, arguments = self._one_of_the_verbs()
+        others = len(self.world.graphs) - 1
+        number = self.choices.pick([2.0, *[2.0 / others] * others]) if others else 0
+        return verb, (arguments | {"graph": number} if number else arguments)
+
+    def _one_of_the_verbs(self) -> tuple[str, dict[str, Any]]:
         return [
             ("pause", {}),
             ("resume", {}),
@@ -278,8 +289,15 @@ class _Driver:
         ][self.choices.pick([2, 2, 2, 2, 1, 1, 2, 1])]
 
     def _migrate(self) -> None:
-        task = ("migrate_graph", "migrate_straight")[self.choices.one_of(2)]
-        self.world.call(task, target=self._target())
+        tasks = ("migrate_graph", "migrate_straight", "migrate_together")
+        task = tasks[self.choices.pick([1.0, 1.0, 2.0 if len(self.world.graphs) < MOST_GRAPHS else 0.0])]
+        target = self._target()
+        if task == "migrate_together":
+            companions = 1 + self.choices.one_of(3)
+            place = self.choices.one_of(companions + 1)
+            self.world.call(task, target=target, companions=companions, place=place)
+        else:
+            self.world.call(task, target=target)
 
     def _wipe(self) -> None:
         if self.choices.pick([2, 1]):

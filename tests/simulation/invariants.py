@@ -49,12 +49,15 @@ def _require(holds: bool, what: str) -> None:
         raise Violation(what)
 
 
-def check(now: dict[str, Any], before: dict[str, Any] | None, *, mended: bool, waited: bool) -> None:
+def check(
+    now: dict[str, Any], before: dict[str, Any] | None, *, start: int = 1, mended: bool, waited: bool
+) -> None:
     """What holds after every commit.
 
     Args:
         now: All there is about the graph.
         before: The same after the last commit that was looked at.
+        start: The version that the graph was made at.
         mended: The code of a hop was changed on the way.
         waited: Somebody waited in the server; it may have committed together with the one that was looked for.
 
@@ -62,7 +65,7 @@ def check(now: dict[str, Any], before: dict[str, Any] | None, *, mended: bool, w
         Violation: Says what does not.
     """
     _check_claim(now)
-    _check_data(now, mended=mended)
+    _check_data(now, start=start, mended=mended)
     _check_proof(now)
     running = [a for a in now["attempts"] if a["status"] == "running"]
     # One of a hop; of a hop in shards one of each shard, or the one that closes it. A shard whose executor died may be
@@ -132,14 +135,14 @@ def _check_claim(now: dict[str, Any]) -> None:
     _require(not (claim and now["graph"]["half"]), "claimed, and yet marked as partially migrated")
 
 
-def _check_data(now: dict[str, Any], *, mended: bool) -> None:
+def _check_data(now: dict[str, Any], *, start: int, mended: bool) -> None:
     """The rows have the shape of the graph's version: each applied hop is in each trail once, in order."""
     applied = [
         f"{a['from']}>{a['to']}"
         for a in now["attempts"]
         if a["status"] in APPLIED and a["shard"] is None  # a shard's does not move the version
     ]
-    at = "1"
+    at = str(start)
     for entry in applied:
         _require(entry.startswith(f"{at}>"), f"hops were applied in this order: {applied}")
         at = entry.partition(">")[2]

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from random import Random
 from typing import Any, Protocol
 from unittest.mock import patch
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg2
 import psycopg2.errors
@@ -24,10 +26,19 @@ from sqlalchemy import Engine, event
 from graph_migrator import HopContext, MigrationReport
 from graph_migrator.core.decisions import HopMessage, Ignored, Later
 from graph_migrator.core.errors import GraphBusy, GraphMigratorError
-from graph_migrator.core.execution import begin, failpoints, operations, recovery
-from graph_migrator.core.execution.model import Applied, Caller, Dispatch, Failed, Sharded, Worker
+from graph_migrator.core.execution import begin, failpoints, operations, recovery, straight
+from graph_migrator.core.execution.model import (
+    Applied,
+    Caller,
+    Dispatch,
+    Failed,
+    HopOutcome,
+    Sharded,
+    Worker,
+)
 from graph_migrator.core.execution.run_hop import run_hop as run_one_hop
-from graph_migrator.core.execution.straight import FreeGraph, run_straight
+from graph_migrator.core.execution.straight import FreeGraph, Straight, run_straight
+from graph_migrator.core.execution.together import run_together
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.planning import make_plan
 from graph_migrator.core.settings import settings
@@ -36,7 +47,7 @@ from graph_migrator.core.store import locks
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.errors import Failure, classify
 from graph_migrator.core.store.locks import Wait
-from graph_migrator.core.store.protocol import ReportDeath
+from graph_migrator.core.store.protocol import BeginAndOpen, BeginTogether, ReportDeath
 from graph_migrator.core.store.session import Executors
 from tests.simulation import kinds
 from tests.simulation.actors import PATIENT, Actor, Killed, Stage, current
@@ -62,7 +73,7 @@ class Chooser(Protocol):
         ...
 
     def in_hop(self, actor: Actor) -> str:
-        """One of go, error, shaky, serialization."""
+        """One of go, error, shaky, serialization, stray."""
         ...
 
     def requeued(self, message: Message) -> bool:
@@ -170,6 +181,8 @@ class Platform:
             patch.object(locks, "Wait", EndlessWait),
             patch.object(failpoints, "hook", lambda point: self.world and self.world.at(point)),
             patch.object(kinds, "meddle", lambda ctx: self.world and self.world.in_hop(ctx)),
+            patch.object(begin, "uuid4", lambda: self.world and self.world.new_id()),
+            patch.object(straight, "uuid4", lambda: self.world and self.world.new_id()),
         ):
             settings.cache_clear()
             try:
@@ -216,8 +229,20 @@ class Platform:
         self.engine.dispose()
 
 
+@dataclass
+class Tracked:
+    """A graph whose invariants are looked at after every commit."""
+
+    id: UUID
+    slug: str
+    start: int
+    """The version that it was made at."""
+    mended: bool = False
+    before: dict[str, Any] | None = None
+
+
 class World:
-    """One run: one graph, some processes, a broker, a result store."""
+    """One run: one graph and those that were moved together with it, some processes, a broker, a result store."""
 
     def __init__(self, platform: Platform, kind: str, chooser: Chooser, *, workers: int = 2) -> None:
         self.platform = platform
@@ -234,20 +259,34 @@ class World:
         self.points: Counter[str] = Counter()
         self.trace: list[str] = []
         self.violation: Violation | None = None
-        self.mended = False
-        self.before: dict[str, Any] | None = None
         self.ends: set[tuple[str, str]] = set()
         self._ids = itertools.count(1)
         self.workers = [Process(self, f"w{i}") for i in range(1, workers + 1)]
-        self.graph_id = self._make_graph()
+        self._uuids = Random(0)
+        platform.worlds += 1
+        self.slug = f"g{platform.worlds}"
+        self.graphs = [Tracked(self._make_graph(self.slug, 1), self.slug, 1)]
+        self.groups: dict[str, list[Tracked]] = {}
 
-    def _make_graph(self) -> UUID:
-        self.platform.worlds += 1
-        self.slug = f"g{self.platform.worlds}"
-        graph_id = uuid4()
+    @property
+    def graph_id(self) -> UUID:
+        """The graph that everything is about."""
+        return self.graphs[0].id
+
+    @property
+    def before(self) -> dict[str, Any] | None:
+        """All there was about it after the last commit."""
+        return self.graphs[0].before
+
+    def new_id(self) -> UUID:
+        """In the same order in each run of the same seed, as the server may go by it; and in no other world."""
+        return UUID(int=self._uuids.getrandbits(64) << 64 | self.platform.worlds)
+
+    def _make_graph(self, slug: str, version: int) -> UUID:
+        graph_id = self.new_id()
         self.server.query(
-            "INSERT INTO graphs (id, slug, graph_type, version) VALUES (%s, %s, %s, 1)",
-            str(graph_id), self.slug, self.kind,
+            "INSERT INTO graphs (id, slug, graph_type, version) VALUES (%s, %s, %s, %s)",
+            str(graph_id), slug, self.kind, version,
         )  # fmt: skip
         self.server.query(
             "INSERT INTO nodes (graph_id, id, label, properties) "
@@ -307,28 +346,48 @@ class World:
             raise ValueError("the hop has a bug")
         if what == "shaky":
             raise kinds.Shaky("try again")
+        if what == "stray":
+            self._write_to_another(ctx)
+            return
         ctx.connection.exec_driver_sql("DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$")
+
+    def _write_to_another(self, ctx: HopContext) -> None:
+        """The hop writes rows of a graph that another migration has taken: that is refused."""
+        for each in self.graphs:
+            if each.id != ctx.graph.id and each.before and each.before["graph"]["claim"] is not None:
+                ctx.execute("UPDATE nodes SET label = label WHERE graph_id = :other", {"other": str(each.id)})
+                claimed = "SELECT 1 FROM graphs WHERE id = %s AND migration_id IS NOT NULL"
+                if self.server.query(claimed, str(each.id)):
+                    raise Violation(f"the hop of {ctx.graph.slug} wrote rows of {each.slug}")
+                return
 
     def observe(self) -> None:
         """Check what holds after every commit."""
         if self.violation is not None:
             return
-        now = self.snapshot()
-        try:
-            waited = any(actor.blocked for actor in self.stage.actors)
-            check(now, self.before, mended=self.mended, waited=waited)
-        except Violation as violation:
-            self.violation = violation
-        self.before = now
-        self.ends |= {(m["id"], m["status"]) for m in now["migrations"]}
+        waited = any(actor.blocked for actor in self.stage.actors)
+        for graph in self.graphs:
+            now = self.snapshot(graph)
+            try:
+                check(now, graph.before, start=graph.start, mended=graph.mended, waited=waited)
+            except Violation as violation:
+                self.violation = (
+                    violation
+                    if graph is self.graphs[0]
+                    else Violation(f"{graph.slug}, moved together with others: {violation}")
+                )
+            graph.before = now
+            self.ends |= {(m["id"], m["status"]) for m in now["migrations"]}
 
-    def snapshot(self) -> dict[str, Any]:
-        """All there is about the graph."""
-        found: dict[str, Any] = self.server.query("EXECUTE snapshot (%s)", str(self.graph_id))[0][0]
+    def snapshot(self, graph: Tracked | None = None) -> dict[str, Any]:
+        """All there is about a graph; about the one that everything is about, by default."""
+        graph = graph or self.graphs[0]
+        found: dict[str, Any] = self.server.query("EXECUTE snapshot (%s)", str(graph.id))[0][0]
         return found
 
     def note(self, what: str) -> None:
         """Write a line of the trace."""
+        what = _OF_THIS_RUN.sub("…", what)
         self.trace.append(what.replace(f"/{self.slug}", "").replace(self.slug, "graph"))
 
     def _unexpected(self, actor: Actor, error: BaseException) -> None:
@@ -392,8 +451,9 @@ class World:
         """An hour, for every deadline."""
         self.server.query(
             "UPDATE migrations SET deadline = deadline - interval '1 h' WHERE id IN "
-            "(SELECT id FROM migrations WHERE graph_id = %s AND finished_at IS NULL FOR NO KEY UPDATE SKIP LOCKED)",
-            str(self.graph_id),
+            "(SELECT id FROM migrations WHERE graph_id = ANY (%s::uuid[]) AND finished_at IS NULL "
+            "FOR NO KEY UPDATE SKIP LOCKED)",
+            [str(graph.id) for graph in self.graphs],
         )
 
     def next_id(self, stem: str) -> str:
@@ -436,6 +496,8 @@ class World:
             outcome = self._migrate_graph(process, message)
         elif message.task == "migrate_straight":
             outcome = self._migrate_straight(process, message)
+        elif message.task == "migrate_together":
+            outcome = self._migrate_together(process, message)
         else:
             outcome = self._verb(process, message)
         process.message = None
@@ -445,7 +507,7 @@ class World:
         caller, target = Caller(message.id), message.arguments.get("target")
         try:
             with process.executors.borrow() as executor:
-                begun = begin.begin_migration(executor, self.slug, target, caller=caller)
+                begun = begin.begin_migration(executor, self._slug_in(message), target, caller=caller)
         except Exception as error:
             return self._ended_with(process, message, error)
         if isinstance(begun, Dispatch):
@@ -488,6 +550,98 @@ class World:
             case None | Later():
                 self.publish(self._chain(rest))
         return straight.outcome
+
+    def _slug_in(self, message: Message) -> str:
+        return self.graphs[message.arguments.get("graph") or 0].slug
+
+    def _migrate_together(self, process: Process, message: Message) -> list[Any]:
+        """What a pack does with several graphs. What it would leave to others goes into the queue."""
+        kind = registry.graph_type(self.kind)
+        target = message.arguments.get("target") or kind.newest
+        group = self._group(message)
+        found = dict(
+            self.server.query(
+                "SELECT id, ARRAY[version::text, migration_id::text] FROM graphs WHERE id = ANY (%s::uuid[])",
+                [str(each.id) for each in group],
+            )
+        )
+        version, _ = found[self.graph_id]
+        calls = []
+        for each in group:
+            number = self.graphs.index(each)
+            arguments = {"target": message.arguments.get("target"), "graph": number}
+            task_id = message.id if number == 0 else f"{message.id}+{each.slug}"
+            calls.append((each, Message(task_id, "migrate_graph", arguments)))
+        free = [
+            (each, call)
+            for each, call in calls
+            if found[each.id] == [version, None] and int(version) != target
+        ]
+        outcomes: dict[str, Straight | None] = {}
+        if free:
+            try:
+                straights = run_together(
+                    process.executors,
+                    kind,
+                    [(FreeGraph(each.id, each.slug, int(version)), Caller(call.id)) for each, call in free],
+                    make_plan(self.slug, kind, int(version), target),
+                    worker=Worker(process.name, process.pid, message.id),
+                    begin=_together,
+                )
+            except Exception as error:
+                return [self._ended_with(process, message, error)]
+            outcomes = {call.id: straight for (_, call), straight in zip(free, straights, strict=True)}
+        ended: list[Any] = []
+        for _, call in calls:
+            has_failed = any(isinstance(outcome, Failed) for outcome in ended)
+            straight = outcomes.get(call.id)
+            ended.append(
+                self._migrate_graph(process, call)
+                if straight is None
+                else self._go_on_alone(process, call, straight, has_failed=has_failed)
+            )
+        return ended
+
+    def _group(self, message: Message) -> list[Tracked]:
+        """The graphs of a message; those that go with the one that everything is about are made when it comes first."""
+        if message.id not in self.groups:
+            made = []
+            ((version,),) = self.server.query("SELECT version FROM graphs WHERE id = %s", str(self.graph_id))
+            for _ in range(message.arguments.get("companions") or 1):
+                slug = f"{self.slug}c{len(self.graphs)}"
+                self.graphs.append(Tracked(self._make_graph(slug, version), slug, version))
+                made.append(self.graphs[-1])
+            made.insert(message.arguments.get("place") or 0, self.graphs[0])
+            self.groups[message.id] = made
+            self.observe()
+        return self.groups[message.id]
+
+    def _go_on_alone(
+        self, process: Process, call: Message, straight: Straight, *, has_failed: bool
+    ) -> HopOutcome | None:
+        outcome, left = straight.outcome, straight.begun.messages()[straight.applied :]
+        if outcome is None and not has_failed:
+            for each in left:
+                worker = Worker(process.name, process.pid, call.id)
+                outcome = run_one_hop(process.executors, each, worker=worker, may_cut=False)
+                if not isinstance(outcome, Applied) or outcome.report is not None:
+                    break
+        self.note(f"{process.name}: {self._slug_in(call)}: {_described(outcome)}")
+        match outcome:
+            case Applied(report) if report is not None:
+                self.results.store(call.id, "SUCCESS", report.status)
+            case Failed(error):
+                if not {(str(straight.begun.migration_id), end) for end in _FAILED} & self.ends:
+                    raise Violation(f"{call} reported a failure that is none: {error}")
+                self.results.store(call.id, "FAILURE", error)
+            case None | Later() | Sharded():
+                steps = straight.begun.steps[straight.applied :]
+                if steps:
+                    self.publish(self._chain(replace(straight.begun, steps=steps)))
+            case Ignored(why, must_not_occur):
+                if must_not_occur:
+                    raise Violation(f"what must not occur: {why}")
+        return outcome
 
     def _ended_with(self, process: Process, message: Message, error: Exception) -> Any:
         """What Celery does with a task that raises: its state is FAILURE, or it is sent once more."""
@@ -548,7 +702,7 @@ class World:
             except GraphMigratorError as refusal:
                 with process.executors.borrow() as executor:
                     verb = Verb(message.task)
-                    begin.record_outcome(executor, caller, self.slug, None, refusal, verb=verb)
+                    begin.record_outcome(executor, caller, self._slug_in(message), None, refusal, verb=verb)
                 raise
         except Exception as error:
             return self._ended_with(process, message, error)
@@ -559,17 +713,19 @@ class World:
         return report
 
     def verb(self, executor: Any, verb: str, arguments: dict[str, Any], caller: Caller) -> Any:
-        """An operator's verb, as a task or as a command."""
+        """An operator's verb, as a task or as a command. `graph`: its number; that of the main one by default."""
+        arguments = {**arguments}
+        graph = self.graphs[arguments.pop("graph", None) or 0]
         if verb == "retry":
-            return operations.retry(executor, self.slug, caller, **arguments)
+            return operations.retry(executor, graph.slug, caller, **arguments)
         if verb == "resume":
-            return operations.resume(executor, self.slug, caller)
+            return operations.resume(executor, graph.slug, caller)
         if verb == "release":
             if arguments.get("whole"):
-                self._mend()
-            return operations.release(executor, self.slug, caller, **arguments), None
+                self._mend(graph)
+            return operations.release(executor, graph.slug, caller, **arguments), None
         asked = {"pause": operations.pause, "cancel": operations.cancel}[verb]
-        return asked(executor, self.slug, caller), None
+        return asked(executor, graph.slug, caller), None
 
     def command(self, verb: str, process: Process | None = None, **arguments: Any) -> Actor:
         """An operator at a command line: no message, no task id."""
@@ -595,31 +751,31 @@ class World:
 
         return self.start(process, f"{process.name} ({verb})", act)
 
-    def _mend(self) -> None:
+    def _mend(self, graph: Tracked) -> None:
         """People undo the part of a hop that a force-released graph has.
 
         Of another graph they declare nothing: it may be force-released while they wait for its lock.
         """
-        self.mended = True
+        graph.mended = True
         partial = "SELECT 1 FROM graphs WHERE id = %s AND partially_migrated IS NOT NULL"
-        if not self.server.query(partial, str(self.graph_id)):
-            raise GraphBusy(self.slug, "somebody")
+        if not self.server.query(partial, str(graph.id)):
+            raise GraphBusy(graph.slug, "somebody")
         try:
             self.server.query("SET lock_timeout = '20ms'")
-            self._take_back_half_a_hop()
+            self._take_back_half_a_hop(graph)
         except psycopg2.errors.LockNotAvailable:
-            raise GraphBusy(self.slug, "somebody") from None
+            raise GraphBusy(graph.slug, "somebody") from None
         finally:
             self.server.query("RESET lock_timeout")
 
-    def _take_back_half_a_hop(self) -> None:
+    def _take_back_half_a_hop(self, graph: Tracked) -> None:
         self.server.query(
             "UPDATE nodes n SET properties = jsonb_set(n.properties, '{trail}', (n.properties->'trail') - -1) "
             "FROM graphs g WHERE g.id = %s AND n.graph_id = g.id AND g.partially_migrated IS NOT NULL "
             "AND n.id <= coalesce(g.partially_migrated->'cursor'->>0, n.id) "
             "AND n.properties->'trail'->>(-1) = "
             "(g.partially_migrated->>'from_version') || '>' || (g.partially_migrated->>'to_version')",
-            str(self.graph_id),
+            str(graph.id),
         )
 
     def report(self) -> Actor:
@@ -706,8 +862,9 @@ class World:
             "SELECT l.pid, l.classid, l.objid, l.mode FROM pg_locks l WHERE l.locktype = 'advisory' "
             "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
         )
-        requests = self.server.query(REQUESTS, str(self.graph_id))
-        check_end(self.snapshot(), locks, requests, self.results)
+        for graph in self.graphs:
+            requests = self.server.query(REQUESTS, str(graph.id))
+            check_end(self.snapshot(graph), locks, requests, self.results)
 
     def raise_violation(self) -> None:
         if self.violation is not None:
@@ -737,6 +894,22 @@ class World:
 
 
 _FAILED = ("failed", "cancelled", "released")
+_OF_THIS_RUN = re.compile(r"since \S+Z|migration [0-9a-f-]{36}")
+"""What errors say that another run of the same seed says otherwise."""
+
+
+def _together(calls: Sequence[BeginAndOpen]) -> BeginTogether:
+    """The calls as one, without a rollout."""
+    common = {
+        name: value for name, value in vars(calls[0]).items() if name not in {"migration", "graph", "request"}
+    }
+    return BeginTogether(
+        migrations=tuple(each.migration for each in calls),
+        graphs=tuple(each.graph for each in calls),
+        requests=tuple(each.request for each in calls),
+        numbers=(1,) * len(calls),
+        **common,
+    )
 
 
 def _at(point: str) -> str:
