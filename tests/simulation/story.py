@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from graph_migrator import HopContext
 from tests.simulation.actors import Actor
 from tests.simulation.broker import Message, Step
 from tests.simulation.connections import Link
@@ -18,7 +19,7 @@ class Script:
 
     def __init__(self) -> None:
         self.strikes: dict[str, str] = {}
-        self.raises: list[str] = []
+        self.raises: list[str | Callable[[HopContext], None]] = []
         self.redelivers = False
         self.sees_deaths = False
 
@@ -26,7 +27,7 @@ class Script:
         strike = self.strikes.pop(point, None)
         return strike or ("switch" if point in actor.stops else "go")
 
-    def in_hop(self, actor: Actor) -> str:
+    def in_hop(self, actor: Actor) -> str | Callable[[HopContext], None]:
         return self.raises.pop(0) if self.raises else "go"
 
     def requeued(self, message: Message) -> bool:
@@ -152,10 +153,24 @@ class Story(World):
     @property
     def attempts(self) -> list[str]:
         """All attempts, as ``1>2 lost``."""
-        return [f"{a['from']}>{a['to']} {a['status']}" for a in self.snapshot()["attempts"]]
+        return _attempts_in(self.snapshot())
+
+    @property
+    def all_attempts(self) -> list[list[str]]:
+        """Those of each graph, the main one's first."""
+        return [_attempts_in(self.snapshot(graph)) for graph in self.graphs]
+
+    @property
+    def all_statuses(self) -> list[str]:
+        """That of the latest migration of each graph."""
+        return [str(self.snapshot(graph)["migrations"][-1]["status"]) for graph in self.graphs]
 
     def answer(self, message: Message) -> str:
         return self.results.state(message.id)
+
+
+def _attempts_in(found: dict[str, Any]) -> list[str]:
+    return [f"{a['from']}>{a['to']} {a['status']}" for a in found["attempts"]]
 
 
 __all__ = ["Process", "Story"]

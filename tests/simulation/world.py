@@ -72,8 +72,8 @@ class Chooser(Protocol):
         """One of go, switch, die, linger, lose, terminate, in_flight."""
         ...
 
-    def in_hop(self, actor: Actor) -> str:
-        """One of go, error, shaky, serialization, stray."""
+    def in_hop(self, actor: Actor) -> str | Callable[[HopContext], None]:
+        """One of go, error, shaky, serialization, stray; or what else it does."""
         ...
 
     def requeued(self, message: Message) -> bool:
@@ -341,6 +341,8 @@ class World:
         what = "go" if actor.calm else self.chooser.in_hop(actor)
         if what == "go":
             return
+        if callable(what):
+            return what(ctx)
         self.note(f"{actor}: the hop raises ({what})")
         if what == "error":
             raise ValueError("the hop has a bug")
