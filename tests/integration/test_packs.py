@@ -318,6 +318,42 @@ def test_where_a_graph_fails_those_that_have_begun_with_it_go_on_by_themselves(
     assert fleet.run().rollout.counts.succeeded == 5
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_graph_that_was_not_begun_with_the_others_keeps_none_of_them(
+    engine: Engine, fleet: Fleet, fails: bool
+) -> None:
+    """It waits again where the pack is to end; those behind it were begun, and go on."""
+    with engine.connect() as owner:
+
+        def take_one() -> bool:
+            lock = "SELECT pg_try_advisory_lock(graph_migrator.lock_key(id)) FROM graph_migrator.graphs WHERE slug = 't002'"
+            owner.execute(text(lock))
+            return False
+
+        def hold(slug: str) -> bool:
+            if slug == "t001" and not fails:
+                fleet.do(operations.pause, "tenant", ADA)
+            return fails and slug == "t001"
+
+        use(tenants(broken=hold))
+        add_tenants(engine, 6)
+        fleet.start(ONE)
+        report = fleet.run_pack(the_pack(fleet), is_stopping=take_one)
+    assert isinstance(report, PackReport)
+    if fails:
+        assert report == PackReport(6, moved=1, failed=1, left=2, ended_early="a graph failed")
+        assert [chain.graph for chain in fleet.chains] == ["t003", "t004"]
+    else:
+        assert report == PackReport(6, moved=4, ended_early=report.ended_early)
+        assert "held" in (report.ended_early or "")
+        assert rows(engine, "SELECT count(*) FROM requests WHERE answered_at IS NULL") == [(0,)]
+    fleet.turn()
+    assert rows(engine, "SELECT graph FROM rollout_members WHERE status = 'pending' ORDER BY 1") == [
+        ("t002",),
+        ("t005",),
+    ]
+
+
 def test_graphs_that_fail_are_as_many_as_the_limit_and_what_was_in_flight(
     engine: Engine, fleet: Fleet
 ) -> None:
