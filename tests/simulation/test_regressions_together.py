@@ -180,6 +180,21 @@ def test_a_hop_that_rolls_back_costs_the_others_nothing(plain: Story, place: int
     assert plain.all_attempts == [STOPPED] * 3
 
 
+def _commits(ctx: HopContext) -> None:
+    ctx.connection.exec_driver_sql("COMMIT")
+    raise ValueError("the hop has a bug")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_hop_that_commits_commits_nothing_of_the_others(plain: Story, place: int) -> None:
+    """What those before it have written would be committed without their versions, and then be done once more."""
+    begin_three(plain, place=place)
+    plain.script.raises += ["go"] * place + [_commits]
+    plain.take("migrate_together")
+    plain.rest()
+    assert plain.all_attempts == [STOPPED] * 3
+
+
 def _unlocks_everything(ctx: HopContext) -> None:
     ctx.execute("SELECT pg_advisory_unlock_all()")
 
