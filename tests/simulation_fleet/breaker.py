@@ -120,17 +120,22 @@ def caught_by_a_canary(engine: Engine, executors: Executors, seed: int) -> bool:
 
 
 class _Patient(World):
-    """Packs run a graph to its end: one that goes on as a chain would be one more in flight than allowed."""
+    """Packs run their graphs to the end, but for those that began together with one that fails: these are chains."""
 
     def carry_on(self, executor: PackExecutor) -> None:
-        assert executor.in_hand is not None
-        self.advance(executor.in_hand)
-        executor.failed |= self.t.claims.get(self.t.migrations[executor.in_hand].graph) is not None
-        executor.in_hand = None
+        for number in executor.in_hand:
+            if executor.failed:
+                self.let_go(executor, number)
+                continue
+            self.advance(number)
+            executor.failed |= self.t.claims.get(self.t.migrations[number].graph) is not None
+        executor.in_hand = []
 
 
 def failed_without_canaries(seed: int) -> tuple[int, int]:
-    """Play a rollout on the model, without canaries: how many graphs failed before it was held, and its places."""
+    """Play a rollout on the model, without canaries: how many graphs failed before it was held, and how many its packs may
+    have in hand.
+    """
     chance = Random(f"no shapes {seed}")
     stages = tuple(stage.size for stage in cut_stages(0, GRAPHS, Strategy().waves))
     # The model's first stage is that of the canaries: here it is empty.
@@ -138,6 +143,7 @@ def failed_without_canaries(seed: int) -> tuple[int, int]:
     world = _Patient(tables((0, *stages), odd), seed)
     world.t.stages[0].promoted = True
     world.t.pack_size, world.t.max_in_flight = chance.choice((1, 5, 20)), chance.choice((1, 4, 8, 16))
+    world.together = chance.choice((1, 2, 4))
     while world.t.held is None and world.t.status is RolloutStatus.RUNNING:
         world.t.now += 1
         world.turn()
@@ -147,7 +153,7 @@ def failed_without_canaries(seed: int) -> tuple[int, int]:
         _work(world, chance, always=True)
     world.turn()
     counts = Counter(member.status for member in world.t.members.values())
-    return counts[MemberStatus.FAILED], world.t.max_in_flight
+    return counts[MemberStatus.FAILED], world.t.max_in_flight * world.together
 
 
 def _work(world: World, chance: Random, *, always: bool = False) -> None:

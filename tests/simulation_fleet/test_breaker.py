@@ -10,7 +10,7 @@ from tests.simulation_fleet.breaker import MAX_FAILURES, caught_by_a_canary, fai
 
 def test_without_canaries_no_more_fail_than_the_limit_and_what_was_in_flight() -> None:
     found = [failed_without_canaries(seed) for seed in range(30)]
-    assert all(MAX_FAILURES <= failed <= MAX_FAILURES - 1 + places for failed, places in found), found
+    assert all(MAX_FAILURES <= failed <= MAX_FAILURES - 1 + in_hand for failed, in_hand in found), found
     assert any(failed > MAX_FAILURES for failed, _ in found)  # some were in flight
 
 

@@ -138,6 +138,16 @@ class LooksOnce(World):
         return True
 
 
+class TakesMoreInHand(World):
+    """A pack began the next graphs while those of its last group that had parted were still to be run."""
+
+    def work_on(self, executor: PackExecutor) -> None:
+        if executor.parted and self.look(executor):
+            self.begin_in_pack(executor)
+        else:
+            super().work_on(executor)
+
+
 @pytest.mark.parametrize(
     ("draft", "invariant"),
     [
@@ -165,6 +175,10 @@ def test_unguarded_workers_move_graphs_back_or_with_code_that_nobody_planned() -
 
 def test_a_pack_that_looks_once_goes_on_under_a_hold() -> None:
     assert _finds("F3", world=LooksOnce)
+
+
+def test_a_pack_that_takes_graphs_while_it_has_some_takes_more_in_hand_than_it_may() -> None:
+    assert _finds("F1", world=TakesMoreInHand)
 
 
 def _finds(
@@ -402,10 +416,69 @@ def finish_one(world: World, executor: PackExecutor) -> None:
     """Look, begin, and run the hops of one graph; never leave the pack."""
     world.work_on(executor)
     world.work_on(executor)
-    assert executor.in_hand is not None
-    world.advance(executor.in_hand)
-    executor.failed = world.t.migrations[executor.in_hand].status is MigrationStatus.FAILED
-    executor.in_hand = None
+    (number,) = executor.in_hand
+    world.advance(number)
+    executor.failed = world.t.migrations[number].status is MigrationStatus.FAILED
+    executor.in_hand = []
+
+
+def begun_together(bad: tuple[int, ...] = ()) -> tuple[World, PackExecutor]:
+    """A pack of four graphs that has begun three of them together."""
+    world, executor = packed(4, bad)
+    executor.looked, executor.waiting = executor.waiting[:3], executor.waiting[3:]
+    world.work_on(executor)
+    world.together = len(executor.in_hand)
+    assert in_flight(world.t) == 1
+    return world, executor
+
+
+def test_graphs_that_begin_together_are_one_unit_and_end_in_one_hop() -> None:
+    world, executor = begun_together()
+    for number in executor.in_hand:
+        assert world.goes_well(number)
+        world.advance(number)
+    executor.in_hand = []
+    world.turn()
+    assert statuses(world) == [MemberStatus.SUCCEEDED] * 3 + [MemberStatus.DISPATCHED]
+
+
+def test_a_hold_lets_a_pack_finish_all_that_it_has_in_hand_and_begin_nothing() -> None:
+    world, executor = begun_together()
+    world.desk().hold(Hold(HoldReason.OPERATOR))
+    while world.executors:
+        world.work_on(executor)
+        world.check()
+    for number in world.t.claims.copy().values():  # those that have left it
+        world.advance(number)
+    world.turn()
+    assert statuses(world) == [MemberStatus.SUCCEEDED] * 3 + [MemberStatus.PENDING]
+
+
+def test_a_pack_that_dies_leaves_all_that_it_had_in_hand_as_chains() -> None:
+    world, executor = begun_together()
+    world.kill(executor)
+    world.desk().hold(Hold(HoldReason.OPERATOR))
+    world.turn()
+    assert statuses(world) == [MemberStatus.DISPATCHED] * 3 + [MemberStatus.PENDING]
+    assert [member.pack for member in world.t.members.values()] == [None] * 4
+    assert in_flight(world.t) == 3  # more than allowed, until they end
+
+
+def test_a_failure_among_those_that_began_together_ends_the_pack_and_the_others_are_chains() -> None:
+    world, executor = begun_together(bad=(0,))
+    executor.parted = True
+    world.chance.seed(2)
+    world.work_on(executor)
+    assert executor.failed
+    while world.executors:
+        world.work_on(executor)
+    world.turn()
+    assert statuses(world) == [
+        MemberStatus.FAILED,
+        MemberStatus.DISPATCHED,
+        MemberStatus.DISPATCHED,
+        MemberStatus.PENDING,
+    ]
 
 
 def test_a_pack_is_one_unit_whatever_it_holds() -> None:
@@ -431,7 +504,7 @@ def test_looking_and_beginning_are_two_moments_one_graph_may_be_begun_after_a_ho
     world.desk().hold(Hold(HoldReason.OPERATOR))
     world.work_on(executor)
     world.advance(0)
-    executor.in_hand = None
+    executor.in_hand = []
     world.work_on(executor)
     world.turn()
     assert statuses(world) == [MemberStatus.SUCCEEDED] + [MemberStatus.PENDING] * 3
@@ -471,7 +544,7 @@ def test_a_leaver_is_a_unit_of_its_own_and_the_next_dispatch_makes_up_for_it() -
     world.work_on(executor)
     world.work_on(executor)
     world.t.members[FIRST].pack = None
-    executor.in_hand = None
+    executor.in_hand = []
     assert in_flight(world.t) == 2  # one more than allowed, until it ends
     world.turn()
     assert len(world.t.packs) == 1

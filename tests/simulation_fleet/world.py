@@ -49,18 +49,20 @@ def tables(stages: tuple[int, ...] = (2, 4, 6), bad: tuple[int, ...] = ()) -> Ta
 
 @dataclass
 class PackExecutor:
-    """A process at a pack: it looks, begins one graph, runs it, and looks again.
+    """A process at a pack: it looks, begins a group of graphs, runs them together, and looks again.
 
-    A zombie goes on although its session, and with it the pack's lock, is gone.
+    Those that have parted are run one by one. A zombie goes on although its session, and with it the pack's lock, is
+    gone.
     """
 
     number: int
     pack: UUID
     code: str
     waiting: list[UUID] = field(default_factory=list)
-    looked: UUID | None = None
-    in_hand: int | None = None
+    looked: list[UUID] = field(default_factory=list)
+    in_hand: list[int] = field(default_factory=list)
     looked_while_held: bool = False
+    parted: bool = False
     zombie: bool = False
     failed: bool = False
 
@@ -81,6 +83,8 @@ class World:
         self.codes = ["old", "old"]
         self.happened: Counter[str] = Counter()
         self.most = MOST_GRAPHS
+        self.together = 1
+        """Graphs that share their transactions, at most."""
 
     # ── processes ───────────────────────────────────────────────────────────────────────────────────
 
@@ -133,22 +137,26 @@ class World:
 
     def work_on(self, executor: PackExecutor) -> None:
         """One step of a pack's executor."""
-        if executor.in_hand is not None:
+        if executor.in_hand:
             self.carry_on(executor)
-        elif executor.looked is not None:
+        elif executor.looked:
             self.begin_in_pack(executor)
         elif not self.look(executor):
             self.leave(executor)
 
     def look(self, executor: PackExecutor) -> bool:
-        """Whether the next graph may be begun; in one statement."""
-        t = self.t
+        """Whether the next graphs may be begun; in one statement."""
         if executor.failed or not executor.waiting or not self.may_go_on(executor):
             return False
-        graph = executor.waiting.pop(0)
-        if t.members[graph].pack == executor.pack and t.members[graph].status is MemberStatus.DISPATCHED:
-            executor.looked, executor.looked_while_held = graph, self.is_held
+        size = self.chance.randint(1, self.together)
+        group, executor.waiting = executor.waiting[:size], executor.waiting[size:]
+        executor.looked = [graph for graph in group if self.is_in(executor, graph)]
+        executor.looked_while_held = self.is_held
         return True
+
+    def is_in(self, executor: PackExecutor, graph: UUID) -> bool:
+        member = self.t.members[graph]
+        return member.pack == executor.pack and member.status is MemberStatus.DISPATCHED
 
     @property
     def is_held(self) -> bool:
@@ -159,35 +167,58 @@ class World:
         return t.packs[executor.pack].status is PackStatus.RUNNING and not self.is_held
 
     def begin_in_pack(self, executor: PackExecutor) -> None:
-        t, graph = self.t, executor.looked
-        assert graph is not None
-        executor.looked = None
+        """All of a group in one transaction, those that are as they were when it looked."""
+        t, group = self.t, executor.looked
+        executor.looked = []
         if executor.looked_while_held:
             raise Violated(
                 "F3", f"pack {executor.pack.int} begins a graph that was not in its hand at the hold"
             )
-        member = t.members[graph]
-        sending = ModelRows(t, executor.code).sending(graph)
-        known = sending.request_id in t.requests
-        self.begin(sending, executor.code)
-        found = t.requests.get(sending.request_id)
-        if known:
-            if member.pack == executor.pack:
-                member.pack = None  # somebody else has it in hand
-        elif isinstance(found, int):
-            executor.in_hand = found
+        for graph in group:
+            member = t.members[graph]
+            sending = ModelRows(t, executor.code).sending(graph)
+            known = sending.request_id in t.requests
+            self.begin(sending, executor.code)
+            found = t.requests.get(sending.request_id)
+            if known:
+                if member.pack == executor.pack:
+                    member.pack = None  # somebody else has it in hand
+            elif isinstance(found, int):
+                executor.in_hand.append(found)
 
     def carry_on(self, executor: PackExecutor) -> None:
-        """A hop of the graph in hand: it goes well, it fails, or it goes on as a chain."""
-        assert executor.in_hand is not None
-        migration = self.t.migrations[executor.in_hand]
-        if self.chance.random() < 0.2 or migration.status is MigrationStatus.PAUSED:
-            if self.t.members[migration.graph].pack == executor.pack:
-                self.t.members[migration.graph].pack = None
+        """A hop of the graphs in hand, together where it goes well for all; else of the first of them."""
+        if len(executor.in_hand) > 1 and not executor.parted:
+            if self.chance.random() < 0.8 and all(map(self.goes_well, executor.in_hand)):
+                for number in executor.in_hand:
+                    self.advance(number)
+                executor.in_hand = []
+            else:
+                executor.parted = True
+            return
+        number = executor.in_hand.pop(0)
+        migration = self.t.migrations[number]
+        if executor.failed or self.chance.random() < 0.2 or migration.status is MigrationStatus.PAUSED:
+            self.let_go(executor, number)
         else:
-            self.advance(executor.in_hand)
+            self.advance(number)
             executor.failed |= migration.status is MigrationStatus.FAILED
-        executor.in_hand = None
+        executor.parted &= bool(executor.in_hand)
+
+    def goes_well(self, number: int) -> bool:
+        """Whether its next hop neither raises nor stops, nor is to wait for other code."""
+        migration = self.t.migrations[number]
+        return (
+            migration.status is MigrationStatus.RUNNING
+            and migration.code in self.codes
+            and not (migration.graph in self.t.bad and migration.code == "old")
+        )
+
+    def let_go(self, executor: PackExecutor, number: int) -> None:
+        """From now on it is a chain."""
+        member = self.t.members[self.t.migrations[number].graph]
+        if member.pack == executor.pack:
+            member.pack = None
 
     def leave(self, executor: PackExecutor) -> None:
         row = self.t.packs[executor.pack]
@@ -270,7 +301,14 @@ class World:
 
     def run_by_a_pack(self, number: int) -> bool:
         """Whether a pack has it in hand, so that no chain does."""
-        return any(executor.in_hand == number for executor in self.executors)
+        return any(number in executor.in_hand for executor in self.executors)
+
+    def check(self) -> None:
+        """What must hold at every commit, also of the packs."""
+        check(self.t)
+        for executor in self.executors:
+            if len(executor.in_hand) > self.together:
+                raise Violated("F1", f"pack {executor.pack.int} has {len(executor.in_hand)} graphs in hand")
 
     def read_signals(self, level: Level) -> None:
         """A reading of the health signals."""
@@ -397,7 +435,7 @@ class World:
             self.cancel()
         elif dice < 0.99:
             self.skip([c.choice(list(t.members))], "taken out by an operator")
-        check(t)
+        self.check()
 
     def settle_down(self) -> None:
         """Nothing more goes wrong: whatever waits must come to an end."""
@@ -420,7 +458,7 @@ class World:
             self.turn()
             for _ in range(len(self.broker)):
                 self.deliver(code=self.codes[0])
-            check(self.t)
+            self.check()
             if t.status not in LIVE:
                 break
         else:
@@ -447,6 +485,7 @@ def explore(
     made = world(tables(bad=bad), seed, rows, guarded=guarded)
     made.t.pack_size = chance.choice([1, 2, 4])
     made.most = chance.choice([1, 2, 3, MOST_GRAPHS])
+    made.together = chance.randint(1, 4)
     for _ in range(steps):
         made.step()
     made.settle_down()
