@@ -326,8 +326,8 @@ def test_a_graph_that_was_not_begun_with_the_others_keeps_none_of_them(
     with engine.connect() as owner:
 
         def take_one() -> bool:
-            lock = "SELECT pg_try_advisory_lock(graph_migrator.lock_key(id)) FROM graph_migrator.graphs WHERE slug = 't002'"
-            owner.execute(text(lock))
+            lock = "SELECT pg_try_advisory_lock(graph_migrator.lock_key(id)) FROM graph_migrator.graphs "
+            owner.execute(text(lock + "WHERE slug = 't002'"))
             return False
 
         def hold(slug: str) -> bool:

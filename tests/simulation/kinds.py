@@ -20,8 +20,8 @@ class Shaky(Exception):
     """An error that the hops name in ``retry_on``."""
 
 
-meddle: Callable[[HopContext], None] | None = None
-"""Set by the simulation; called inside every hop, where it may raise."""
+meddle: Callable[[HopContext], Callable[[HopContext], None] | None] | None = None
+"""Set by the simulation; called inside every hop, where it may raise. Returns what a whole hop does at its end."""
 
 
 def releases() -> dict[str, dict[str, GraphType]]:
@@ -70,12 +70,14 @@ def _declare(
     def whole(entry: str) -> Callable[[HopContext], None]:
         def hop(ctx: HopContext) -> None:
             assert code
-            _meddle(ctx)
+            at_its_end = _meddle(ctx)
             ctx.execute(
                 "UPDATE nodes SET properties = jsonb_set(properties, '{trail}', properties->'trail' || "
                 "to_jsonb(CAST(:entry AS text))) WHERE graph_id = :graph_id",
                 {"entry": entry},
             )
+            if at_its_end is not None:
+                at_its_end(ctx)
 
         return hop
 
@@ -98,6 +100,5 @@ def _declare(
     declared(forward).reverse(back)
 
 
-def _meddle(ctx: HopContext) -> None:
-    if meddle is not None:
-        meddle(ctx)
+def _meddle(ctx: HopContext) -> Callable[[HopContext], None] | None:
+    return None if meddle is None else meddle(ctx)

@@ -19,7 +19,7 @@ class Script:
 
     def __init__(self) -> None:
         self.strikes: dict[str, str] = {}
-        self.raises: list[str | Callable[[HopContext], None]] = []
+        self.raises: list[str | Callable[[HopContext], Any]] = []
         self.redelivers = False
         self.sees_deaths = False
 
@@ -27,7 +27,7 @@ class Script:
         strike = self.strikes.pop(point, None)
         return strike or ("switch" if point in actor.stops else "go")
 
-    def in_hop(self, actor: Actor) -> str | Callable[[HopContext], None]:
+    def in_hop(self, actor: Actor) -> str | Callable[[HopContext], Any]:
         return self.raises.pop(0) if self.raises else "go"
 
     def requeued(self, message: Message) -> bool:

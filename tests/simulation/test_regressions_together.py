@@ -5,6 +5,8 @@ The main graph has number 0; its companions were made for the call, and have the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from graph_migrator import HopContext
@@ -175,6 +177,20 @@ def _rolls_back(ctx: HopContext) -> None:
 def test_a_hop_that_rolls_back_costs_the_others_nothing(plain: Story, place: int) -> None:
     begin_three(plain, place=place)
     plain.script.raises += ["go"] * place + [_rolls_back]
+    plain.take("migrate_together")
+    plain.rest()
+    assert plain.all_attempts == [STOPPED] * 3
+
+
+def _begins_another(ctx: HopContext) -> Callable[[HopContext], None]:
+    return lambda _: ctx.connection.exec_driver_sql("ROLLBACK; BEGIN")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_hop_that_exchanges_the_transaction_takes_no_data_from_the_others(plain: Story, place: int) -> None:
+    """What those before it have written is gone; without a fence their versions would move nevertheless."""
+    begin_three(plain, place=place)
+    plain.script.raises += ["go"] * place + [_begins_another]
     plain.take("migrate_together")
     plain.rest()
     assert plain.all_attempts == [STOPPED] * 3

@@ -72,7 +72,7 @@ class Chooser(Protocol):
         """One of go, switch, die, linger, lose, terminate, in_flight."""
         ...
 
-    def in_hop(self, actor: Actor) -> str | Callable[[HopContext], None]:
+    def in_hop(self, actor: Actor) -> str | Callable[[HopContext], Any]:
         """One of go, error, shaky, serialization, stray; or what else it does."""
         ...
 
@@ -334,13 +334,13 @@ class World:
             self.note(f"{actor} loses its connection {_at(point)}, which is in flight")
             link.cut(lingers=True, last=last)
 
-    def in_hop(self, ctx: HopContext) -> None:
-        """A hop's code runs: it may raise."""
+    def in_hop(self, ctx: HopContext) -> Callable[[HopContext], None] | None:
+        """A hop's code runs: it may raise. Returns what it does at its end."""
         actor = current()
         assert actor is not None
         what = "go" if actor.calm else self.chooser.in_hop(actor)
         if what == "go":
-            return
+            return None
         if callable(what):
             return what(ctx)
         self.note(f"{actor}: the hop raises ({what})")
@@ -350,8 +350,9 @@ class World:
             raise kinds.Shaky("try again")
         if what == "stray":
             self._write_to_another(ctx)
-            return
+            return None
         ctx.connection.exec_driver_sql("DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$")
+        return None
 
     def _write_to_another(self, ctx: HopContext) -> None:
         """The hop writes rows of a graph that another migration has taken: that is refused."""

@@ -133,8 +133,10 @@ class _Patient(World):
 
 
 def failed_without_canaries(seed: int) -> tuple[int, int]:
-    """Play a rollout on the model, without canaries: how many graphs failed before it was held, and how many its packs may
-    have in hand.
+    """Play a rollout on the model, without canaries.
+
+    Returns:
+        How many graphs failed before it was held, and how many its packs may have in hand.
     """
     chance = Random(f"no shapes {seed}")
     stages = tuple(stage.size for stage in cut_stages(0, GRAPHS, Strategy().waves))
