@@ -159,6 +159,32 @@ def test_a_session_that_lost_its_graphs_finishes_none(plain: Story) -> None:
     assert plain.all_attempts == [["1>2 lost", *DONE]] * 3
 
 
+def test_a_long_hop_leaves_the_next_one_the_full_time(plain: Story) -> None:
+    begin_three(plain)
+    together = plain.take("migrate_together", until="hop_before_commit")
+    plain.time_passes()
+    plain.go(together, until="hop_in_data")
+    late = "SELECT count(*) FROM migrations WHERE finished_at IS NULL AND deadline < now() + interval '20 s'"
+    assert plain.server.query(late) == [(0,)]
+    plain.goes_to_its_end(together)
+    plain.rest()
+
+
+def _changes_its_session(ctx: HopContext) -> None:
+    ctx.execute("SELECT set_config('search_path', 'pg_catalog', false)")
+
+
+def test_what_a_hop_leaves_in_the_session_is_gone_in_the_next_turn(plain: Story) -> None:
+    def leaves(ctx: HopContext) -> Callable[[HopContext], None]:
+        return _changes_its_session
+
+    begin_three(plain)
+    plain.script.raises += [leaves, "go", leaves]
+    plain.take("migrate_together")
+    assert plain.all_attempts == [DONE] * 3
+    plain.rest()
+
+
 def test_a_session_that_ends_while_it_parts_leaves_what_recovery_finds(plain: Story) -> None:
     begin_three(plain)
     plain.script.raises += ["error"]
@@ -215,7 +241,27 @@ def _unlocks_everything(ctx: HopContext) -> None:
     ctx.execute("SELECT pg_advisory_unlock_all()")
 
 
-def test_graphs_whose_lock_somebody_else_has_taken_are_not_finished(plain: Story) -> None:
+def test_who_parts_ends_no_attempt_of_somebody_else(plain: Story) -> None:
+    """A hop has released the locks, and another process has taken a graph since the rollback."""
+
+    def unlocks_and_raises(ctx: HopContext) -> None:
+        _unlocks_everything(ctx)
+        raise ValueError("the hop has a bug")
+
+    begin_three(plain)
+    plain.script.raises += [unlocks_and_raises]
+    together = plain.take("migrate_together", until="before part_company")
+    plain.time_passes()
+    plain.swept()
+    assert plain.all_attempts == [["1>2 lost"]] * 3
+    other = plain.take(until="hop_in_data")
+    plain.goes_to_its_end(together)
+    plain.goes_to_its_end(other)
+    plain.rest()
+    assert plain.all_attempts == [["1>2 lost", *DONE]] * 3
+
+
+def test_graphs_whose_lock_a_hop_has_released_are_not_taken_before_the_commit(plain: Story) -> None:
     begin_three(plain)
     plain.script.raises += [_unlocks_everything]
     together = plain.take("migrate_together", until="hop_before_commit")

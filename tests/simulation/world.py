@@ -26,7 +26,7 @@ from sqlalchemy import Engine, event
 from graph_migrator import HopContext, MigrationReport
 from graph_migrator.core.decisions import HopMessage, Ignored, Later
 from graph_migrator.core.errors import GraphBusy, GraphMigratorError
-from graph_migrator.core.execution import begin, failpoints, operations, recovery, straight
+from graph_migrator.core.execution import begin, failpoints, operations, recovery, straight, together
 from graph_migrator.core.execution.model import (
     Applied,
     Caller,
@@ -181,6 +181,7 @@ class Platform:
             patch.object(locks, "Wait", EndlessWait),
             patch.object(failpoints, "hook", lambda point: self.world and self.world.at(point)),
             patch.object(kinds, "meddle", lambda ctx: self.world and self.world.in_hop(ctx)),
+            patch.object(together, "LONGEST_SECONDS", 3_600.0),  # as of an EndlessWait
             patch.object(begin, "uuid4", lambda: self.world and self.world.new_id()),
             patch.object(straight, "uuid4", lambda: self.world and self.world.new_id()),
         ):
