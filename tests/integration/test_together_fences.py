@@ -1,0 +1,243 @@
+"""What Postgres refuses to a session whose graphs share their transactions, whatever the process believes."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import psycopg2.errors
+import pytest
+from sqlalchemy import Engine, text
+
+from graph_migrator.core.execution.limits import limits_of_settings
+from graph_migrator.core.execution.model import Caller, Worker
+from graph_migrator.core.execution.straight import FreeGraph, StraightRun
+from graph_migrator.core.graph_types import registry
+from graph_migrator.core.planning import make_plan
+from graph_migrator.core.store.errors import sqlstate
+from graph_migrator.core.store.protocol import (
+    BeginTogether,
+    FinishTogether,
+    PartCompany,
+    ReleaseTogether,
+    ResumeTogether,
+    TurnTo,
+)
+from graph_migrator.core.store.session import Executor, Executors
+from tests.integration.fleet_inline import tenants
+from tests.rows import add_graph, rows
+
+SLUGS = ("a", "b", "c")
+
+
+class Group:
+    """Three graphs in one session, as `run_together` begins them."""
+
+    def __init__(self, engine: Engine, executor: Executor) -> None:
+        kind = tenants()
+        registry.register(kind)
+        self.graphs = tuple(add_graph(engine, slug, "tenant") for slug in SLUGS)
+        plan = make_plan("a", kind, 1, 3)
+        calls = [
+            StraightRun(
+                kind, FreeGraph(id_, slug, 1), plan, Caller(slug), Worker("w"), limits_of_settings()
+            ).begin_call()
+            for id_, slug in zip(self.graphs, SLUGS, strict=True)
+        ]
+        common = {n: v for n, v in vars(calls[0]).items() if n not in {"migration", "graph", "request"}}
+        begin = BeginTogether(
+            migrations=tuple(call.migration for call in calls),
+            graphs=self.graphs,
+            requests=SLUGS,
+            numbers=(1, 1, 1),
+            **common,
+        )
+        self.executor = executor
+        self.migrations = begin.migrations
+        self.attempts = tuple(each["attempt_id"] for each in executor.call_and_begin(begin) if each)
+        self.plan = plan
+
+    def turn(self, migration: UUID) -> None:
+        self.executor.call(TurnTo(before=self.attempts[0], migration=migration, ms=2_000))
+
+    def finish(self, to: int = 2) -> FinishTogether:
+        step = self.plan.steps[1] if to == 2 else None
+        return FinishTogether(
+            attempts=self.attempts,
+            migrations=self.migrations,
+            graphs=self.graphs,
+            statuses=("succeeded",) * 3,
+            rows=(1, 1, 1),
+            from_=to - 1,
+            to=to,
+            deadline_seconds=30,
+            next_to=step.to_version if step else None,
+            hop=step.name if step else None,
+            fingerprint=step.fingerprint if step else None,
+            worker="w",
+            pid=1,
+            task=None,
+        )
+
+    def finished(self, call: FinishTogether) -> Any:
+        return self.executor.commit_and_open(
+            call, then=ResumeTogether(migrations=self.migrations, graphs=self.graphs)
+        )
+
+
+@pytest.fixture
+def group(engine: Engine, executors: Executors) -> Iterator[Group]:
+    with executors.borrow() as executor:
+        yield Group(engine, executor)
+        executor.close()
+
+
+@contextmanager
+def refused(code: str) -> Iterator[None]:
+    with pytest.raises(psycopg2.Error) as raised:
+        yield
+    assert sqlstate(raised.value) == code
+
+
+def versions(engine: Engine) -> list[tuple[Any, ...]]:
+    return rows(engine, "SELECT DISTINCT version FROM graphs")
+
+
+def test_it_finishes_a_hop_of_all_and_keeps_their_locks(engine: Engine, group: Group) -> None:
+    group.turn(group.migrations[0])
+    opened = group.finished(group.finish())
+    assert len(opened) == 3
+    assert versions(engine) == [(2,)]
+    with engine.connect() as other:
+        lock = text(
+            "SELECT bool_or(pg_try_advisory_lock(graph_migrator.lock_key(id))) FROM graph_migrator.graphs"
+        )
+        assert other.execute(lock).scalar_one() is False
+
+
+def test_a_turn_needs_a_migration_that_began_in_this_session(group: Group) -> None:
+    with refused("GM001"):
+        group.turn(UUID(int=7))
+
+
+def test_a_turn_needs_the_transaction_that_was_opened_for_it(group: Group) -> None:
+    group.executor.roll_back()
+    with refused("GM002"):
+        group.turn(group.migrations[0])
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_graph_whose_lock_the_session_has_lost_is_not_finished(
+    engine: Engine, group: Group, number: int
+) -> None:
+    group.turn(group.migrations[0])
+    key = f"graph_migrator.lock_key('{group.graphs[number]}')"
+    with group.executor.cursor() as cursor, engine.connect() as other:
+        cursor.execute(f"SELECT pg_advisory_unlock({key})")
+        other.execute(text(f"SELECT pg_advisory_lock({key})"))
+        with refused("GM001"):
+            group.finished(group.finish())
+    assert versions(engine) == [(1,)]
+
+
+def test_a_session_that_has_begun_none_of_them_neither_finishes_them_nor_has_a_turn(
+    engine: Engine, group: Group
+) -> None:
+    """Also where nobody holds their locks any more, and their attempts still run."""
+    group.executor.close()
+    group.executor = Executor.connect(engine)
+    with group.executor.transaction(), refused("GM001"):
+        group.turn(group.migrations[0])
+    with group.executor.transaction(), refused("GM001"):
+        group.finished(group.finish())
+    assert versions(engine) == [(1,)]
+    group.executor.close()
+
+
+def test_an_attempt_that_somebody_has_settled_is_not_finished(engine: Engine, group: Group) -> None:
+    group.turn(group.migrations[0])
+    with engine.begin() as other:
+        settle = "UPDATE graph_migrator.hop_attempts SET status = 'lost', finished_at = now() WHERE id = :id"
+        other.execute(text(settle), {"id": group.attempts[1]})
+    with refused("GM001"):
+        group.finished(group.finish())
+    assert versions(engine) == [(1,)]
+
+
+def test_a_graph_at_another_version_is_not_finished(engine: Engine, group: Group) -> None:
+    group.turn(group.migrations[0])
+    with refused("GM001"):
+        group.finished(replace(group.finish(), from_=2))
+    assert versions(engine) == [(1,)]
+
+
+def test_a_migration_does_not_end_before_its_target(engine: Engine, group: Group) -> None:
+    group.turn(group.migrations[0])
+    call = replace(group.finish(), next_to=None)
+    with refused("GM001"):
+        group.executor.call_and_commit(call, then=ReleaseTogether(graphs=group.graphs))
+    assert versions(engine) == [(1,)]
+
+
+def test_a_transaction_that_was_exchanged_is_not_finished(engine: Engine, group: Group) -> None:
+    group.turn(group.migrations[0])
+    with group.executor.cursor() as cursor:
+        cursor.execute("ROLLBACK; BEGIN")
+    with refused("GM002"):
+        group.finished(group.finish())
+    assert versions(engine) == [(1,)]
+
+
+def test_a_transaction_that_graphs_share_is_not_committed_by_a_hop(engine: Engine, group: Group) -> None:
+    group.turn(group.migrations[0])
+    with group.executor.cursor() as cursor:
+        cursor.execute("UPDATE nodes SET label = 'x' WHERE graph_id = %s", (str(group.graphs[0]),))
+        with refused("GM002"):
+            cursor.execute("COMMIT")
+    assert rows(engine, "SELECT count(*) FROM nodes WHERE label = 'x'") == [(0,)]
+    assert rows(engine, "SELECT count(*) FROM shared_transactions") == [(0,)]
+
+
+def test_next_attempts_that_somebody_has_settled_are_not_resumed(engine: Engine, group: Group) -> None:
+    with engine.begin() as other:
+        settle = "UPDATE graph_migrator.hop_attempts SET status = 'lost', finished_at = now() WHERE id = :id"
+        other.execute(text(settle), {"id": group.attempts[1]})
+    group.executor.roll_back()
+    with refused("GM001"):
+        group.executor.call(ResumeTogether(migrations=group.migrations, graphs=group.graphs))
+
+
+def test_parting_ends_what_runs_and_nothing_else_and_releases_all(engine: Engine, group: Group) -> None:
+    group.executor.roll_back()
+    with engine.begin() as other:
+        settle = "UPDATE graph_migrator.hop_attempts SET status = 'lost', finished_at = now() WHERE id = :id"
+        other.execute(text(settle), {"id": group.attempts[1]})
+    group.executor.call(PartCompany(migrations=group.migrations, why="because"))
+    found = rows(engine, "SELECT status, error_message FROM hop_attempts ORDER BY id")
+    assert found == [("stopped", "because"), ("lost", None), ("stopped", "because")]
+    with engine.connect() as other:
+        lock = text(
+            "SELECT bool_and(pg_try_advisory_lock(graph_migrator.lock_key(id))) FROM graph_migrator.graphs"
+        )
+        assert other.execute(lock).scalar_one() is True
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_whoever_waits_for_one_of_them_is_notified(engine: Engine, group: Group, number: int) -> None:
+    waiter = engine.raw_connection()
+    raw: Any = waiter.driver_connection
+    raw.autocommit = True
+    with raw.cursor() as cursor:
+        cursor.execute("LISTEN graph_migrator")
+        key = "graph_migrator.wait_key(%s)"
+        cursor.execute(f"SELECT pg_advisory_lock_shared({key})", (str(group.migrations[number]),))
+    group.turn(group.migrations[0])
+    group.finished(group.finish())
+    select.select([raw], [], [], 10)
+    raw.poll()
+    assert [note.payload for note in raw.notifies] == [str(group.migrations[number])]
+    waiter.invalidate()
