@@ -74,6 +74,24 @@ def test_a_commit_whose_answer_is_lost_is_believed_for_all(
     assert (plain.all_attempts, plain.answer(call)) == ([attempts] * 3, "SUCCESS")
 
 
+@pytest.mark.parametrize(("point", "hop"), [("hop_in_data", 0), ("hop_left", 1)])
+@pytest.mark.parametrize("is_swept", [False, True])
+def test_a_hop_that_ends_its_process_is_suspected_whichever_of_them_it_is(
+    plain: Story, point: str, hop: int, is_swept: bool
+) -> None:
+    plain.script.sees_deaths = True
+    begin_three(plain, place=1)
+    plain.strike(point, "die")
+    plain.take("migrate_together")
+    if is_swept:
+        plain.time_passes()
+        plain.swept()
+    plain.reported()
+    reasons = [[a["because"] for a in plain.snapshot(graph)["attempts"]] for graph in plain.graphs]
+    assert reasons == [[None] * hop + ["process"]] * 3
+    plain.rest()
+
+
 @pytest.mark.parametrize("number", [0, 2])
 @pytest.mark.parametrize(("verb", "ends"), [("pause", "paused"), ("cancel", "cancelled")])
 def test_a_wish_of_an_operator_parts_them_and_concerns_nobody_else(
