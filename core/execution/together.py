@@ -105,6 +105,12 @@ class _Member:
     run: StraightRun
     attempt: Attempt
 
+    def following(self, attempt_id: int) -> _Member:
+        """With its next hop, which is open."""
+        assert self.attempt.following is not None  # noqa: S101 - it is what was opened
+        state = self.attempt.following.state
+        return _Member(self.run, self.run.attempt(self.run.applied or 0, attempt_id, state))
+
 
 class _Group:
     """Those that have begun together, and have not ended."""
@@ -170,10 +176,9 @@ class _Group:
             outcome = conclude(executor, each.attempt, Done(what.rows, what.skipped, report))
             if is_last:
                 self.outcomes[each.run.begun.migration_id] = outcome
-        for each, attempt_id in zip(members, opened, strict=not is_last):
-            assert each.attempt.following is not None  # noqa: S101 - it is what was opened
-            following = each.run.attempt(each.run.applied or 0, attempt_id, each.attempt.following.state)
-            self._members.append(_Member(each.run, following))
+        self._members = [
+            each.following(attempt_id) for each, attempt_id in zip(members, opened, strict=not is_last)
+        ]
 
     def _finish(self, done: Sequence[Done]) -> FinishTogether:
         attempts = [each.attempt for each in self._members]

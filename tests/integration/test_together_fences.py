@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,6 +13,7 @@ import psycopg2.errors
 import pytest
 from sqlalchemy import Engine, text
 
+from graph_migrator.core.execution import together
 from graph_migrator.core.execution.limits import limits_of_settings
 from graph_migrator.core.execution.model import Caller, Worker
 from graph_migrator.core.execution.straight import FreeGraph, StraightRun
@@ -20,6 +21,7 @@ from graph_migrator.core.graph_types import registry
 from graph_migrator.core.planning import make_plan
 from graph_migrator.core.store.errors import sqlstate
 from graph_migrator.core.store.protocol import (
+    BeginAndOpen,
     BeginTogether,
     FinishTogether,
     PartCompany,
@@ -32,6 +34,18 @@ from tests.integration.fleet_inline import tenants
 from tests.rows import add_graph, rows
 
 SLUGS = ("a", "b", "c")
+
+
+def begin_call(calls: Sequence[BeginAndOpen]) -> BeginTogether:
+    """The calls as one, without a rollout."""
+    common = {n: v for n, v in vars(calls[0]).items() if n not in {"migration", "graph", "request"}}
+    return BeginTogether(
+        migrations=tuple(call.migration for call in calls),
+        graphs=tuple(call.graph for call in calls),
+        requests=tuple(call.request for call in calls),
+        numbers=(1,) * len(calls),
+        **common,
+    )
 
 
 class Group:
@@ -48,14 +62,7 @@ class Group:
             ).begin_call()
             for id_, slug in zip(self.graphs, SLUGS, strict=True)
         ]
-        common = {n: v for n, v in vars(calls[0]).items() if n not in {"migration", "graph", "request"}}
-        begin = BeginTogether(
-            migrations=tuple(call.migration for call in calls),
-            graphs=self.graphs,
-            requests=SLUGS,
-            numbers=(1, 1, 1),
-            **common,
-        )
+        begin = begin_call(calls)
         self.executor = executor
         self.migrations = begin.migrations
         self.attempts = tuple(each["attempt_id"] for each in executor.call_and_begin(begin) if each)
@@ -224,6 +231,27 @@ def test_parting_ends_what_runs_and_nothing_else_and_releases_all(engine: Engine
             "SELECT bool_and(pg_try_advisory_lock(graph_migrator.lock_key(id))) FROM graph_migrator.graphs"
         )
         assert other.execute(lock).scalar_one() is True
+
+
+def test_they_part_also_where_the_next_hop_is_open(
+    engine: Engine, executors: Executors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is raised in between, as by a signal of the worker's: the session is idle and without a lock then."""
+    kind = tenants()
+    registry.register(kind)
+    graphs = [(FreeGraph(add_graph(engine, slug, "tenant"), slug, 1), Caller(slug)) for slug in SLUGS]
+
+    def interrupted(*_: Any) -> None:
+        raise TimeoutError("the worker's soft time limit")
+
+    monkeypatch.setattr(together, "conclude", interrupted)
+    came = together.run_together(
+        executors, kind, graphs, make_plan("a", kind, 1, 3), worker=Worker("w"), begin=begin_call
+    )
+    assert all(straight is not None and straight.outcome is None for straight in came)
+    found = rows(engine, "SELECT to_version, status, count(*) FROM hop_attempts GROUP BY 1, 2 ORDER BY 1, 2")
+    assert found == [(2, "succeeded", 3), (3, "stopped", 3)]
+    assert rows(engine, "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'") == [(0,)]
 
 
 @pytest.mark.parametrize("number", [0, 2])
