@@ -254,6 +254,35 @@ def test_they_part_also_where_the_next_hop_is_open(
     assert rows(engine, "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'") == [(0,)]
 
 
+def test_where_not_even_the_parting_can_be_written_the_session_and_its_locks_are_gone(
+    engine: Engine, executors: Executors
+) -> None:
+    kind = tenants(broken=lambda slug: slug == "b")
+    registry.register(kind)
+    graphs = [(FreeGraph(add_graph(engine, slug, "tenant"), slug, 1), Caller(slug)) for slug in SLUGS]
+    with engine.begin() as owner:
+        owner.execute(text("ALTER TABLE graph_migrator.hop_attempts ADD CHECK (status <> 'stopped')"))
+    came = together.run_together(
+        executors, kind, graphs, make_plan("a", kind, 1, 3), worker=Worker("w"), begin=begin_call
+    )
+    assert [straight and straight.applied for straight in came] == [1, 1, 1]
+    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database "
+    assert rows(engine, locks + "WHERE datname = current_database())") == [(0,)]
+
+
+def test_the_last_change_is_dated_after_its_commit(engine: Engine, group: Group) -> None:
+    """A writer whose transaction began in between has read old rows."""
+    group.turn(group.migrations[0])
+    group.attempts = tuple(group.finished(group.finish()))
+    with group.executor.transaction():
+        group.turn(group.migrations[0])
+        group.executor.call(group.finish(3))
+    undated = "SELECT count(*) FROM graphs WHERE changed_at IS NULL AND version = 3"
+    assert rows(engine, undated) == [(3,)]
+    group.executor.call(ReleaseTogether(graphs=group.graphs))
+    assert rows(engine, undated) == [(0,)]
+
+
 @pytest.mark.parametrize("number", [0, 2])
 def test_whoever_waits_for_one_of_them_is_notified(engine: Engine, group: Group, number: int) -> None:
     waiter = engine.raw_connection()
