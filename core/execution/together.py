@@ -169,7 +169,6 @@ class _Group:
                     finish, then=ResumeTogether(migrations=finish.migrations, graphs=graphs)
                 )
         failpoints.hit("hop_committed")
-        self._members = []
         for each, what in zip(members, done, strict=True):
             each.run.took(each.attempt, what)
             report = each.run.report(each.attempt) if is_last else None
@@ -211,6 +210,7 @@ class _Group:
         )
         _log.info("%s, and each hop runs by itself: %s", plural.count(len(self._members), "graph"), why)
         migrations = tuple(each.run.begun.migration_id for each in self._members)
+        self._executor.roll_back()  # the next hop's transaction may be open
         with suppress(*DRIVER_ERRORS):  # where it is not done, whoever looks finds that the attempts are lost
             self._executor.call_and_reset(
                 PartCompany(migrations=migrations, why=bounded(why, LONGEST_MESSAGE))

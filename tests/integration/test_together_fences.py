@@ -6,6 +6,7 @@ import select
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -68,8 +69,14 @@ class Group:
         self.attempts = tuple(each["attempt_id"] for each in executor.call_and_begin(begin) if each)
         self.plan = plan
 
-    def turn(self, migration: UUID) -> None:
-        self.executor.call(TurnTo(before=self.attempts[0], migration=migration, ms=2_000))
+    def turn(self, migration: UUID, before: UUID | None = None) -> None:
+        self.executor.call(TurnTo(before=before, migration=migration, ms=2_000))
+
+    def turns(self) -> None:
+        """One for each of them."""
+        for before, migration in pairwise((None, *self.migrations)):
+            assert migration is not None
+            self.turn(migration, before)
 
     def finish(self, to: int = 2) -> FinishTogether:
         step = self.plan.steps[1] if to == 2 else None
@@ -115,7 +122,7 @@ def versions(engine: Engine) -> list[tuple[Any, ...]]:
 
 
 def test_it_finishes_a_hop_of_all_and_keeps_their_locks(engine: Engine, group: Group) -> None:
-    group.turn(group.migrations[0])
+    group.turns()
     opened = group.finished(group.finish())
     assert len(opened) == 3
     assert versions(engine) == [(2,)]
@@ -137,11 +144,25 @@ def test_a_turn_needs_the_transaction_that_was_opened_for_it(group: Group) -> No
         group.turn(group.migrations[0])
 
 
+def test_a_turn_is_taken_over_from_the_one_that_has_it(group: Group) -> None:
+    first, second, third = group.migrations
+    group.turn(first)
+    with refused("GM002"):
+        group.turn(third, before=second)
+
+
+def test_a_hop_is_finished_after_the_last_turn_only(engine: Engine, group: Group) -> None:
+    group.turn(group.migrations[0])
+    with refused("GM002"):
+        group.finished(group.finish())
+    assert versions(engine) == [(1,)]
+
+
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_graph_whose_lock_the_session_has_lost_is_not_finished(
     engine: Engine, group: Group, number: int
 ) -> None:
-    group.turn(group.migrations[0])
+    group.turns()
     key = f"graph_migrator.lock_key('{group.graphs[number]}')"
     with group.executor.cursor() as cursor, engine.connect() as other:
         cursor.execute(f"SELECT pg_advisory_unlock({key})")
@@ -159,14 +180,14 @@ def test_a_session_that_has_begun_none_of_them_neither_finishes_them_nor_has_a_t
     group.executor = Executor.connect(engine)
     with group.executor.transaction(), refused("GM001"):
         group.turn(group.migrations[0])
-    with group.executor.transaction(), refused("GM001"):
+    with group.executor.transaction(), refused("GM002"):
         group.finished(group.finish())
     assert versions(engine) == [(1,)]
     group.executor.close()
 
 
 def test_an_attempt_that_somebody_has_settled_is_not_finished(engine: Engine, group: Group) -> None:
-    group.turn(group.migrations[0])
+    group.turns()
     with engine.begin() as other:
         settle = "UPDATE graph_migrator.hop_attempts SET status = 'lost', finished_at = now() WHERE id = :id"
         other.execute(text(settle), {"id": group.attempts[1]})
@@ -176,14 +197,14 @@ def test_an_attempt_that_somebody_has_settled_is_not_finished(engine: Engine, gr
 
 
 def test_a_graph_at_another_version_is_not_finished(engine: Engine, group: Group) -> None:
-    group.turn(group.migrations[0])
+    group.turns()
     with refused("GM001"):
         group.finished(replace(group.finish(), from_=2))
     assert versions(engine) == [(1,)]
 
 
 def test_a_migration_does_not_end_before_its_target(engine: Engine, group: Group) -> None:
-    group.turn(group.migrations[0])
+    group.turns()
     call = replace(group.finish(), next_to=None)
     with refused("GM001"):
         group.executor.call_and_commit(call, then=ReleaseTogether(graphs=group.graphs))
@@ -191,7 +212,7 @@ def test_a_migration_does_not_end_before_its_target(engine: Engine, group: Group
 
 
 def test_a_transaction_that_was_exchanged_is_not_finished(engine: Engine, group: Group) -> None:
-    group.turn(group.migrations[0])
+    group.turns()
     with group.executor.cursor() as cursor:
         cursor.execute("ROLLBACK; BEGIN")
     with refused("GM002"):
@@ -272,10 +293,10 @@ def test_where_not_even_the_parting_can_be_written_the_session_and_its_locks_are
 
 def test_the_last_change_is_dated_after_its_commit(engine: Engine, group: Group) -> None:
     """A writer whose transaction began in between has read old rows."""
-    group.turn(group.migrations[0])
+    group.turns()
     group.attempts = tuple(group.finished(group.finish()))
     with group.executor.transaction():
-        group.turn(group.migrations[0])
+        group.turns()
         group.executor.call(group.finish(3))
     undated = "SELECT count(*) FROM graphs WHERE changed_at IS NULL AND version = 3"
     assert rows(engine, undated) == [(3,)]
@@ -292,7 +313,7 @@ def test_whoever_waits_for_one_of_them_is_notified(engine: Engine, group: Group,
         cursor.execute("LISTEN graph_migrator")
         key = "graph_migrator.wait_key(%s)"
         cursor.execute(f"SELECT pg_advisory_lock_shared({key})", (str(group.migrations[number]),))
-    group.turn(group.migrations[0])
+    group.turns()
     group.finished(group.finish())
     select.select([raw], [], [], 10)
     raw.poll()
