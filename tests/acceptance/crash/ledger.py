@@ -105,4 +105,27 @@ def draw_anew(ctx: HopContext, nodes: list[Node]) -> None:
         node.properties.setdefault("entries", []).append(ctx.hop)
 
 
-ALL = [ledger, doomed, sleeper, vault, atlas]
+tally = GraphType("tally")
+"""v1 to v4: three hops of one transaction each, for packs whose graphs share them."""
+TALLY_HOPS = ["count_one", "count_two", "count_three"]
+
+
+@tally.hop(1, 2)
+def count_one(ctx: HopContext) -> None:
+    """The first entry."""
+    _enter_all(ctx)
+
+
+@tally.hop(2, 3)
+def count_two(ctx: HopContext) -> None:
+    """The second entry."""
+    _enter_all(ctx)
+
+
+@tally.hop(3, 4)
+def count_three(ctx: HopContext) -> None:
+    """The third entry."""
+    _enter_all(ctx)
+
+
+ALL = [ledger, doomed, sleeper, vault, atlas, tally]

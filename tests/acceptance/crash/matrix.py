@@ -123,6 +123,29 @@ UNDO = (
     Place("hop_left"),
 )
 
+# Of a pack of twenty graphs with three hops each: the first one goes alone, then four share transactions, then more.
+PACKED = (
+    Place("pack_taken"),
+    Place("begin_before_commit", 2),
+    Place("begin_committed", 2),
+    Place("hop_opened", 4),
+    Place("hop_opened", 8),
+    Place("hop_before_data", 6),
+    Place("hop_before_data", 30),
+    Place("hop_in_data", 16),
+    Place("hop_after_data", 7),
+    Place("hop_before_commit", 4),
+    Place("hop_before_commit", 6),
+    Place("hop_before_commit", 8),
+    Place("hop_committed", 4),
+    Place("hop_committed", 6),
+    Place("hop_committed", 8),
+    Place("hop_left", 5),
+    Place("hop_left", 14),
+    Place("pack_begun", 3),
+    Place("pack_left"),
+)
+
 SUCCEEDING = BEGIN + FIRST_HOP + BATCHES + LAST_HOP
 PLACES = SUCCEEDING + FAILING + RECOVERY + SHARDS + REBUILD + UNDO
 

@@ -8,28 +8,35 @@ from __future__ import annotations
 import io
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event
 
 import pytest
 from celery.result import AsyncResult
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 
 from graph_migrator import migrate_graph
+from graph_migrator.core.audit.verify import verify_chains
 from graph_migrator.core.errors import HopFailed
 from graph_migrator.core.execution import failpoints
+from graph_migrator.core.graph_types import registry
 from graph_migrator.core.interchange import export_graph
+from graph_migrator.core.rollouts.request import RolloutRequest
+from graph_migrator.core.rollouts.start import start
 from graph_migrator.core.statuses import MigrationStatus
+from graph_migrator.core.store.session import Executors
 from tests.acceptance.crash import ledger, matrix
 from tests.acceptance.crash.ledger import BadData
 from tests.acceptance.crash.matrix import Case, Death, Place
 from tests.acceptance.crash.stage import PATIENT, Stage
+from tests.integration.fleet_inline import PACKED, counted_right
 from tests.rows import attempts, graph_row, properties, rows
 from tests.waiting import until
 
-FEW = {"shard", "rebuild", "undo"}
+FEW = {"shard", "rebuild", "undo", "packed"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -40,6 +47,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ("shard", matrix.SHARDS),
         ("rebuild", matrix.REBUILD),
         ("undo", matrix.UNDO),
+        ("packed", matrix.PACKED),
     ):
         if f"{name}_case" in metafunc.fixturenames:
             if metafunc.config.getoption("--whole-matrix", default=False):
@@ -153,6 +161,73 @@ def test_an_undo_survives_any_death(stage: Stage, undo_case: Case) -> None:
         slug=slug,
     )
     assert undid == (True,)
+
+
+def test_graphs_that_share_transactions_survive_any_death(stage: Stage, packed_case: Case) -> None:
+    place, death = packed_case
+    stage.keep(workers_for(death))
+    stage.arm(str(place))
+    move_packed(stage, lambda: strike(stage, death))
+
+
+def test_graphs_that_share_transactions_survive_a_crash_of_postgres(stage: Stage) -> None:
+    stage.keep(1)
+    for place in ("hop_in_data:16", "hop_before_commit:6", "hop_committed:5"):
+        stage.arm(place)
+
+        def crash() -> None:
+            pid = stage.held()
+            assert stage.postgres is not None
+            stage.postgres.kill()
+            stage.let_go(pid)
+            stage.postgres.start()
+            stage.engine.dispose()
+
+        move_packed(stage, crash)
+
+
+def move_packed(stage: Stage, strike_it: Callable[[], None]) -> None:
+    """Move twenty graphs in a pack, while something is struck. Each ends at its target, each effect there once."""
+    slugs = [a_slug() for _ in range(20)]
+    for slug in slugs:
+        stage.make(slug, "tally")
+    registry.register(ledger.tally)
+    executors = Executors(stage.engine)
+    strategy = PACKED.model_copy(update={"max_in_flight": 1})
+    with executors.borrow() as executor:
+        plan = start(executor, RolloutRequest(graph_type="tally", strategy=strategy))
+    executors.close()
+
+    strike_it()
+
+    def has_ended() -> bool:
+        with suppress(OperationalError):
+            return rows(stage.engine, "SELECT status FROM rollouts WHERE id = :id", id=plan.rollout_id) == [
+                ("succeeded",)
+            ]
+        return False
+
+    until(has_ended, "every graph is moved", seconds=2 * PATIENT)
+    assert rows(
+        stage.engine,
+        "SELECT status, count(*) FROM rollout_members WHERE rollout_id = :id GROUP BY 1",
+        id=plan.rollout_id,
+    ) == [("succeeded", 20)]
+    assert counted_right(stage.engine)
+    for slug in slugs:
+        assert properties(stage.engine, slug) == {
+            f"n{i:04}": {"entries": ledger.TALLY_HOPS} for i in range(ledger.NODES)
+        }
+        seen = attempts(stage.engine, slug)
+        assert [hop for hop, status in seen if status == "succeeded"] == ledger.TALLY_HOPS, seen
+        assert len(seen) <= 5, seen
+        assert {status for _, status in seen} <= {"succeeded", "lost", "failed", "stopped"}, seen
+        stage.assert_at_rest(slug, 4, "succeeded")
+    assert verify_chains(stage.engine).count == 0
+    until(
+        lambda: not rows(stage.engine, "SELECT FROM packs WHERE status IN ('sent', 'running')"),
+        "every pack is closed",
+    )
 
 
 @contextmanager
