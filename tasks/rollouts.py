@@ -71,7 +71,7 @@ def _send(task: Task, sending: Sending) -> None:
 
 @app.task(bind=True, name="tasks.migrate_pack", max_retries=None, ignore_result=True)
 def migrate_pack(self: Task, pack_id: str) -> str:
-    """Internal: move the small graphs of one pack, one after another. What it returns is for Flower."""
+    """Internal: move the small graphs of one pack. What it returns is for Flower."""
     checked(PackArguments, (pack_id,), {})
     require_types(self)
     around = Surroundings(

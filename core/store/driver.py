@@ -31,9 +31,7 @@ class ExecutorConnection(connection):
         self._is_lent = False
         self._refused = False
         self._first: str | None = None
-        self._has_others = (
-            False  # something of the driver's that sends by itself: it may have been kept by a hop
-        )
+        self._has_others = False  # cursors that send by themselves; a hop may have kept one
         self._encoding = self.encoding
         self._types = dict(self.string_types), dict(self.binary_types)
 
