@@ -67,7 +67,7 @@ UNSETTLED: Final = frozenset({MemberStatus.PENDING, MemberStatus.DISPATCHED})
 
 
 class PackStatus(StrEnum):
-    """Where a pack stands: some small graphs that one task moves one after another."""
+    """Where a pack stands: some small graphs that one task moves."""
 
     SENT = "sent"
     RUNNING = "running"
@@ -82,7 +82,7 @@ class PackStatus(StrEnum):
 
 _PACK_PHRASES: Final = {
     PackStatus.SENT: "waits for a worker",
-    PackStatus.RUNNING: "a worker moves its graphs one after another",
+    PackStatus.RUNNING: "a worker moves its graphs",
     PackStatus.LEFT: "its worker has ended it; the controller takes its outcome in",
     PackStatus.CLOSED: "over; what it did not begin went back",
 }

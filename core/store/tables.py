@@ -585,7 +585,7 @@ class RolloutStage(_Base):
 
 
 class Pack(_Base):
-    """Some small graphs of a rollout that one task moves one after another."""
+    """Some small graphs of a rollout that one task moves."""
 
     __tablename__ = "packs"
     __table_args__ = (
