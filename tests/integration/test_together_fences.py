@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -33,6 +34,7 @@ from graph_migrator.core.store.protocol import (
 from graph_migrator.core.store.session import Executor, Executors
 from tests.integration.fleet_inline import tenants
 from tests.rows import add_graph, rows
+from tests.waiting import until
 
 SLUGS = ("a", "b", "c")
 
@@ -52,10 +54,17 @@ def begin_call(calls: Sequence[BeginAndOpen]) -> BeginTogether:
 class Group:
     """Three graphs in one session, as `run_together` begins them."""
 
-    def __init__(self, engine: Engine, executor: Executor) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        executor: Executor,
+        meanwhile: Callable[[dict[str, UUID]], None] = lambda _: None,
+    ) -> None:
+        """`meanwhile`: what somebody else does to the graphs, by slug, after they were read."""
         kind = tenants()
         registry.register(kind)
         self.graphs = tuple(add_graph(engine, slug, "tenant") for slug in SLUGS)
+        meanwhile(dict(zip(SLUGS, self.graphs, strict=True)))
         plan = make_plan("a", kind, 1, 3)
         calls = [
             StraightRun(
@@ -66,7 +75,8 @@ class Group:
         begin = begin_call(calls)
         self.executor = executor
         self.migrations = begin.migrations
-        self.attempts = tuple(each["attempt_id"] for each in executor.call_and_begin(begin) if each)
+        self.opened = executor.call_and_begin(begin)
+        self.attempts = tuple(each["attempt_id"] for each in self.opened if each)
         self.plan = plan
 
     def turn(self, migration: UUID, before: UUID | None = None) -> None:
@@ -131,6 +141,99 @@ def test_it_finishes_a_hop_of_all_and_keeps_their_locks(engine: Engine, group: G
             "SELECT bool_or(pg_try_advisory_lock(graph_migrator.lock_key(id))) FROM graph_migrator.graphs"
         )
         assert other.execute(lock).scalar_one() is False
+
+
+def begun(group: Group) -> list[str]:
+    return [slug for slug, opened in zip(SLUGS, group.opened, strict=True) if opened is not None]
+
+
+def is_free(engine: Engine, graph: UUID) -> bool:
+    with engine.connect() as other:
+        key = f"graph_migrator.lock_key('{graph}')"
+        return bool(other.execute(text(f"SELECT pg_try_advisory_lock({key})")).scalar_one())
+
+
+def test_it_begins_those_whose_lock_it_gets_and_keeps_it(engine: Engine, executors: Executors) -> None:
+    with engine.connect() as other, executors.borrow() as executor:
+        lock = "SELECT pg_advisory_lock(graph_migrator.lock_key(:id))"
+        group = Group(engine, executor, lambda ids: other.execute(text(lock), {"id": ids["b"]}) and None)
+        assert begun(group) == ["a", "c"]
+        assert [is_free(engine, graph) for graph in group.graphs] == [False] * 3
+        executor.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE graph_migrator.graphs SET graph_type = 'tenant' WHERE false",
+        "INSERT INTO graph_migrator.requests (task_id, verb, graph_id) VALUES ('b', 'migrate', :id)",
+        "DELETE FROM graph_migrator.graphs WHERE id = :id",
+    ],
+    ids=["nothing", "its request is known", "it is gone"],
+)
+def test_it_releases_those_that_it_does_not_begin(engine: Engine, executors: Executors, change: str) -> None:
+    def meanwhile(ids: dict[str, UUID]) -> None:
+        with engine.begin() as other:
+            other.execute(text(change), {"id": ids["b"]} if ":id" in change else {})
+
+    with executors.borrow() as executor:
+        group = Group(engine, executor, meanwhile)
+        is_changed = ":id" in change
+        assert begun(group) == (["a", "c"] if is_changed else ["a", "b", "c"])
+        assert [is_free(engine, graph) for graph in group.graphs] == [False, is_changed, False]
+        executor.close()
+
+
+def test_it_begins_none_where_a_request_is_answered_meanwhile(engine: Engine, executors: Executors) -> None:
+    other = engine.connect()
+
+    def meanwhile(ids: dict[str, UUID]) -> None:
+        insert = "INSERT INTO graph_migrator.requests (task_id, verb, graph_id) VALUES ('b', 'migrate', :id)"
+        other.execute(text(insert), {"id": ids["b"]})
+        threading.Thread(target=commit_when_waited_for).start()
+
+    def commit_when_waited_for() -> None:
+        waits = "SELECT FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+        until(lambda: rows(engine, waits), "somebody waits")
+        other.commit()
+        other.close()
+
+    with refused("40001"), executors.borrow() as executor:
+        Group(engine, executor, meanwhile)
+    assert rows(engine, "SELECT count(*) FROM migrations") == [(0,)]
+
+
+def test_nobody_gets_a_lock_in_between_two_hops(engine: Engine, group: Group) -> None:
+    has_got = threading.Event()
+
+    def take() -> None:
+        with engine.connect() as other:
+            other.execute(
+                text("SELECT pg_advisory_lock(graph_migrator.lock_key(:id))"), {"id": group.graphs[1]}
+            )
+            has_got.set()
+            other.execute(text("SELECT pg_advisory_unlock_all()"))
+
+    waiting = threading.Thread(target=take)
+    waiting.start()
+    waits = "SELECT FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
+    until(lambda: rows(engine, waits), "somebody waits")
+    group.turns()
+    group.finished(group.finish())
+    assert rows(engine, waits)
+    assert not has_got.is_set()
+    group.executor.close()
+    waiting.join()
+
+
+def test_what_else_a_hop_has_locked_for_its_session_is_free_after_the_hop(
+    engine: Engine, group: Group
+) -> None:
+    group.turns()
+    group.executor.cursor().execute("SELECT pg_advisory_lock(42)")
+    group.finished(group.finish())
+    with engine.connect() as other:
+        assert other.execute(text("SELECT pg_try_advisory_lock(42)")).scalar_one()
 
 
 def test_a_turn_needs_a_migration_that_began_in_this_session(group: Group) -> None:

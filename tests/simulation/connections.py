@@ -11,11 +11,12 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import psycopg2.extensions
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_UNKNOWN
 
 from graph_migrator.core.store.driver import ExecutorConnection, _Statements
 from tests.simulation.actors import Killed, current
@@ -35,6 +36,7 @@ _READING = frozenset(
 """They commit nothing that an invariant speaks of."""
 _RESET = "SELECT pg_advisory_unlock_all(); RESET ALL; DISCARD TEMP; DEALLOCATE ALL"
 
+_UNKNOWN = SimpleNamespace(transaction_status=TRANSACTION_STATUS_UNKNOWN)
 _CLOSED_FD, _writer = os.pipe()
 os.close(_writer)  # reading from it gives the end of the file, as from a socket that the server has closed
 
@@ -186,6 +188,15 @@ class Link:
         self._do(do)
         if arrives is not None:
             self._committed(name)
+
+    @property
+    def info(self) -> Any:
+        """Of a session that is gone, psycopg2 still says that it does not know."""
+        return self.real.info if self.real is not None else _UNKNOWN
+
+    def lend(self) -> None:
+        if self.real is not None:
+            self.real.lend()
 
     def send_first(self, statement: str) -> None:
         self._require()

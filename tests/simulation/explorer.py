@@ -48,7 +48,7 @@ class Choices:
 
 
 _AT = ("go", "switch", "die", "lose", "linger", "terminate", "in_flight")
-_IN_HOP = ("go", "error", "shaky", "serialization", "stray")
+_IN_HOP = ("go", "error", "shaky", "serialization", "stray", "COMMIT", "ROLLBACK")
 _EVENTS = (
     "go_on", "any", "sweep", "command", "verb", "migrate", "duplicate", "wipe", "time", "deploy", "idle", "kill",
     "linger", "report",
@@ -126,7 +126,7 @@ class RandomChooser:
         if self.at_rest:
             return "go"
         r = self.mood.raises
-        return _IN_HOP[self.choices.pick([1 - r, r / 2, r / 2, r / 2, r / 4])]
+        return _IN_HOP[self.choices.pick([1 - r, r / 2, r / 2, r / 2, r / 4, r / 8, r / 8])]
 
     def requeued(self, message: Message) -> bool:
         return self.at_rest or self.choices.pick([3, 1]) == 0

@@ -165,6 +165,16 @@ def test_a_graph_that_was_taken_since_it_was_read_does_not_keep_the_others(plain
     assert plain.all_attempts == [["1>2 succeeded"], DONE, DONE]
 
 
+def test_a_plan_with_a_batched_hop_is_carried_out_by_each_alone(batched: Story) -> None:
+    batched.begun()
+    batched.rest()
+    batched.call("migrate_together", target=1, companions=1)
+    batched.take("migrate_together")
+    batched.rest()
+    back = ["3>2 succeeded", "2>1 succeeded"]
+    assert batched.all_attempts == [["1>2 succeeded", "2>3 succeeded", *back], back]
+
+
 def test_a_session_that_lost_its_graphs_finishes_none(plain: Story) -> None:
     begin_three(plain)
     together = plain.take("migrate_together", until="hop_before_commit")

@@ -73,7 +73,7 @@ class Chooser(Protocol):
         ...
 
     def in_hop(self, actor: Actor) -> str | Callable[[HopContext], Any]:
-        """One of go, error, shaky, serialization, stray; or what else it does."""
+        """One of go, error, shaky, serialization, stray, COMMIT, ROLLBACK; or what else it does."""
         ...
 
     def requeued(self, message: Message) -> bool:
@@ -352,6 +352,9 @@ class World:
         if what == "stray":
             self._write_to_another(ctx)
             return None
+        if what in {"COMMIT", "ROLLBACK"}:
+            ctx.connection.exec_driver_sql(what)
+            raise ValueError("the hop has a bug")
         ctx.connection.exec_driver_sql("DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$")
         return None
 
@@ -898,7 +901,7 @@ class World:
 
 
 _FAILED = ("failed", "cancelled", "released")
-_OF_THIS_RUN = re.compile(r"since \S+Z|migration [0-9a-f-]{36}")
+_OF_THIS_RUN = re.compile(r"since \S+Z|migration [0-9a-f-]{36}|session \d+")
 """What errors say that another run of the same seed says otherwise."""
 
 
