@@ -34,6 +34,21 @@ SELECT json_build_object(
     'trails', (SELECT json_object_agg(n.id, n.properties->'trail') FROM nodes n WHERE n.graph_id = $1))
 """
 
+MARKS = """
+SELECT x.id, concat_ws(' ',
+    (SELECT g.xmin FROM graphs g WHERE g.id = x.id),
+    (SELECT string_agg(n.xmin::text, ',' ORDER BY n.id) FROM nodes n WHERE n.graph_id = x.id), 'm',
+    (SELECT string_agg(concat_ws(',', m.xmin,
+        (SELECT string_agg(c.xmin::text, ',') FROM checkpoints c WHERE c.migration_id = m.id), 's',
+        (SELECT string_agg(s.xmin::text, ',') FROM shards s WHERE s.migration_id = m.id)), ';' ORDER BY m.id)
+        FROM migrations m WHERE m.graph_id = x.id), 'a',
+    (SELECT string_agg(concat_ws(',', a.xmin,
+        (SELECT l.xmin FROM losses l WHERE l.attempt_id = a.id)), ';' ORDER BY a.id)
+        FROM hop_attempts a WHERE a.graph_id = x.id))
+FROM unnest($1) x (id)
+"""
+"""Another one for each graph of whose snapshot a commit has changed something."""
+
 REQUESTS = """
 SELECT r.task_id, r.verb, r.migration_id, r.outcome, m.status, m.task_id, r.answered_at IS NOT NULL
 FROM requests r LEFT JOIN migrations m ON m.id = r.migration_id WHERE r.graph_id = %s ORDER BY r.created_at

@@ -53,7 +53,7 @@ from tests.simulation import kinds
 from tests.simulation.actors import PATIENT, Actor, Killed, Stage, current
 from tests.simulation.broker import Message, Results, Step
 from tests.simulation.connections import Link, Server
-from tests.simulation.invariants import REQUESTS, SNAPSHOT, Violation, check, check_end
+from tests.simulation.invariants import MARKS, REQUESTS, SNAPSHOT, Violation, check, check_end
 
 SETTINGS = {
     "GRAPH_MIGRATOR_MAX_CRASHES": "3",
@@ -152,6 +152,7 @@ class Platform:
         ((database,),) = self.server.query("SELECT current_database()")
         self.server.query(f"ALTER DATABASE {database} SET deadlock_timeout = '20ms'")
         self.server.query(f"PREPARE snapshot (uuid) AS {SNAPSHOT}")
+        self.server.query(f"PREPARE marks (uuid[]) AS {MARKS}")
         self.releases = kinds.releases()
         self.world: World | None = None
         self.engine = self._make_engine(url)
@@ -240,6 +241,7 @@ class Tracked:
     """The version that it was made at."""
     mended: bool = False
     before: dict[str, Any] | None = None
+    mark: str = ""
 
 
 class World:
@@ -373,7 +375,13 @@ class World:
         if self.violation is not None:
             return
         waited = any(actor.blocked for actor in self.stage.actors)
+        marks = dict(
+            self.server.query("EXECUTE marks (%s::uuid[])", [str(graph.id) for graph in self.graphs])
+        )
         for graph in self.graphs:
+            if graph.mark == marks[graph.id]:
+                continue
+            graph.mark = marks[graph.id]
             now = self.snapshot(graph)
             try:
                 check(now, graph.before, start=graph.start, mended=graph.mended, waited=waited)
