@@ -62,7 +62,10 @@ def run(
 def move(executors: Executors, engine: Engine, slugs: Sequence[str], target: int) -> dict[str, HopOutcome]:
     """As a pack does: what has parted goes on by itself, in order."""
     outcomes: dict[str, HopOutcome] = {}
-    for slug, straight in zip(slugs, run(executors, engine, slugs, target), strict=True):
+    came = run(executors, engine, slugs, target)
+    if any(straight is not None and straight.outcome is None for straight in came):
+        until(lambda: not advisory_locks(engine), "the session of those that have parted has ended")
+    for slug, straight in zip(slugs, came, strict=True):
         if straight is None:
             continue
         outcome = straight.outcome
