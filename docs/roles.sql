@@ -56,6 +56,7 @@ GRANT SELECT ON ALL TABLES IN SCHEMA graph_migrator TO graph_migrator_worker;
 GRANT INSERT, UPDATE, DELETE ON nodes, edges, checkpoints, shards, rebuilds, rebuilt_rows, rebuild_changes TO graph_migrator_worker;
 GRANT INSERT, UPDATE ON migrations, hop_attempts, requests, hop_totals, traces TO graph_migrator_worker;
 GRANT INSERT, UPDATE ON graphs TO graph_migrator_worker;
+GRANT INSERT, DELETE ON shared_transactions TO graph_migrator_worker;
 GRANT UPDATE ON metrics_state, sweep_lease TO graph_migrator_worker;
 GRANT INSERT, UPDATE ON rollouts, rollout_stages, rollout_members, packs TO graph_migrator_worker;
 GRANT INSERT ON rollout_changes, policies TO graph_migrator_worker;

@@ -29,9 +29,9 @@ from graph_migrator.core.store.lock_sessions import lock_sessions
 from graph_migrator.core.store.session import Executors
 from tests.acceptance.cluster import ROOT
 from tests.databases import Databases
-from tests.integration.fleet_inline import QUICK, Fleet, add_tenants, tenants
+from tests.integration.fleet_inline import PACKED, QUICK, Fleet, add_tenants, tenants
 from tests.integration.scripted import Script
-from tests.rows import add_graph, graph_row
+from tests.rows import add_graph, graph_row, rows
 
 LogIn = Callable[[str], Engine]
 
@@ -125,6 +125,16 @@ def test_the_worker_moves_a_fleet_and_the_application_opens_a_graph_of_it(
     fleet.do(unhold_all, Operator("ada"))
     assert fleet.run().rollout.status == "succeeded"
     fleet.do(retire, state)
+
+
+def test_graphs_of_a_pack_share_their_transactions_in_the_workers_role(engine: Engine, log_in: LogIn) -> None:
+    """Without a right that this needs they would all be moved as well, each by itself."""
+    registry.register(tenants())
+    add_tenants(engine, 12)
+    fleet = Fleet(Executors(log_in("worker")))
+    fleet.start(PACKED)
+    assert fleet.run().rollout.status == "succeeded"
+    assert rows(engine, "SELECT status, count(*) FROM hop_attempts GROUP BY status") == [("succeeded", 24)]
 
 
 @pytest.mark.parametrize(
