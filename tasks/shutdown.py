@@ -46,10 +46,8 @@ def _can_leave_a_hop(sender: Any, **_: object) -> None:
     if isinstance(pool, solo.TaskPool):
         sender.controller.wait_for_soft_shutdown = lambda: None
         pool.terminate_job = _leave
-    else:
-        pool.terminate_job = lambda pid, signal=None: (
-            None
-        )  # the worker ends when its threads have ended their hops
+    else:  # the worker ends when its threads have ended their hops
+        pool.terminate_job = lambda pid, signal=None: None
 
 
 def _leave(pid: int, signal: int | None = None) -> NoReturn:

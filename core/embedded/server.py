@@ -64,9 +64,8 @@ def start_process(
         try:
             started = subprocess.Popen(command, preexec_fn=end_with_parent(how, user, mask=mask), **options)
         finally:
-            signal.pthread_sigmask(
-                signal.SIG_SETMASK, mask
-            )  # a handler that has waited runs here, and may raise
+            # A handler that has waited runs here, and may raise.
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     except BaseException:
         if started is not None:
             started.kill()

@@ -386,17 +386,12 @@ class _Run:
 
     def _packed_together(self, calls: Sequence[BeginAndOpen], group: Sequence[PackedGraph]) -> BeginTogether:
         """The same calls as one, which also looks at the rollout, the pack and the members."""
-        first = vars(calls[0])
-        common = {name: first[name] for name in first if name not in {"migration", "graph", "request"}}
-        return BeginTogether(
-            migrations=tuple(each.migration for each in calls),
-            graphs=tuple(each.graph for each in calls),
-            requests=tuple(each.request for each in calls),
-            numbers=tuple(each.number for each in group),
+        return BeginTogether.of(
+            calls,
+            [each.number for each in group],
             rollout=self.pack.rollout_id,
             pack=self.pack.id,
             since=self.pack.running_since,
-            **common,
         )
 
     def _packed(self, call: BeginAndOpen, graph: PackedGraph) -> BeginPacked:

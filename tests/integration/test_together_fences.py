@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -23,7 +23,6 @@ from graph_migrator.core.graph_types import registry
 from graph_migrator.core.planning import make_plan
 from graph_migrator.core.store.errors import sqlstate
 from graph_migrator.core.store.protocol import (
-    BeginAndOpen,
     BeginTogether,
     FinishTogether,
     PartCompany,
@@ -37,18 +36,6 @@ from tests.rows import add_graph, advisory_locks, rows
 from tests.waiting import until
 
 SLUGS = ("a", "b", "c")
-
-
-def begin_call(calls: Sequence[BeginAndOpen]) -> BeginTogether:
-    """The calls as one, without a rollout."""
-    common = {n: v for n, v in vars(calls[0]).items() if n not in {"migration", "graph", "request"}}
-    return BeginTogether(
-        migrations=tuple(call.migration for call in calls),
-        graphs=tuple(call.graph for call in calls),
-        requests=tuple(call.request for call in calls),
-        numbers=(1,) * len(calls),
-        **common,
-    )
 
 
 class Group:
@@ -72,7 +59,7 @@ class Group:
             ).begin_call()
             for id_, slug in zip(self.graphs, SLUGS, strict=True)
         ]
-        begin = begin_call(calls)
+        begin = BeginTogether.of(calls)
         self.executor = executor
         self.migrations = begin.migrations
         self.opened = executor.call_and_begin(begin)
@@ -370,7 +357,7 @@ def test_they_part_also_where_the_next_hop_is_open(
 
     monkeypatch.setattr(together, "conclude", interrupted)
     came = together.run_together(
-        executors, kind, graphs, make_plan("a", kind, 1, 3), worker=Worker("w"), begin=begin_call
+        executors, kind, graphs, make_plan("a", kind, 1, 3), worker=Worker("w"), begin=BeginTogether.of
     )
     assert all(straight is not None and straight.outcome is None for straight in came)
     found = rows(engine, "SELECT to_version, status, count(*) FROM hop_attempts GROUP BY 1, 2 ORDER BY 1, 2")
@@ -387,7 +374,7 @@ def test_where_not_even_the_parting_can_be_written_the_session_and_its_locks_are
     with engine.begin() as owner:
         owner.execute(text("ALTER TABLE graph_migrator.hop_attempts ADD CHECK (status <> 'stopped')"))
     came = together.run_together(
-        executors, kind, graphs, make_plan("a", kind, 1, 3), worker=Worker("w"), begin=begin_call
+        executors, kind, graphs, make_plan("a", kind, 1, 3), worker=Worker("w"), begin=BeginTogether.of
     )
     assert [straight and straight.applied for straight in came] == [1, 1, 1]
     until(lambda: not advisory_locks(engine), "the session has ended")

@@ -18,12 +18,11 @@ from graph_migrator.core.execution.in_process import _wait_for_the_end, run_grap
 from graph_migrator.core.execution.model import Applied, Caller, Failed
 from graph_migrator.core.graph_types import registry
 from graph_migrator.core.settings import settings
-from graph_migrator.core.store.protocol import ReportDeath
+from graph_migrator.core.store.protocol import BeginTogether, ReportDeath
 from graph_migrator.core.store.session import Executor, Executors
 from tests.integration.scripted import Flaky, Script, fails, leave_mark, trails
 from tests.integration.together import (
     assert_sound,
-    begin_call,
     have_parted,
     move,
     on,
@@ -485,7 +484,7 @@ def test_a_graph_that_is_no_longer_as_it_was_read_is_left_out(
 
         def begin(calls: Any) -> Any:
             MEANWHILE[what](engine, stack)
-            return begin_call(calls)
+            return BeginTogether.of(calls)
 
         ended = run(executors, engine, SLUGS, 4, begin=begin)
         assert_moved(engine, "a", "c")
@@ -504,7 +503,7 @@ def test_where_nothing_is_begun_nothing_is_left_open(
 ) -> None:
     def begin(calls: Any) -> Any:
         _sql("DELETE FROM graphs")(engine, ExitStack())
-        return begin_call(calls)
+        return BeginTogether.of(calls)
 
     assert run(executors, engine, SLUGS, 4, begin=begin) == [None] * 3
     assert not rows(engine, "SELECT FROM migrations")

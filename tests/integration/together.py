@@ -26,25 +26,13 @@ WORKER = Worker("w")
 Act = Callable[[HopContext], Any]
 
 
-def begin_call(calls: Sequence[BeginAndOpen]) -> BeginTogether:
-    """Without a rollout."""
-    first = vars(calls[0])
-    return BeginTogether(
-        migrations=tuple(each.migration for each in calls),
-        graphs=tuple(each.graph for each in calls),
-        requests=tuple(each.request for each in calls),
-        numbers=tuple(1 for _ in calls),
-        **{name: first[name] for name in first if name not in {"migration", "graph", "request"}},
-    )
-
-
 def run(
     executors: Executors,
     engine: Engine,
     slugs: Sequence[str],
     target: int,
     *,
-    begin: Callable[[Sequence[BeginAndOpen]], BeginTogether] = begin_call,
+    begin: Callable[[Sequence[BeginAndOpen]], BeginTogether] = BeginTogether.of,
 ) -> list[Straight | None]:
     """Together alone: what has parted is left where it is."""
     graphs = [graph_row(engine, slug) for slug in slugs]

@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from random import Random
@@ -47,7 +47,7 @@ from graph_migrator.core.store import locks
 from graph_migrator.core.store.connections import make_engine
 from graph_migrator.core.store.errors import Failure, classify
 from graph_migrator.core.store.locks import Wait
-from graph_migrator.core.store.protocol import BeginAndOpen, BeginTogether, ReportDeath
+from graph_migrator.core.store.protocol import BeginTogether, ReportDeath
 from graph_migrator.core.store.session import Executors
 from tests.simulation import kinds
 from tests.simulation.actors import PATIENT, Actor, Killed, Stage, current
@@ -601,7 +601,7 @@ class World:
                     [(FreeGraph(each.id, each.slug, int(version)), Caller(call.id)) for each, call in free],
                     make_plan(self.slug, kind, int(version), target),
                     worker=Worker(process.name, process.pid, message.id),
-                    begin=_together,
+                    begin=BeginTogether.of,
                 )
             except Exception as error:
                 return [self._ended_with(process, message, error)]
@@ -911,20 +911,6 @@ class World:
 _FAILED = ("failed", "cancelled", "released")
 _OF_THIS_RUN = re.compile(r"since \S+Z|migration [0-9a-f-]{36}|session \d+")
 """What errors say that another run of the same seed says otherwise."""
-
-
-def _together(calls: Sequence[BeginAndOpen]) -> BeginTogether:
-    """The calls as one, without a rollout."""
-    common = {
-        name: value for name, value in vars(calls[0]).items() if name not in {"migration", "graph", "request"}
-    }
-    return BeginTogether(
-        migrations=tuple(each.migration for each in calls),
-        graphs=tuple(each.graph for each in calls),
-        requests=tuple(each.request for each in calls),
-        numbers=(1,) * len(calls),
-        **common,
-    )
 
 
 def _at(point: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from graph_migrator.core.store.protocol.call import Call
+from graph_migrator.core.store.protocol.migrating import BeginAndOpen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,20 @@ class BeginTogether(Call[list[dict[str, Any] | None]], function="begin_together"
     rollout: UUID | None = None
     pack: UUID | None = None
     since: datetime | None = None
+
+    @classmethod
+    def of(cls, calls: Sequence[BeginAndOpen], numbers: Sequence[int] = (), **rollout: Any) -> Self:
+        """The calls as one. They differ in migration, graph and request alone."""
+        own = ("migration", "graph", "request")
+        common = {name: value for name, value in vars(calls[0]).items() if name not in own}
+        return cls(
+            migrations=tuple(each.migration for each in calls),
+            graphs=tuple(each.graph for each in calls),
+            requests=tuple(each.request for each in calls),
+            numbers=tuple(numbers),
+            **common,
+            **rollout,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
