@@ -23,6 +23,7 @@ from uuid import UUID
 
 import psutil
 import redis as redis_client
+from celery.backends.redis import RedisBackend
 from celery.backends.rpc import RPCBackend
 from kombu import pools
 from sqlalchemy import Engine
@@ -220,6 +221,11 @@ class Cluster:
             runtime.make_engine = make_engine
             if isinstance(app.backend, RPCBackend) and app.backend.result_consumer._connection is not None:
                 app.backend.result_consumer.stop()
+            if isinstance(
+                app.backend, RedisBackend
+            ):  # else its sockets are left to the garbage collector, which warns
+                app.backend.result_consumer.stop()
+                app.backend.client.connection_pool.disconnect()
             pools.reset()
             os.environ.clear()
             os.environ.update(before)
